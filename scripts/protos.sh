@@ -1,0 +1,21 @@
+#!/bin/sh
+# Generates src/llmos/api from proto/. Output directory may be given (default: src).
+set -eu
+cd "$(dirname "$0")/.."
+python="${PYTHON:-.venv/bin/python}"
+out="${1:-src}"
+PATH="$(cd "$(dirname "$python")" && pwd):$PATH"
+rm -rf "$out/llmos/api"
+mkdir -p "$out/llmos/api"
+gen() {
+  "$python" -m grpc_tools.protoc "$@" --python_out="$out" --grpc_python_out="$out" \
+    --mypy_out=quiet:"$out" --mypy_grpc_out=quiet:"$out"
+}
+gen -Iproto $(cd proto && find llmos -name '*.proto' | sort)
+if ls proto/inference/*.proto >/dev/null 2>&1; then
+  # The Open Inference Protocol's package is `inference`; its Python modules live with ours.
+  gen -Iproto -Illmos/api/inference=proto/inference \
+    $(cd proto/inference && ls *.proto | sed 's#^#llmos/api/inference/#')
+fi
+find "$out/llmos/api" -type d -exec touch {}/__init__.py \;
+touch "$out/llmos/api/py.typed"

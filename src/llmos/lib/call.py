@@ -1,0 +1,50 @@
+"""What a handler can ask about the call it serves, on either transport (port or plain gRPC).
+
+Every function takes the servicer's `context`. Over a port the kernel vouches for the answers;
+over a server's own gRPC address they come from the connection.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmos.lib.host import host_id
+
+_HOST = host_id()
+
+
+def caller(context: Any) -> str:
+    """Return the instance id of the calling process, or `grpc:<peer>` for a plain client."""
+    opened = getattr(context, "llmos_open", None)
+    return opened.caller if opened is not None else f"grpc:{context.peer()}"
+
+
+def tenant(context: Any) -> str:
+    """Return who pays; `local` where nobody says."""
+    opened = getattr(context, "llmos_open", None)
+    return (opened.tenant if opened is not None else "") or "local"
+
+
+def same_host(context: Any) -> bool:
+    """Return whether the caller can open this host's files and shared memory."""
+    opened = getattr(context, "llmos_open", None)
+    if opened is not None:
+        return bool(opened.caller_host == _HOST)
+    return str(context.peer()).startswith("unix:")
+
+
+def resume_log(context: Any) -> bytes:
+    """Return what earlier servers of this stream appended by `append_resume_log`; b"" if none."""
+    opened = getattr(context, "llmos_open", None)
+    return bytes(context.llmos_resume) if opened is not None else b""
+
+
+def append_resume_log(context: Any, delta: bytes) -> None:
+    """Append to the stream's resume log together with the NEXT message that the handler yields.
+
+    If this server dies after that message was delivered, the next server gets everything appended
+    so far from `resume_log` and must go on right after it. Without a kernel this does nothing.
+    """
+    append = getattr(context, "llmos_append_resume", None)
+    if append is not None:
+        append(delta)

@@ -1,0 +1,158 @@
+"""Conversion between `llmos.lib.errors` and gRPC status, both directions, and nowhere else."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+from llmos.lib import errors
+
+Metadata = list[tuple[str, str | bytes]]
+
+DETAILS = "grpc-status-details-bin"
+RETRY_AFTER_MS = "retry-after-ms"
+CODES: dict[int, grpc.StatusCode] = {c.value[0]: c for c in grpc.StatusCode}
+
+log = logging.getLogger(__name__)
+
+
+def from_exception(exc: BaseException) -> errors.LLMOSError:
+    """Return `exc` as an error of ours; one that nobody raised on purpose is logged as a bug."""
+    if isinstance(exc, errors.LLMOSError):
+        return exc
+    if isinstance(exc, grpc.RpcError):
+        return from_rpc_error(exc)
+    if isinstance(exc, asyncio.CancelledError):
+        return errors.Cancelled("CANCELLED", "The call was cancelled.")
+    if isinstance(exc, (asyncio.TimeoutError, TimeoutError)):
+        return errors.DeadlineExceeded("DEADLINE", "The deadline passed.")
+    if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        return errors.ResourceExhausted(
+            "DISK_FULL", f"No room on the disk ({exc.filename or exc}); free some and try again."
+        )
+    if isinstance(exc, OSError) and exc.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return errors.FailedPrecondition(
+            "READ_ONLY", f"Cannot write {exc.filename or ''} ({exc.strerror}); check its rights."
+        )
+    log.error("unexpected error in a handler", exc_info=exc)
+    return errors.Internal("BUG", f"Internal error ({type(exc).__name__}); see the server's log.")
+
+
+def to_wire(exc: BaseException) -> tuple[int, str, Metadata]:
+    """Return (status code, message, trailing metadata) for an exception that ended a call."""
+    err = from_exception(exc)
+    status = status_pb2.Status(code=err.code, message=err.message)
+    info = error_details_pb2.ErrorInfo(
+        reason=err.reason, domain=errors.DOMAIN, metadata=err.details
+    )
+    packed = any_pb2.Any()
+    packed.Pack(info)
+    status.details.append(packed)
+    trailers: Metadata = []
+    if err.retry_after_s is not None:
+        delay = duration_pb2.Duration()
+        delay.FromMilliseconds(round(err.retry_after_s * 1000))
+        packed = any_pb2.Any()
+        packed.Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+        status.details.append(packed)
+        trailers.append((RETRY_AFTER_MS, str(round(err.retry_after_s * 1000))))
+    trailers.insert(0, (DETAILS, status.SerializeToString()))
+    return err.code, err.message, trailers
+
+
+def from_wire(
+    code: int, message: str, trailers: Iterable[tuple[str, str | bytes]]
+) -> errors.LLMOSError:
+    """Return the error that a status with its trailing metadata stands for."""
+    cls = errors.BY_CODE.get(code, errors.Unknown)
+    reason, details, retry = errors.NAMES.get(code, "UNKNOWN"), dict[str, str](), None
+    for key, value in trailers:
+        if key == DETAILS and isinstance(value, bytes):
+            reason, details = _reason(value) or (reason, details)
+        elif key == RETRY_AFTER_MS:
+            text = value.decode() if isinstance(value, bytes) else value
+            retry = int(text) / 1000 if text.isdigit() else None
+    return cls(reason, message, retry_after_s=retry, details=details)
+
+
+def _reason(packed: bytes) -> tuple[str, dict[str, str]] | None:
+    try:
+        status = status_pb2.Status.FromString(packed)
+    except Exception:  # a foreign server may send anything here; the code and message still stand
+        return None
+    for detail in status.details:
+        info = error_details_pb2.ErrorInfo()
+        if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR) and detail.Unpack(info):
+            return info.reason, dict(info.metadata)
+    return None
+
+
+def from_rpc_error(exc: grpc.RpcError) -> errors.LLMOSError:
+    """Return the error behind a gRPC exception, sync or aio."""
+    call: Any = exc
+    code = call.code()
+    number = code.value[0] if isinstance(code, grpc.StatusCode) else int(code or 2)
+    metadata = call.trailing_metadata() or ()
+    items = metadata.items() if isinstance(metadata, Mapping) else metadata
+    pairs = [(k, v) for k, v in items]
+    return from_wire(number, call.details() or "", pairs)
+
+
+async def abort(context: Any, exc: BaseException) -> None:
+    """End a grpc.aio handler's call with the status of `exc` (raises)."""
+    code, message, trailers = to_wire(exc)
+    await context.abort(CODES[code], message, tuple(trailers))
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
+    """Turns exceptions of handlers into status, for a plain grpc.aio server."""
+
+    async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        """Wrap the handler that would run."""
+        handler = await continuation(handler_call_details)
+        return None if handler is None else wrap(handler)
+
+
+def wrap(handler: Any) -> Any:
+    """Return an RpcMethodHandler that ends with a proper status whatever its behaviour raises."""
+    if handler.response_streaming:
+        inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
+
+        async def stream(request: Any, context: Any) -> Any:
+            try:
+                async for reply in inner(request, context):
+                    yield reply
+            except grpc.aio.AbortError:
+                raise
+            except Exception as exc:  # the one place where a handler's exceptions become status
+                await abort(context, exc)
+
+        make = (
+            grpc.stream_stream_rpc_method_handler
+            if handler.request_streaming
+            else grpc.unary_stream_rpc_method_handler
+        )
+        return make(stream, handler.request_deserializer, handler.response_serializer)
+    unary_inner = handler.stream_unary if handler.request_streaming else handler.unary_unary
+
+    async def unary(request: Any, context: Any) -> Any:
+        try:
+            return await unary_inner(request, context)
+        except grpc.aio.AbortError:
+            raise
+        except Exception as exc:  # as above
+            await abort(context, exc)
+
+    make_unary = (
+        grpc.stream_unary_rpc_method_handler
+        if handler.request_streaming
+        else grpc.unary_unary_rpc_method_handler
+    )
+    return make_unary(unary, handler.request_deserializer, handler.response_serializer)
