@@ -5,19 +5,14 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import grpc
-from google.protobuf import any_pb2, duration_pb2
-from google.rpc import error_details_pb2, status_pb2
 
-from llmos.lib import errors
+from llmos.lib import errors, status
+from llmos.lib.status import Metadata, from_wire
 
-Metadata = list[tuple[str, str | bytes]]
-
-DETAILS = "grpc-status-details-bin"
-RETRY_AFTER_MS = "retry-after-ms"
 CODES: dict[int, grpc.StatusCode] = {c.value[0]: c for c in grpc.StatusCode}
 
 log = logging.getLogger(__name__)
@@ -47,51 +42,7 @@ def from_exception(exc: BaseException) -> errors.LLMOSError:
 
 def to_wire(exc: BaseException) -> tuple[int, str, Metadata]:
     """Return (status code, message, trailing metadata) for an exception that ended a call."""
-    err = from_exception(exc)
-    status = status_pb2.Status(code=err.code, message=err.message)
-    info = error_details_pb2.ErrorInfo(
-        reason=err.reason, domain=errors.DOMAIN, metadata=err.details
-    )
-    packed = any_pb2.Any()
-    packed.Pack(info)
-    status.details.append(packed)
-    trailers: Metadata = []
-    if err.retry_after_s is not None:
-        delay = duration_pb2.Duration()
-        delay.FromMilliseconds(round(err.retry_after_s * 1000))
-        packed = any_pb2.Any()
-        packed.Pack(error_details_pb2.RetryInfo(retry_delay=delay))
-        status.details.append(packed)
-        trailers.append((RETRY_AFTER_MS, str(round(err.retry_after_s * 1000))))
-    trailers.insert(0, (DETAILS, status.SerializeToString()))
-    return err.code, err.message, trailers
-
-
-def from_wire(
-    code: int, message: str, trailers: Iterable[tuple[str, str | bytes]]
-) -> errors.LLMOSError:
-    """Return the error that a status with its trailing metadata stands for."""
-    cls = errors.BY_CODE.get(code, errors.Unknown)
-    reason, details, retry = errors.NAMES.get(code, "UNKNOWN"), dict[str, str](), None
-    for key, value in trailers:
-        if key == DETAILS and isinstance(value, bytes):
-            reason, details = _reason(value) or (reason, details)
-        elif key == RETRY_AFTER_MS:
-            text = value.decode() if isinstance(value, bytes) else value
-            retry = int(text) / 1000 if text.isdigit() else None
-    return cls(reason, message, retry_after_s=retry, details=details)
-
-
-def _reason(packed: bytes) -> tuple[str, dict[str, str]] | None:
-    try:
-        status = status_pb2.Status.FromString(packed)
-    except Exception:  # a foreign server may send anything here; the code and message still stand
-        return None
-    for detail in status.details:
-        info = error_details_pb2.ErrorInfo()
-        if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR) and detail.Unpack(info):
-            return info.reason, dict(info.metadata)
-    return None
+    return status.to_wire(from_exception(exc))
 
 
 def from_rpc_error(exc: grpc.RpcError) -> errors.LLMOSError:

@@ -40,7 +40,9 @@ class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Kind.ValueType],
     KIND_END: _Kind.ValueType  # 3
     """Ends a call in both directions; may carry the last reply message. Server side to client side."""
     KIND_CANCEL: _Kind.ValueType  # 4
-    """The opener gives up: stop the work. The receiver sends nothing more for this call."""
+    """The opener gives up: stop the work. The server's port answers END when the work has stopped,
+    which returns the credit; the kernel passes nothing more on to the opener.
+    """
     KIND_WINDOW: _Kind.ValueType  # 5
     """The receiver took `window` more bytes of this call's payload and allows as many again."""
     KIND_HEADERS: _Kind.ValueType  # 6
@@ -56,7 +58,9 @@ class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Kind.ValueType],
     KIND_CREDIT: _Kind.ValueType  # 11
     """Port to kernel: changes the credits of an exported service. `call` is 0."""
     KIND_DRAIN: _Kind.ValueType  # 12
-    """Either side: I shall send no new OPEN and want none; what is open may finish. `call` is 0."""
+    """Port to kernel: I want no new OPEN; what is open finishes. The kernel answers DRAIN when it
+    will send no OPEN after it. `call` is 0.
+    """
     KIND_ALIVE: _Kind.ValueType  # 13
     """Port to kernel: a long call made progress (a stall clock restarts). `call` is 0."""
 
@@ -72,7 +76,9 @@ KIND_OPEN: Kind.ValueType  # 2
 KIND_END: Kind.ValueType  # 3
 """Ends a call in both directions; may carry the last reply message. Server side to client side."""
 KIND_CANCEL: Kind.ValueType  # 4
-"""The opener gives up: stop the work. The receiver sends nothing more for this call."""
+"""The opener gives up: stop the work. The server's port answers END when the work has stopped,
+which returns the credit; the kernel passes nothing more on to the opener.
+"""
 KIND_WINDOW: Kind.ValueType  # 5
 """The receiver took `window` more bytes of this call's payload and allows as many again."""
 KIND_HEADERS: Kind.ValueType  # 6
@@ -88,7 +94,9 @@ KIND_EXPORTED: Kind.ValueType  # 10
 KIND_CREDIT: Kind.ValueType  # 11
 """Port to kernel: changes the credits of an exported service. `call` is 0."""
 KIND_DRAIN: Kind.ValueType  # 12
-"""Either side: I shall send no new OPEN and want none; what is open may finish. `call` is 0."""
+"""Port to kernel: I want no new OPEN; what is open finishes. The kernel answers DRAIN when it
+will send no OPEN after it. `call` is 0.
+"""
 KIND_ALIVE: Kind.ValueType  # 13
 """Port to kernel: a long call made progress (a stall clock restarts). `call` is 0."""
 Global___Kind: _TypeAlias = Kind  # noqa: Y015
