@@ -6,11 +6,15 @@ over a server's own gRPC address they come from the connection.
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+import contextvars
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 from llmos.lib.host import host_id
 
 _HOST = host_id()
+T = TypeVar("T")
 
 
 def caller(context: Any) -> str:
@@ -48,3 +52,12 @@ def append_resume_log(context: Any, delta: bytes) -> None:
     append = getattr(context, "llmos_append_resume", None)
     if append is not None:
         append(delta)
+
+
+def background(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """Run `work` in a task that belongs to no call.
+
+    Calls made in a handler (and in tasks that it starts) are children of the call being handled
+    and are cancelled with it; work that is shared by several calls, or outlives one, must not be.
+    """
+    return asyncio.get_running_loop().create_task(work, context=contextvars.Context())

@@ -1,14 +1,51 @@
-"""The attachment of this process to the kernel. (Client library; see port.proto for the wire.)"""
+"""The attachment of this process to the kernel; see port.proto for the wire.
+
+    port = Port("unix:/run/user/1000/llmos/kernel.sock", "my-program")
+    await port.start()
+    stub = execution_pb2_grpc.ExecutionStub(port.channel)
+
+When the kernel dies the port attaches again, exports again, and opens again every call that may
+be (idempotent ones without a reply so far, and streams with a resume log); the rest fail with
+UNAVAILABLE and a reason that says whether they may have run.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import logging
+import os
+import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
 
-from llmos.lib.host import new_instance
+from llmos.api.kernel.v1 import port_pb2 as pb
+from llmos.lib import methods
+from llmos.lib.channel import PortChannel
+from llmos.lib.errors import FailedPrecondition, LLMOSError, Unavailable
+from llmos.lib.handlers import Handlers
+from llmos.lib.host import host_id, new_instance
+from llmos.lib.outbox import Outbox
+from llmos.lib.rpc import from_rpc_error
+from llmos.lib.session import Session, make_status
+from llmos.lib.status import from_wire
+
+log = logging.getLogger(__name__)
+
+PROTOCOL = 1
+ATTACH = "/llmos.api.kernel.v1.Port/Attach"
+OPTIONS = (
+    ("grpc.max_receive_message_length", 2 << 20),
+    ("grpc.max_send_message_length", 2 << 20),
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 500),
+)
+MAX_BACKOFF_S = 0.5
+PATIENCE_S = 30.0  # how long calls wait for a kernel that is away
 
 
 @dataclass(frozen=True)
@@ -25,22 +62,254 @@ class ExportSpec:
 class Port:
     """One attachment. Reconnects by itself; `channel` is a grpc.aio.Channel for generated stubs."""
 
-    channel: grpc.aio.Channel
-
-    def __init__(self, address: str, name: str) -> None:
+    def __init__(self, address: str, name: str, *, credential: bytes = b"") -> None:
         """Prepare; nothing is opened before `start`."""
         self.address = address
         self.name = name
         self.instance = new_instance()
+        self.welcome: pb.Welcome | None = None
+        self._credential = credential
+        self._outbox = Outbox()
+        self._handlers = Handlers()
+        self._session = Session(self._outbox.put, serve=self._handlers.start)
+        self._outbox.on_full = self._session.set_full
+        self.channel: grpc.aio.Channel = PortChannel(self._session)
+        self._exports: dict[str, ExportSpec] = {}
+        self._acks: dict[int, asyncio.Future[pb.Envelope]] = {}
+        self._next_ack = 1
+        self._attached = asyncio.Event()
+        self._refused: LLMOSError | None = None
+        self._drained = asyncio.Event()
+        self._stopping = False
+        self._main: asyncio.Task[None] | None = None
+        self._patience: asyncio.TimerHandle | None = None
 
     def serve(self, spec: ExportSpec, handlers: dict[str, Any]) -> None:
-        """Serve a service; before `start`."""
+        """Serve a service's methods (by bare name); before `start`."""
+        self._handlers.add(spec.service, handlers)
+        self._exports[spec.service] = spec
 
     async def export(self, spec: ExportSpec) -> None:
-        """Change keys or credits of a served service; returns when the kernel acknowledged."""
+        """Change keys or credits of a served service; returns when the kernel acknowledged.
 
-    async def start(self) -> None:
-        """Attach; returns when the kernel has acknowledged the exports."""
+        Raises the error with which the kernel refused it.
+        """
+        self._exports[spec.service] = spec
+        await self._attached.wait()
+        await self._send_export(spec)
 
-    async def stop(self, grace_s: float) -> None:
-        """Drain and detach."""
+    async def set_keys(self, service: str, keys: Sequence[str]) -> None:
+        """Change the keys under which a served service is exported; as `export`."""
+        await self.export(replace(self._exports[service], keys=tuple(keys)))
+
+    async def start(self, timeout_s: float = PATIENCE_S) -> None:
+        """Attach; returns when the kernel has acknowledged the exports.
+
+        Raises Unavailable KERNEL_UNREACHABLE after `timeout_s`, or the kernel's refusal.
+        """
+        self._main = asyncio.get_running_loop().create_task(self._run())
+        waiter = asyncio.ensure_future(self._attached.wait())
+        done, _ = await asyncio.wait(
+            {waiter, self._main}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
+        )
+        if waiter in done and self._refused is None:
+            return
+        waiter.cancel()
+        await self._close()
+        raise self._refused or Unavailable(
+            "KERNEL_UNREACHABLE",
+            f"No kernel answers at {self.address}; is LLM OS running? (`llmos-ctl up` starts it)",
+        )
+
+    async def stop(self, grace_s: float = 10.0) -> None:
+        """Drain (no new calls; running handlers finish for `grace_s`) and detach."""
+        self._stopping = True
+        if self._attached.is_set():
+            with contextlib.suppress(asyncio.TimeoutError):
+                async with asyncio.timeout(grace_s):
+                    self._outbox.put(pb.Envelope(kind=pb.KIND_DRAIN))
+                    await self._drained.wait()
+                    while self._handlers.running:
+                        await asyncio.wait(set(self._handlers.running))
+                    await self._outbox.flushed()
+        await self._close()
+
+    async def _close(self) -> None:
+        self._stopping = True
+        if self._main is not None:
+            self._main.cancel()
+            await asyncio.gather(self._main, return_exceptions=True)
+        self._session.close(Unavailable("PORT_CLOSED", "The port to the kernel was closed."))
+
+    # Attaching, again and again.
+
+    async def _run(self) -> None:
+        delay = 0.02
+        async with grpc.aio.insecure_channel(self.address, options=OPTIONS) as channel:
+            while not self._stopping:
+                self._wait_for_kernel()
+                try:
+                    await self._attach(channel)
+                    delay = 0.02
+                except LLMOSError as err:
+                    if not isinstance(err, Unavailable):
+                        self._refused = err
+                        self._session.close(err)
+                        self._attached.set()
+                        log.error("the kernel refuses this port", extra={"reason": err.reason})
+                        return
+                    log.debug("no kernel: %s", err)
+                finally:
+                    self._lost()
+                await asyncio.sleep(delay * random.uniform(0.5, 1))
+                delay = min(delay * 2, MAX_BACKOFF_S)
+
+    def _wait_for_kernel(self) -> None:
+        if self._patience is None:
+            loop = asyncio.get_running_loop()
+            self._patience = loop.call_later(PATIENCE_S, self._give_up)
+
+    def _give_up(self) -> None:
+        self._patience = None
+        err = Unavailable(
+            "KERNEL_UNREACHABLE", f"No kernel answered at {self.address} for {PATIENCE_S:.0f} s."
+        )
+        for stream in self._session.clients():
+            stream.fail(make_status(err))
+
+    async def _attach(self, channel: grpc.aio.Channel) -> None:
+        stream = channel.stream_stream(ATTACH)()
+        hello = pb.Hello(
+            protocol=PROTOCOL,
+            name=self.name,
+            instance=self.instance,
+            pid=os.getpid(),
+            host=host_id(),
+            credential=self._credential,
+        )
+        first = pb.Frame(envelopes=[pb.Envelope(kind=pb.KIND_HELLO, hello=hello)])
+        try:
+            await stream.write(first.SerializeToString())
+            data = await stream.read()
+            if data is grpc.aio.EOF:
+                raise Unavailable("KERNEL_STOPPING", "The kernel closed the stream.")
+            await self._attached_to(pb.Frame.FromString(data), stream)
+        except grpc.aio.AioRpcError as exc:
+            raise from_rpc_error(exc) from exc
+        except asyncio.InvalidStateError as exc:  # written to after it ended; its status says why
+            code = await stream.code()
+            trailers = await stream.trailing_metadata()
+            pairs = [(k, v) for k, v in trailers or ()]
+            raise from_wire(code.value[0], await stream.details(), pairs) from exc
+        finally:
+            stream.cancel()
+
+    async def _attached_to(self, frame: pb.Frame, stream: Any) -> None:
+        if len(frame.envelopes) != 1 or frame.envelopes[0].kind != pb.KIND_WELCOME:
+            raise FailedPrecondition("PROTOCOL_VERSION", "This is no LLM OS kernel of our time.")
+        self.welcome = frame.envelopes[0].welcome
+        self._session.window = self.welcome.initial_window
+        waiting = self._outbox.restart()
+        writer = asyncio.get_running_loop().create_task(self._outbox.run(stream.write))
+        reader = asyncio.get_running_loop().create_task(self._read(stream))
+        try:
+            exports = [asyncio.ensure_future(self._send_export(s)) for s in self._exports.values()]
+            announced = asyncio.gather(*exports)
+            try:
+                await asyncio.wait({reader, writer, announced}, return_when=asyncio.FIRST_COMPLETED)
+                if announced.done():
+                    announced.result()
+                    if self._patience is not None:
+                        self._patience.cancel()
+                        self._patience = None
+                    self._reopen(waiting)
+                    self._attached.set()
+                    log.info("attached", extra={"kernel": self.address, "port": self.welcome.port})
+                    await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                announced.cancel()
+            for task in (reader, writer):
+                if task.done():
+                    task.result()
+            raise Unavailable("KERNEL_LOST", "The stream to the kernel ended.")
+        finally:
+            for task in (reader, writer):
+                task.cancel()
+            await asyncio.gather(reader, writer, announced, return_exceptions=True)
+
+    def _lost(self) -> None:
+        """Forget what belonged to the kernel that is gone."""
+        self._attached.clear()
+        self._outbox.hold()
+        self._drained.set() if self._stopping else self._drained.clear()
+        for future in self._acks.values():
+            future.cancel()
+        self._acks.clear()
+        for served in self._session.servers():
+            self._session.abandon(served)
+        for stream in self._session.clients():
+            if not stream.resumable() and not self._outbox.holds(stream.id):
+                stream.fail(make_status(_lost_call(stream.replayable)))
+
+    def _reopen(self, waiting: list[pb.Envelope]) -> None:
+        """Open again what was open at the last kernel, then send what nobody has seen."""
+        unseen = {e.call for e in waiting if e.kind == pb.KIND_OPEN}
+        for stream in self._session.clients():
+            if stream.id in unseen or not stream.kept:
+                continue
+            envelopes, stream.kept, stream.kept_bytes = stream.kept, [], 0
+            self._session.renumber(stream)
+            stream.window = self._session.window
+            envelopes[0].open.cookie = bytes(stream.cookie)
+            for envelope in envelopes:
+                envelope.call = stream.id
+                stream.put(envelope)
+        for envelope in waiting:
+            if envelope.call in unseen:
+                self._outbox.put(envelope)
+
+    async def _send_export(self, spec: ExportSpec) -> None:
+        number, self._next_ack = self._next_ack, self._next_ack + 1
+        future: asyncio.Future[pb.Envelope] = asyncio.get_running_loop().create_future()
+        self._acks[number] = future
+        export = pb.Export(
+            service=spec.service,
+            keys=spec.keys,
+            credits=spec.credits,
+            fault_handler=spec.fault_handler,
+            stall_ms=spec.stall_ms,
+            files=methods.files_of(spec.service),
+        )
+        self._outbox.put(pb.Envelope(call=number, kind=pb.KIND_EXPORT, export=export))
+        answer = await future
+        status = answer.status
+        if answer.HasField("status") and status.code:
+            raise from_wire(
+                status.code, status.message, [(t.key, t.value) for t in status.trailers]
+            )
+
+    async def _read(self, stream: Any) -> None:
+        receive = self._session.receive
+        while (data := await stream.read()) is not grpc.aio.EOF:
+            for envelope in pb.Frame.FromString(data).envelopes:
+                kind = envelope.kind
+                if kind == pb.KIND_EXPORTED:
+                    future = self._acks.pop(envelope.call, None)
+                    if future is not None and not future.done():
+                        future.set_result(envelope)
+                elif kind == pb.KIND_DRAIN:
+                    self._drained.set()
+                else:
+                    receive(envelope)
+
+
+def _lost_call(idempotent: bool) -> Unavailable:
+    if idempotent:
+        return Unavailable(
+            "KERNEL_LOST",
+            "The kernel went away in the middle of the reply; the call may be made again.",
+        )
+    return Unavailable(
+        "KERNEL_LOST_MAY_HAVE_RUN",
+        "The kernel went away; the call may or may not have run: look before you repeat it.",
+    )

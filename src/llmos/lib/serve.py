@@ -1,8 +1,8 @@
 """Serving: one servicer on both transports, the server's own gRPC address and the kernel port.
 
-    server = Server("storage", config)
-    server.add(registry_pb2_grpc.add_RegistryServicer_to_server, RegistryService(core))
-    await server.run()      # until SIGTERM, then drain
+server = Server("storage", config)
+server.add(registry_pb2_grpc.add_RegistryServicer_to_server, RegistryService(core))
+await server.run()      # until SIGTERM, then drain
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ class Server:
         return self._direct[server]
 
     async def start(self) -> None:
-        """Listen and attach. Raises FailedPrecondition ADDRESS_IN_USE when somebody else listens."""
+        """Listen and attach. Raises FailedPrecondition ADDRESS_IN_USE."""
         if self._grpc is not None:
             health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
             names = [*sorted(self.services), health.SERVICE_NAME, reflection.SERVICE_NAME]

@@ -1,4 +1,4 @@
-"""Errors of ours as wire status and back: pure, without grpc, so that the kernel's core can use it."""
+"""Errors of ours as wire status and back; without grpc, so that the kernel's core can use it."""
 
 from __future__ import annotations
 

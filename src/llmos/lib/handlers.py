@@ -1,0 +1,270 @@
+"""Running generated servicers' handlers for calls that arrive over a port."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any, NoReturn
+
+import grpc
+
+from llmos.api.kernel.v1 import port_pb2 as pb
+from llmos.lib import log as logs
+from llmos.lib import rpc
+from llmos.lib.errors import Cancelled, InvalidArgument, Unimplemented
+from llmos.lib.session import Session, make_status, metadata_from_wire, metadata_to_wire
+from llmos.lib.stream import ServerStream
+
+log = logging.getLogger(__name__)
+
+# The call that the current task serves; calls made meanwhile over the same session become its
+# children, which inherit tenant, class, deadline and cancellation.
+current: contextvars.ContextVar[ServerStream | None] = contextvars.ContextVar(
+    "llmos_current", default=None
+)
+
+
+class PortContext(grpc.aio.ServicerContext[Any, Any]):
+    """The servicer context of a call over a port; also answers for `llmos.lib.call`."""
+
+    def __init__(self, stream: ServerStream, deserialize: Any, serialize: Any) -> None:
+        """Wrap the server's side of a call."""
+        self._stream = stream
+        self._deserialize = deserialize
+        self._serialize = serialize
+        self.llmos_open = stream.open
+        self.llmos_resume = stream.resume
+        self._pending_resume = b""
+        self._deadline = (
+            time.monotonic() + stream.open.timeout_us / 1e6 if stream.open.timeout_us else None
+        )
+        self._code: int = 0
+        self._details = ""
+        self._trailers: list[tuple[str, str | bytes]] = []
+        self._callbacks: list[Callable[[Any], None]] = []
+        self._headers_sent = False
+
+    def llmos_append_resume(self, delta: bytes) -> None:
+        """See llmos.lib.call.append_resume_log."""
+        self._pending_resume += delta
+
+    async def read(self) -> Any:
+        """Return the next request, or grpc.aio.EOF."""
+        message = await self._stream.receive()
+        return grpc.aio.EOF if message is None else decode(self._deserialize, message)
+
+    async def write(self, message: Any) -> None:
+        """Send a reply of a stream."""
+        cookie, self._pending_resume = self._pending_resume, b""
+        await self._stream.send(self._serialize(message), cookie=cookie)
+
+    async def send_initial_metadata(self, initial_metadata: Any) -> None:
+        """Send response headers, once."""
+        if not self._headers_sent:
+            self._headers_sent = True
+            headers = pb.Headers(metadata=metadata_to_wire(initial_metadata))
+            envelope = pb.Envelope(call=self._stream.id, kind=pb.KIND_HEADERS, headers=headers)
+            self._stream.session.emit(envelope)
+
+    async def abort(
+        self, code: grpc.StatusCode, details: str = "", trailing_metadata: Any = ()
+    ) -> NoReturn:
+        """End the call with a status (raises)."""
+        self._code = code.value[0]
+        self._details = details
+        if trailing_metadata:
+            self._trailers = list(trailing_metadata)
+        raise grpc.aio.AbortError()
+
+    async def abort_with_status(self, status: Any) -> NoReturn:
+        """End the call with a grpc.Status (raises)."""
+        await self.abort(status.code, status.details, status.trailing_metadata)
+
+    def status(self) -> pb.Status | None:
+        """Return the status to end with; None for OK without trailers."""
+        if not self._code and not self._trailers:
+            return None
+        return pb.Status(
+            code=self._code, message=self._details, trailers=metadata_to_wire(self._trailers)
+        )
+
+    def end(self) -> None:
+        """Run the done callbacks."""
+        for callback in self._callbacks:
+            callback(self)
+
+    def set_trailing_metadata(self, trailing_metadata: Any) -> None:
+        """Set the metadata that travels with the status."""
+        self._trailers = list(trailing_metadata)
+
+    def invocation_metadata(self) -> Any:
+        """Return the request's metadata."""
+        return metadata_from_wire(self._stream.open.metadata)
+
+    def set_code(self, code: grpc.StatusCode) -> None:
+        """Set the status code."""
+        self._code = code.value[0]
+
+    def set_details(self, details: str) -> None:
+        """Set the status message."""
+        self._details = details
+
+    def code(self) -> Any:
+        """Return the status code set so far."""
+        return rpc.CODES[self._code]
+
+    def details(self) -> str:
+        """Return the status message set so far."""
+        return self._details
+
+    def trailing_metadata(self) -> Any:
+        """Return the trailing metadata set so far."""
+        return tuple(self._trailers)
+
+    def set_compression(self, compression: grpc.Compression) -> None:
+        """Ignore: a port does not compress."""
+
+    def disable_next_message_compression(self) -> None:
+        """Ignore: a port does not compress."""
+
+    def peer(self) -> str:
+        """Return who calls."""
+        return f"llmos:{self._stream.open.caller}"
+
+    def peer_identities(self) -> Any:
+        """Return None: identity is the tenant, see llmos.lib.call."""
+        return None
+
+    def peer_identity_key(self) -> Any:
+        """Return None."""
+        return None
+
+    def auth_context(self) -> Any:
+        """Return an empty context."""
+        return {}
+
+    def time_remaining(self) -> Any:
+        """Return seconds to the deadline; None without one."""
+        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        """Call back when the call has ended."""
+        self._callbacks.append(callback)
+
+    def cancelled(self) -> bool:
+        """Return whether the call ended before its handler."""
+        return self._stream.ended
+
+    def done(self) -> bool:
+        """Return whether the call has ended."""
+        return self._stream.ended
+
+
+def decode(deserialize: Any, message: bytes) -> Any:
+    """Return the request. Raises InvalidArgument BAD_MESSAGE when the bytes do not parse."""
+    if deserialize is None:
+        return message
+    try:
+        return deserialize(message)
+    except Exception as exc:  # whatever a deserializer raises, the bytes are the caller's fault
+        raise InvalidArgument("BAD_MESSAGE", f"The request does not parse: {exc}") from exc
+
+
+def _plain(message: Any) -> Any:
+    return message
+
+
+class Handlers:
+    """The services that a session serves: full method path to RpcMethodHandler."""
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self._methods: dict[str, Any] = {}
+        self.running: set[asyncio.Task[None]] = set()
+
+    def add(self, service: str, handlers: dict[str, Any]) -> None:
+        """Serve the methods (by bare name) of a service."""
+        self._methods.update({f"/{service}/{name}": h for name, h in handlers.items()})
+
+    def start(self, stream: ServerStream) -> None:
+        """Run the handler of a call in a task; `Session(serve=...)` wants this."""
+        task = asyncio.get_running_loop().create_task(self._run(stream))
+        stream.task = task
+        self.running.add(task)
+
+        def done(task: asyncio.Task[None]) -> None:
+            self.running.discard(task)
+            if not stream.ended:  # cancelled before its first step
+                stream.finish()
+                end = pb.Envelope(call=stream.id, kind=pb.KIND_END, status=pb.Status(code=1))
+                stream.session.emit(end)
+
+        task.add_done_callback(done)
+
+    async def _run(self, stream: ServerStream) -> None:
+        handler = self._methods.get(stream.open.method)
+        serialize = getattr(handler, "response_serializer", None) or _plain
+        context = PortContext(stream, getattr(handler, "request_deserializer", None), serialize)
+        current.set(stream)
+        logs.call_id.set(stream.open.trace)
+        reply: bytes | None = None
+        try:
+            if handler is None:
+                raise Unimplemented("NO_SUCH_METHOD", f"{stream.open.method} is not served here.")
+            reply = await self._invoke(handler, context, stream, serialize)
+            status = context.status()
+        except grpc.aio.AbortError:
+            status = context.status() or pb.Status(code=2)
+        except asyncio.CancelledError:
+            status = make_status(Cancelled("CANCELLED", "The call was cancelled."))
+        except Exception as exc:  # the one place where a handler's exceptions become status
+            status = make_status(rpc.from_exception(exc))
+        finally:
+            context.end()
+        try:
+            await stream.reply(reply, status)
+        except Cancelled:
+            log.debug("call ended before its reply was sent")
+
+    async def _invoke(
+        self, handler: Any, context: PortContext, stream: ServerStream, serialize: Any
+    ) -> bytes | None:
+        if handler.request_streaming:
+            request: Any = _requests(context)
+        else:
+            request = await context.read()
+            if request is grpc.aio.EOF:
+                raise Cancelled("NO_REQUEST", "The call ended before its request came.")
+        if not handler.response_streaming:
+            behaviour = handler.stream_unary if handler.request_streaming else handler.unary_unary
+            reply = behaviour(request, context)
+            if inspect.isawaitable(reply):
+                reply = await reply
+            return bytes(serialize(reply))
+        behaviour = handler.stream_stream if handler.request_streaming else handler.unary_stream
+        replies = behaviour(request, context)
+        if inspect.isawaitable(replies):
+            await replies  # a handler that writes by context.write
+            return None
+        try:
+            async for reply in replies:
+                await context.write(reply)
+        finally:
+            if hasattr(replies, "aclose"):
+                await replies.aclose()
+        return None
+
+
+async def _requests(context: PortContext) -> AsyncIterator[Any]:
+    while (request := await context.read()) is not grpc.aio.EOF:
+        yield request
+
+
+def parent_of(session: Session) -> int:
+    """Return the id of the call that the current task serves over `session`; 0 for none."""
+    stream = current.get()
+    return stream.id if stream is not None and stream.session is session else 0

@@ -1,0 +1,104 @@
+"""Envelopes on their way out: what queues up while a write is in flight leaves as one frame."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+
+from llmos.api.kernel.v1 import port_pb2 as pb
+
+FRAME_BYTES = 512 << 10  # payload a frame is filled up to; with one more chunk it stays < 1 MiB
+HIGH_WATER = 2 << 20  # payload bytes queued from which on senders of large messages wait
+OVERHEAD = 64  # bytes counted per envelope besides its payload
+
+
+class Outbox:
+    """A queue of envelopes with one writer."""
+
+    def __init__(self) -> None:
+        """Start empty and held: nothing is written before `run`."""
+        self._queue: deque[pb.Envelope] = deque()
+        self._bytes = 0
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._full = False
+        self.on_full: Callable[[bool], None] | None = None
+
+    def put(self, envelope: pb.Envelope) -> None:
+        """Queue an envelope."""
+        self._queue.append(envelope)
+        self._bytes += len(envelope.payload) + OVERHEAD
+        self._wake.set()
+        if self._bytes > HIGH_WATER and not self._full:
+            self._set_full(True)
+
+    def _set_full(self, full: bool) -> None:
+        self._full = full
+        if self.on_full is not None:
+            self.on_full(full)
+
+    def holds(self, call: int) -> bool:
+        """Return whether the OPEN of a call is still here, so that nobody has seen it."""
+        return any(e.call == call and e.kind == pb.KIND_OPEN for e in self._queue)
+
+    def hold(self) -> None:
+        """Forget what means nothing to another kernel; keep calls that were not opened yet."""
+        unseen = {e.call for e in self._queue if e.kind == pb.KIND_OPEN}
+        self._queue = deque(
+            e
+            for e in self._queue
+            if e.call in unseen and e.kind not in (pb.KIND_EXPORT, pb.KIND_DRAIN)
+        )
+        self._recount()
+
+    def restart(self) -> list[pb.Envelope]:
+        """Empty the queue and return what was in it."""
+        waiting = list(self._queue)
+        self._queue.clear()
+        self._recount()
+        return waiting
+
+    def _recount(self) -> None:
+        self._bytes = sum(len(e.payload) + OVERHEAD for e in self._queue)
+        if self._full and self._bytes <= HIGH_WATER // 2:
+            self._set_full(False)
+
+    async def flushed(self) -> None:
+        """Return when everything queued has been written."""
+        while self._queue or not self._idle.is_set():
+            await asyncio.sleep(0.001)
+
+    def take(self) -> bytes | None:
+        """Return the next frame's bytes; None when the queue is empty."""
+        queue = self._queue
+        if not queue:
+            return None
+        if self._bytes <= FRAME_BYTES:
+            frame = pb.Frame(envelopes=queue)
+            queue.clear()
+            self._bytes = 0
+        else:
+            frame = pb.Frame()
+            size = 0
+            batch = []
+            while queue and size < FRAME_BYTES:
+                envelope = queue.popleft()
+                size += len(envelope.payload) + OVERHEAD
+                batch.append(envelope)
+            self._bytes -= size
+            frame.envelopes.extend(batch)
+        if self._full and self._bytes <= HIGH_WATER // 2:
+            self._set_full(False)
+        return frame.SerializeToString()
+
+    async def run(self, write: Callable[[bytes], Awaitable[object]]) -> None:
+        """Write frames as they come, for ever."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            self._idle.clear()
+            while (data := self.take()) is not None:
+                await write(data)
+            self._idle.set()
