@@ -232,7 +232,8 @@ class _StreamRequest(PortCall):
         self._stream.start(None, half_close=False)
         if requests is not None:
             self._feeding = asyncio.get_running_loop().create_task(self._feed(requests))
-            self._stream.on_end(self._feeding.cancel)
+            feeding = self._feeding
+            self._stream.on_end(lambda: _cancel(feeding))
 
     async def _feed(self, requests: AsyncIterable[Any] | Iterable[Any]) -> None:
         try:
@@ -256,6 +257,10 @@ class _StreamRequest(PortCall):
     async def done_writing(self) -> None:
         """Say that no more requests come."""
         self._stream.half_close()
+
+
+def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
 
 
 async def _quietly(sending: Any) -> None:
@@ -328,7 +333,7 @@ class PortChannel(grpc.aio.Channel):
         """Make calls over `session`."""
         self.session = session
 
-    def unary_unary(  # type: ignore[override]
+    def unary_unary(
         self,
         method: str,
         request_serializer: Any = None,
@@ -339,7 +344,7 @@ class PortChannel(grpc.aio.Channel):
         """Return the callable of a method."""
         return _Kind(self, method, UnaryUnaryCall, request_serializer, response_deserializer)
 
-    def unary_stream(  # type: ignore[override]
+    def unary_stream(
         self,
         method: str,
         request_serializer: Any = None,
@@ -350,7 +355,7 @@ class PortChannel(grpc.aio.Channel):
         """Return the callable of a method."""
         return _Kind(self, method, UnaryStreamCall, request_serializer, response_deserializer)
 
-    def stream_unary(  # type: ignore[override]
+    def stream_unary(
         self,
         method: str,
         request_serializer: Any = None,
@@ -361,7 +366,7 @@ class PortChannel(grpc.aio.Channel):
         """Return the callable of a method."""
         return _Kind(self, method, StreamUnaryCall, request_serializer, response_deserializer)
 
-    def stream_stream(  # type: ignore[override]
+    def stream_stream(
         self,
         method: str,
         request_serializer: Any = None,

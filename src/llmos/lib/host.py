@@ -1,4 +1,4 @@
-"""Who and where this process is: host identity, instance id, and the record of processes on disk."""
+"""Who and where this process is: host identity, instance id, and the records of processes."""
 
 from __future__ import annotations
 

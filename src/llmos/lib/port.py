@@ -178,7 +178,7 @@ class Port:
             stream.fail(make_status(err))
 
     async def _attach(self, channel: grpc.aio.Channel) -> None:
-        stream = channel.stream_stream(ATTACH)()
+        stream: Any = channel.stream_stream(ATTACH)()
         hello = pb.Hello(
             protocol=PROTOCOL,
             name=self.name,
@@ -216,7 +216,8 @@ class Port:
             exports = [asyncio.ensure_future(self._send_export(s)) for s in self._exports.values()]
             announced = asyncio.gather(*exports)
             try:
-                await asyncio.wait({reader, writer, announced}, return_when=asyncio.FIRST_COMPLETED)
+                both: set[asyncio.Future[Any]] = {reader, writer}
+                await asyncio.wait({*both, announced}, return_when=asyncio.FIRST_COMPLETED)
                 if announced.done():
                     announced.result()
                     if self._patience is not None:
@@ -225,7 +226,7 @@ class Port:
                     self._reopen(waiting)
                     self._attached.set()
                     log.info("attached", extra={"kernel": self.address, "port": self.welcome.port})
-                    await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
+                    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 announced.cancel()
             for task in (reader, writer):
@@ -260,7 +261,7 @@ class Port:
             envelopes, stream.kept, stream.kept_bytes = stream.kept, [], 0
             self._session.renumber(stream)
             stream.window = self._session.window
-            envelopes[0].open.cookie = bytes(stream.cookie)
+            envelopes[0].cookie = bytes(stream.cookie)
             for envelope in envelopes:
                 envelope.call = stream.id
                 stream.put(envelope)
