@@ -1,0 +1,1 @@
+"""The supervisor: boots, watches, restarts and stops the processes of one LLM OS."""
