@@ -1,0 +1,1 @@
+"""The memory server: shared-memory buffers, and grants of device memory."""

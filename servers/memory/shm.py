@@ -1,0 +1,219 @@
+"""Owns the directory of buffer files and their sidecar records, and nothing about leases.
+
+    <root>/llmos-<uid>-<hash of the state directory>/      0700
+        lock            held by flock by the one memory server of the state directory
+        owner.json      state directory and host, for the sweep of directories left behind
+        <id>            a buffer's bytes, 0600; 0400 when sealed
+        <id>.json       its record, replaced atomically; a buffer without one was never handed out
+
+Everything here is as volatile as shared memory: records of an earlier boot are dropped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from llmos.lib.errors import FailedPrecondition, ResourceExhausted
+from llmos.lib.host import host_id
+from llmos.servers.memory.devices import available_ram
+from llmos.servers.memory.record import Record
+
+SHM = Path("/dev/shm")
+PAGE = os.sysconf("SC_PAGE_SIZE")
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EFBIG}
+
+
+def locate(shm_dir: str, state_dir: Path, run_dir: Path) -> Path:
+    """Return the directory for the buffers of `state_dir`; nothing is made."""
+    root = Path(shm_dir) if shm_dir else SHM
+    if not shm_dir and not (SHM.is_dir() and os.access(SHM, os.W_OK | os.X_OK)):
+        return run_dir / "shm"
+    digest = hashlib.sha256(os.fsencode(state_dir.absolute())).hexdigest()[:12]
+    return root / f"llmos-{os.getuid()}-{digest}"
+
+
+def charge(size: int) -> int:
+    """Return what a buffer of `size` bytes costs: whole pages, and one for its record."""
+    return -(-size // PAGE) * PAGE + PAGE
+
+
+class Directory:
+    """One open buffer directory. A second one on the same path is refused while this is open."""
+
+    def __init__(self, path: Path, state_dir: Path) -> None:
+        """Make and lock it, and remove what dead LLM OSes left beside it.
+
+        Raises FailedPrecondition ALREADY_RUNNING, UNSAFE_SHM_DIR or READ_ONLY.
+        """
+        self.path = path
+        self._lock = _acquire(path)
+        owner = path / "owner.json"
+        with contextlib.suppress(OSError, ValueError):
+            if _boot(str(json.loads(owner.read_text())["host"])) != _boot(host_id()):
+                for file in path.iterdir():
+                    if file.name != "lock":
+                        file.unlink()
+        owner.write_text(json.dumps({"state_dir": str(state_dir), "host": host_id()}))
+        if path.parent == SHM:
+            _sweep(path)
+
+    def close(self) -> None:
+        """Unlock; remove the directory when no buffer is left in it."""
+        if not any(self.path.glob("*[0-9a-f].json")):
+            for name in ("owner.json", "lock"):
+                (self.path / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # somebody put a file there: not ours to remove
+                self.path.rmdir()
+        os.close(self._lock)
+
+    def total(self) -> int:
+        """Return the size of the file system, bytes."""
+        info = os.statvfs(self.path)
+        return info.f_blocks * info.f_frsize
+
+    def room(self) -> int:
+        """Return the bytes that the file system, and the RAM behind a memory one, have free."""
+        info = os.statvfs(self.path)
+        free = info.f_bavail * info.f_frsize
+        return min(free, available_ram()) if self.path.parent == SHM else free
+
+    def file(self, id: str) -> Path:
+        """Return the path of a buffer's bytes."""
+        return self.path / id
+
+    def allocate(self, id: str, size: int) -> None:
+        """Make a zeroed file whose space is really there. Blocks; leaves nothing behind on error.
+
+        Raises ResourceExhausted NO_ROOM. (A sparse file would fit always, and then kill whoever
+        touches it with SIGBUS when memory runs out.)
+        """
+        path = self.file(id)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(fd, 0, size)
+            finally:
+                os.close(fd)
+        except OSError as exc:
+            path.unlink(missing_ok=True)
+            raise _full(exc, size) from exc
+
+    def save(self, record: Record) -> None:
+        """Write a record, atomically. Raises ResourceExhausted NO_ROOM."""
+        temporary = self.path / f"{record.id}.tmp"
+        try:
+            temporary.write_text(json.dumps(asdict(record)))
+            temporary.replace(self.path / f"{record.id}.json")
+        except OSError as exc:
+            temporary.unlink(missing_ok=True)
+            raise _full(exc, PAGE) from exc
+
+    def load(self) -> Iterator[Record]:
+        """Yield the records of complete buffers, oldest first; remove what is half there."""
+        found: dict[str, Record] = {}
+        for path in self.path.glob("*.json"):
+            with contextlib.suppress(ValueError, TypeError):
+                record = Record(**json.loads(path.read_text()))
+                if path.stem == record.id and self._whole(record):
+                    found[record.id] = record
+        for path in self.path.iterdir():
+            if path.name not in ("lock", "owner.json") and (
+                path.stem not in found or path.suffix not in ("", ".json")
+            ):
+                path.unlink()
+        yield from sorted(found.values(), key=lambda r: r.created)
+
+    def _whole(self, record: Record) -> bool:
+        try:
+            info = self.file(record.id).stat()
+        except FileNotFoundError:
+            return False
+        record.sealed = not info.st_mode & stat.S_IWUSR  # the file knows, whatever was saved
+        return info.st_size == record.size
+
+    def seal(self, id: str) -> None:
+        """Make a buffer's file read-only."""
+        self.file(id).chmod(0o400)
+
+    def remove(self, id: str) -> None:
+        """Remove a buffer; mappings of it stay valid. The record goes first: see `load`."""
+        (self.path / f"{id}.json").unlink(missing_ok=True)
+        self.file(id).unlink(missing_ok=True)
+
+
+def _full(exc: OSError, size: int) -> Exception:
+    if exc.errno not in _FULL:
+        return exc
+    return ResourceExhausted(
+        "NO_ROOM",
+        f"The buffers' file system has no room for {size:,} bytes ({exc.strerror}); free buffers "
+        "or give it more room.",
+    )
+
+
+def _boot(host: str) -> str:
+    return host.split("/")[1]
+
+
+def _acquire(path: Path) -> int:
+    while True:
+        _private(path)
+        try:
+            fd = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:
+            continue  # its last owner removed the directory just now
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(fd).st_ino == (path / "lock").stat().st_ino:
+                return fd
+            os.close(fd)
+        except FileNotFoundError:
+            os.close(fd)
+        except BlockingIOError as exc:
+            os.close(fd)
+            raise FailedPrecondition(
+                "ALREADY_RUNNING",
+                f"Another memory server owns {path}; stop it or use another --state-dir.",
+            ) from exc
+
+
+def _private(path: Path) -> None:
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+        info = path.lstat()
+    except OSError as exc:
+        raise FailedPrecondition(
+            "READ_ONLY",
+            f"Cannot make {path} ({exc.strerror}); name a writable directory by --shm-dir.",
+        ) from exc
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid():
+        raise FailedPrecondition(
+            "UNSAFE_SHM_DIR", f"{path} belongs to somebody else; remove it or use --shm-dir."
+        )
+    path.chmod(0o700)
+
+
+def _sweep(ours: Path) -> None:
+    """Remove directories beside `ours` whose state directory is gone and that nobody serves."""
+    for path in ours.parent.glob(f"llmos-{os.getuid()}-*"):
+        try:
+            if path == ours or path.lstat().st_uid != os.getuid():
+                continue
+            owner = json.loads((path / "owner.json").read_text())
+            if owner["host"] != host_id() or Path(owner["state_dir"]).exists():
+                continue  # of another mount namespace, where paths mean something else; or in use
+            lock = _acquire(path)
+        except (OSError, ValueError, KeyError, TypeError, FailedPrecondition):
+            continue  # not ours to judge, or served right now
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(lock)
