@@ -1,0 +1,197 @@
+"""One ONNX Runtime session: opens it, checks tensors against it, runs it. Blocking, no text."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from llmos.lib.errors import Cancelled, FailedPrecondition, InvalidArgument, Unavailable
+from llmos.servers.execution.engine.base import ModelSpec, TensorSpec
+from llmos.servers.execution.engine.onnx import bfloat16, is_weights
+
+Tensors = Mapping[str, npt.NDArray[Any]]
+log = logging.getLogger(__name__)
+
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(float16)": "float16",
+    "tensor(bfloat16)": "bfloat16",
+    "tensor(string)": "object",
+    **{f"tensor({n})": n for n in ("bool", "int8", "int16", "int32", "int64")},
+    **{f"tensor({n})": n for n in ("uint8", "uint16", "uint32", "uint64")},
+}
+_STATE = ort.capi.onnxruntime_pybind11_state
+_BAD_INPUT = (_STATE.InvalidArgument, ValueError)
+_FAILURES = (
+    _STATE.Fail,
+    _STATE.EPFail,
+    _STATE.RuntimeException,
+    _STATE.NotImplemented,
+    _STATE.InvalidGraph,
+    _STATE.InvalidProtobuf,
+    _STATE.InvalidArgument,
+    _STATE.NoSuchFile,
+    _STATE.NoModel,
+    RuntimeError,
+)
+
+
+class Session:
+    """A loaded ONNX model. bfloat16 tensors are given and taken as float32 arrays."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        """Load the version's main file.
+
+        Raises Unavailable LOAD_FAILED; FailedPrecondition NO_ENGINE for inputs that are not
+        tensors of a type numpy has.
+        """
+        self.ref = spec.ref
+        self._session = _open(spec)
+        self.device = "cpu"
+        if self._session.get_providers()[0] == "CUDAExecutionProvider":
+            self.device = spec.device
+        self._in = {i.name: i for i in self._session.get_inputs()}
+        for one in self._in.values():
+            if one.type not in _DTYPES:
+                raise FailedPrecondition(
+                    "NO_ENGINE",
+                    f"{spec.ref} takes {one.name!r} of type {one.type}; only plain tensors of "
+                    "booleans, numbers and strings can be given.",
+                )
+        # Outputs that are no tensors (maps of class probabilities, say) cannot be sent: left out.
+        outs = [o for o in self._session.get_outputs() if o.type in _DTYPES]
+        self.inputs = tuple(_spec(i) for i in self._in.values())
+        self.outputs = tuple(_spec(o) for o in outs)
+        self._bfloat16 = any("bfloat16" in n.type for n in (*self._in.values(), *outs))
+
+    def check(self, inputs: Tensors, outputs: Sequence[str]) -> None:
+        """Raise InvalidArgument BAD_TENSOR where a request does not fit the model."""
+        specs = {s.name: s for s in self.inputs}
+        for name in inputs:
+            if name not in specs:
+                raise _bad(f"{self.ref} takes no tensor {name!r}; it takes {_names(specs)}.")
+        sizes: dict[str, tuple[int, str]] = {}
+        for name, spec in specs.items():
+            if name not in inputs:
+                raise _bad(f"Tensor {name!r} is missing; {self.ref} takes {_names(specs)}.")
+            array, expected = inputs[name], _describe(spec)
+            dtype = "float32" if spec.dtype == "bfloat16" else spec.dtype
+            if array.dtype != np.dtype(dtype):
+                raise _bad(f"Tensor {name!r} has datatype {array.dtype}; expected {expected}.")
+            self._check_shape(name, array.shape, spec, sizes)
+        known = {s.name: s for s in self.outputs}
+        for name in outputs:
+            if name not in known:
+                raise _bad(f"{self.ref} gives no tensor {name!r}; it gives {_names(known)}.")
+
+    def _check_shape(
+        self, name: str, shape: Sequence[int], spec: TensorSpec, sizes: dict[str, tuple[int, str]]
+    ) -> None:
+        fits = len(shape) == len(spec.shape) or self._in[name].shape is None
+        if not fits or any(e not in (-1, n) for n, e in zip(shape, spec.shape, strict=False)):
+            raise _bad(f"Tensor {name!r} has shape {list(shape)}; expected {_describe(spec)}.")
+        for size, symbol in zip(shape, self._in[name].shape or (), strict=False):
+            if not isinstance(symbol, str) or not symbol.isidentifier():
+                continue
+            first, owner = sizes.setdefault(symbol, (size, name))
+            if first != size:
+                raise _bad(
+                    f"Tensor {name!r} has {size} as its dimension {symbol!r}; expected {first}, "
+                    f"as in tensor {owner!r}."
+                )
+
+    def run(
+        self, inputs: Tensors, outputs: Sequence[str], options: Any = None
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Run the model; `outputs` empty = all. Blocks without holding the interpreter.
+
+        Raises InvalidArgument BAD_TENSOR when the model refuses the values, Cancelled when
+        `options.terminate` was set.
+        """
+        names = list(outputs) or [s.name for s in self.outputs]
+        try:
+            if self._bfloat16:
+                types = {s.name: s.dtype for s in self.inputs}
+                return bfloat16.run(self._session, names, inputs, types, options)
+            return dict(zip(names, self._session.run(names, dict(inputs), options), strict=True))
+        except _BAD_INPUT as exc:
+            raise _bad(f"{self.ref} refuses its input: {_sentence(exc)}") from exc
+        except _FAILURES as exc:
+            if options is not None and options.terminate:
+                raise Cancelled("CANCELLED", "The call was cancelled.") from exc
+            # What fails at run time for these values only, e.g. an index beyond a table.
+            raise _bad(f"{self.ref} failed on these values: {_sentence(exc)}") from exc
+
+
+def _open(spec: ModelSpec) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = spec.threads or len(os.sched_getaffinity(0))
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # what goes wrong is raised; not twice on stderr
+    # Threads spin within a run (it is a third faster) but not after it: other models want the CPU.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    main = next(iter(spec.files.values()))
+    try:
+        with tempfile.TemporaryDirectory(prefix="llmos-onnx-") as folder:
+            if any(is_weights(name) for name in list(spec.files)[1:]):
+                main = _lay_out(spec.files, Path(folder))
+            session = ort.InferenceSession(str(main), options, providers=_providers(spec.device))
+    except (*_FAILURES, OSError) as exc:
+        raise Unavailable(
+            "LOAD_FAILED", f"{spec.ref} cannot be loaded by ONNX Runtime: {_sentence(exc)}"
+        ) from exc
+    if spec.device != "cpu" and session.get_providers()[0] != "CUDAExecutionProvider":
+        log.warning("no CUDA provider, running on CPU", extra={"model": spec.ref})
+    return session
+
+
+def _lay_out(files: Mapping[str, Path], folder: Path) -> Path:
+    """Give files their own names again, which weights outside the main file are found by."""
+    for name, path in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(path)
+    return folder / next(iter(files))
+
+
+def _providers(device: str) -> list[Any]:
+    if (
+        not device.startswith("cuda")
+        or "CUDAExecutionProvider" not in ort.get_available_providers()
+    ):
+        return ["CPUExecutionProvider"]
+    ort.preload_dlls()  # finds the CUDA libraries that came with torch's wheels
+    index = int(device.partition(":")[2] or 0)
+    return [("CUDAExecutionProvider", {"device_id": index}), "CPUExecutionProvider"]
+
+
+def _spec(node: Any) -> TensorSpec:
+    shape = [d if isinstance(d, int) else -1 for d in node.shape or ()]
+    return TensorSpec(node.name, _DTYPES[node.type], shape)
+
+
+def _describe(spec: TensorSpec) -> str:
+    dtype = "strings" if spec.dtype == "object" else spec.dtype
+    return f"{dtype} of shape {list(spec.shape)} (-1 = free)"
+
+
+def _names(specs: Mapping[str, TensorSpec]) -> str:
+    return ", ".join(f"{s.name!r} ({_describe(s)})" for s in specs.values())
+
+
+def _bad(message: str) -> InvalidArgument:
+    return InvalidArgument("BAD_TENSOR", message)
+
+
+def _sentence(exc: BaseException) -> str:
+    """Return the runtime's message on one line, without its prefixes."""
+    text = " ".join(str(exc).split()).removeprefix("[ONNXRuntimeError] : ")
+    return text.rpartition("Status Message: ")[2].rstrip(".")[:400] + "."
