@@ -1,0 +1,116 @@
+"""The endpoints of the OpenAI API: read, convert, call the OS, convert back."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from llmos.api.execution.v1 import execution_pb2 as pb
+from llmos.lib.errors import NotFound
+from llmos.servers.gateway import answers, body, convert, trace
+from llmos.servers.gateway.backend import Backend, Call
+from llmos.servers.gateway.config import GatewayConfig
+from llmos.servers.gateway.faces import ChatFace, Face, TextFace, chunks, whole
+from llmos.servers.gateway.generation import measured, merged
+from llmos.servers.gateway.metrics import Metrics, RequestMeter
+from llmos.servers.gateway.schema import (
+    Body,
+    ChatBody,
+    CompletionBody,
+    EmbeddingBody,
+    GenerationBody,
+    parse,
+)
+from llmos.servers.gateway.stream import EventStream, unless_gone
+
+B = TypeVar("B", bound=Body)
+CLASS = ("llmos-class", "interactive")  # a person waits; see CallClass in port.proto
+
+
+class OpenAI:
+    """The endpoints over one backend. They raise LLMOSError and HTTPException."""
+
+    def __init__(self, backend: Backend, config: GatewayConfig, metrics: Metrics) -> None:
+        """Serve from `backend`."""
+        self._backend = backend
+        self._config = config
+        self._metrics = metrics
+
+    def routes(self) -> list[Route]:
+        """Return the routes under /v1."""
+        return [
+            Route("/v1/models", self.models, methods=["GET"]),
+            Route("/v1/models/{id:path}", self.model, methods=["GET"]),
+            Route("/v1/chat/completions", self.chat, methods=["POST"]),
+            Route("/v1/completions", self.completions, methods=["POST"]),
+            Route("/v1/embeddings", self.embeddings, methods=["POST"]),
+        ]
+
+    async def models(self, request: Request) -> JSONResponse:
+        """List the models."""
+        models = await unless_gone(request.receive, self._backend.list_models(self._call(request)))
+        return JSONResponse({"object": "list", "data": answers.model_objects(models)})
+
+    async def model(self, request: Request) -> JSONResponse:
+        """Show one model. Raises NotFound NO_SUCH_MODEL."""
+        ref = request.path_params["id"]
+        models = await unless_gone(request.receive, self._backend.list_models(self._call(request)))
+        found = answers.find_model(models, ref)
+        if found is None:
+            raise NotFound(
+                "NO_SUCH_MODEL", f"There is no model {ref!r}; GET /v1/models lists those there are."
+            )
+        return JSONResponse(found)
+
+    async def chat(self, request: Request) -> ASGIApp:
+        """Answer a chat."""
+        params = await self._read(request, ChatBody)
+        return await self._generate(request, params, ChatFace(), [convert.chat_request(params)])
+
+    async def completions(self, request: Request) -> ASGIApp:
+        """Continue prompts."""
+        params = await self._read(request, CompletionBody)
+        requests = convert.completion_requests(params, self._config.max_prompts)
+        return await self._generate(request, params, TextFace(), requests)
+
+    async def _generate(
+        self,
+        request: Request,
+        params: GenerationBody,
+        face: Face,
+        requests: list[pb.GenerateRequest],
+    ) -> ASGIApp:
+        call, note = self._call(request), trace.of(request.scope)
+        streams = [self._backend.generate(r, call) for r in requests]
+        meter = RequestMeter(self._metrics, note)
+        pieces = measured(merged(streams), len(streams), meter)
+        if not params.stream:
+            answer = await unless_gone(request.receive, whole(face, pieces, len(streams)))
+            return JSONResponse(answer)
+        events = chunks(face, pieces, usage=params.include_usage())
+        # The first chunk decides between a stream and an error with its own status.
+        first = await unless_gone(request.receive, anext(events))
+        return EventStream(first, events, note)
+
+    async def embeddings(self, request: Request) -> JSONResponse:
+        """Turn texts into vectors."""
+        params = await self._read(request, EmbeddingBody)
+        work = self._backend.embed(convert.embed_request(params), self._call(request))
+        reply = await unless_gone(request.receive, work)
+        trace.of(request.scope).model = reply.model
+        self._metrics.prompt_tokens(reply.model, reply.prompt_tokens)
+        as_base64 = params.encoding_format == "base64"
+        return JSONResponse(answers.embeddings(reply, as_base64=as_base64))
+
+    async def _read(self, request: Request, cls: type[B]) -> B:
+        config = self._config
+        return parse(cls, await body.read(request, config.max_body_bytes, config.body_timeout_s))
+
+    def _call(self, request: Request) -> Call:
+        note = trace.of(request.scope)
+        metadata = (CLASS, ("x-request-id", note.request_id), *note.passed_on)
+        return Call(self._config.request_timeout_s, metadata)

@@ -1,0 +1,52 @@
+"""Reading a request's body within bounds."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+
+from llmos.lib.errors import Cancelled
+
+# A client that is answered while it still sends may never see the answer, so what is too large is
+# read on to its end and thrown away, up to this many times the limit.
+_DISCARD = 8
+
+
+async def read(request: Request, limit: int, timeout_s: float) -> bytes:
+    """Return the body.
+
+    Raises HTTPException 413 over `limit` bytes, 408 after `timeout_s`, Cancelled CLIENT_GONE.
+    """
+    declared = request.headers.get("content-length", "")
+    large = declared.isdigit() and int(declared) > limit
+    if large and ("expect" in request.headers or int(declared) > _DISCARD * limit):
+        raise _too_large(limit)
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(timeout_s):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > limit:
+                    chunks.clear()
+                    if size > _DISCARD * limit:
+                        raise _too_large(limit)
+                else:
+                    chunks.append(chunk)
+    except TimeoutError:
+        raise HTTPException(
+            408, f"The body did not arrive within {timeout_s:g} s; send it faster."
+        ) from None
+    except ClientDisconnect:
+        raise Cancelled("CLIENT_GONE", "The client went away.") from None
+    if size > limit:
+        raise _too_large(limit)
+    return b"".join(chunks)
+
+
+def _too_large(limit: int) -> HTTPException:
+    return HTTPException(
+        413, f"The body is over {limit} bytes; send less.", headers={"connection": "close"}
+    )

@@ -1,0 +1,31 @@
+"""Configuration of the gateway process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmos.lib.config import ServerConfig, option
+from llmos.lib.errors import InvalidArgument
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatewayConfig(ServerConfig):
+    """What the gateway can be told."""
+
+    host: str = option("127.0.0.1", "address that HTTP listens on")
+    port: int = option(8080, "TCP port of HTTP; 0 = any free one, see <run_dir>/gateway.address")
+    request_timeout_s: float = option(600.0, "deadline of one request, seconds")
+    body_timeout_s: float = option(60.0, "how long a client may take to send a body, seconds")
+    max_body_bytes: int = option(16 << 20, "largest request body, bytes")
+    max_prompts: int = option(128, "most prompts in one completions request")
+    drain_s: float = option(10.0, "how long running answers may go on after SIGTERM, seconds")
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work. Raises InvalidArgument BAD_CONFIG."""
+        if not 0 <= self.port <= 65535:
+            raise InvalidArgument("BAD_CONFIG", f"port = {self.port} is not in 0 to 65535.")
+        for name in ("request_timeout_s", "body_timeout_s", "max_body_bytes", "max_prompts"):
+            if not getattr(self, name) > 0:
+                raise InvalidArgument("BAD_CONFIG", f"{name} must be over 0.")
+        if not self.drain_s >= 0:
+            raise InvalidArgument("BAD_CONFIG", "drain_s must be 0 or more.")

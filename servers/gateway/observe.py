@@ -1,0 +1,78 @@
+"""The outermost layer: every request gets an id, is counted, timed and logged."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from llmos.lib.log import call_id
+from llmos.servers.gateway import trace as traces
+from llmos.servers.gateway.metrics import Metrics
+
+ROUTES = frozenset(
+    {
+        "/",
+        "/healthz",
+        "/readyz",
+        "/metrics",
+        "/v1/models",
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/embeddings",
+    }
+)
+log = logging.getLogger(__name__)
+
+
+def route_of(path: str) -> str:
+    """Return the route for metrics; paths that clients invent are all `other`."""
+    if path in ROUTES:
+        return path
+    return "/v1/models/{id}" if path.startswith("/v1/models/") else "other"
+
+
+class Observed:
+    """ASGI middleware around the whole application."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        """Wrap `app`."""
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        trace = traces.begin(scope)
+        token = call_id.set(trace.request_id)
+        route = route_of(scope["path"])
+        start = time.monotonic()
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                trace.status = message["status"]
+                header = (b"x-request-id", trace.request_id.encode())
+                message["headers"] = [*message.get("headers", ()), header]
+            await send(message)
+
+        self._metrics.started(route)
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            seconds = time.monotonic() - start
+            code = trace.failed or trace.status or 500
+            self._metrics.ended(route, code, trace.model, seconds)
+            log.info(
+                "request",
+                extra={
+                    "method": scope["method"],
+                    "route": route,
+                    "status": code,
+                    "model": trace.model,
+                    "seconds": round(seconds, 4),
+                },
+            )
+            call_id.reset(token)

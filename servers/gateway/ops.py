@@ -1,0 +1,65 @@
+"""Endpoints for those who run the gateway: what it is, whether it lives, is ready, and counts."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from llmos.servers.gateway.backend import Backend
+from llmos.servers.gateway.metrics import CONTENT_TYPE, Metrics
+
+
+class Ops:
+    """The endpoints beside the API."""
+
+    def __init__(self, backend: Backend, metrics: Metrics) -> None:
+        """Look at `backend` and `metrics`."""
+        self._backend = backend
+        self._metrics = metrics
+
+    def routes(self) -> list[Route]:
+        """Return the routes."""
+        return [
+            Route("/", self.about, methods=["GET"]),
+            Route("/healthz", self.healthz, methods=["GET"]),
+            Route("/readyz", self.readyz, methods=["GET"]),
+            Route("/metrics", self.metrics, methods=["GET"]),
+        ]
+
+    async def about(self, request: Request) -> JSONResponse:
+        """Say what this is."""
+        return JSONResponse(
+            {
+                "name": "llmos-gateway",
+                "version": version("llmos"),
+                "about": "The OpenAI API of LLM OS; point a client's base_url at /v1 here.",
+                "endpoints": [
+                    "GET /v1/models",
+                    "GET /v1/models/{id}",
+                    "POST /v1/chat/completions",
+                    "POST /v1/completions",
+                    "POST /v1/embeddings",
+                    "GET /metrics",
+                    "GET /healthz",
+                    "GET /readyz",
+                ],
+            }
+        )
+
+    async def healthz(self, request: Request) -> JSONResponse:
+        """Say that the process is alive, whatever it is attached to."""
+        return JSONResponse({"status": "ok"})
+
+    async def readyz(self, request: Request) -> JSONResponse:
+        """Say whether requests can be answered, and if not what is missing."""
+        missing = await self._backend.missing()
+        if missing:
+            return JSONResponse({"status": "not ready", "missing": missing}, 503)
+        return JSONResponse({"status": "ready", "missing": []})
+
+    async def metrics(self, request: Request) -> Response:
+        """Return all metrics."""
+        return Response(self._metrics.text(), headers={"content-type": CONTENT_TYPE})

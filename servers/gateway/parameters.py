@@ -1,0 +1,66 @@
+"""Which parameters of the OpenAI API are refused by name, rather than ignored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmos.lib.errors import InvalidArgument
+
+# Labels and hints: they may be left out without changing the answer, so taking them is no lie.
+_LABELS = frozenset(
+    {"user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
+)
+# Parameters of the API that the OS cannot honour, with the values that ask for nothing.
+_NEUTRAL: dict[str, tuple[object, ...]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "echo": (False,),
+    "suffix": ("",),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "top_logprobs": (),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (False, True),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "audio": (),
+    "prediction": (),
+    "reasoning_effort": ("none",),
+    "verbosity": (),
+    "web_search_options": (),
+    "store": (False,),
+    "service_tier": ("auto", "default"),
+    "dimensions": (),
+}
+
+
+def refused(reason: str, param: str, says: str) -> InvalidArgument:
+    """Return the error that refuses `param`, with `says` completing its sentence."""
+    return InvalidArgument(reason, f"`{param}` {says}.", details={"param": param})
+
+
+def check_extra(prefix: str, extra: dict[str, Any] | None, *, known: bool = True) -> None:
+    """Refuse members that would be ignored although they ask for something.
+
+    known: the members may be labels or neutral values of known parameters of the API.
+    """
+    for name, value in (extra or {}).items():
+        if value is None or (known and (name in _LABELS or _asks_nothing(name, value))):
+            continue
+        if known and name in _NEUTRAL:
+            raise refused(
+                "UNSUPPORTED_PARAMETER", name, "is not supported with this value; leave it out"
+            )
+        raise refused("UNKNOWN_PARAMETER", prefix + name, "is not known here; leave it out")
+
+
+def _asks_nothing(name: str, value: object) -> bool:
+    return any(
+        value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
+        for neutral in _NEUTRAL.get(name, ())
+    )

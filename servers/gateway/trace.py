@@ -1,0 +1,50 @@
+"""What is known of one HTTP request while it is answered."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from dataclasses import dataclass
+
+from starlette.types import Scope
+
+_KEY = "llmos.trace"
+_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+_PASSED_ON = (b"traceparent", b"tracestate")  # W3C trace context
+_PRINTABLE = re.compile(rb"[\x20-\x7e]{1,512}")
+
+
+@dataclass
+class Trace:
+    """One request: its id, what to pass on, and for metrics who answered and how it ended."""
+
+    request_id: str
+    passed_on: tuple[tuple[str, str], ...] = ()
+    model: str = ""
+    """`name@version` that answered; empty while none did."""
+    status: int = 0
+    """HTTP status that was sent."""
+    failed: int = 0
+    """HTTP status that a stream would have had, had its failure come before its start."""
+
+
+def begin(scope: Scope) -> Trace:
+    """Attach a new trace to the scope; the client's x-request-id is kept when it is sane."""
+    headers = dict(scope["headers"])
+    given = headers.get(b"x-request-id", b"")
+    request_id = given.decode() if _ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+    passed_on = tuple(
+        (name.decode(), headers[name].decode())
+        for name in _PASSED_ON
+        if _PRINTABLE.fullmatch(headers.get(name, b""))
+    )
+    trace = Trace(request_id, passed_on)
+    scope[_KEY] = trace
+    return trace
+
+
+def of(scope: Scope) -> Trace:
+    """Return the trace that `begin` attached."""
+    trace = scope[_KEY]
+    assert isinstance(trace, Trace)
+    return trace
