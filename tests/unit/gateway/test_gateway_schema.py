@@ -1,0 +1,201 @@
+import json
+from typing import Any
+
+import pytest
+
+from llmos.api.execution.v1 import execution_pb2 as pb
+from llmos.lib.errors import InvalidArgument
+from llmos.servers.gateway import convert
+from llmos.servers.gateway.schema import ChatBody, CompletionBody, EmbeddingBody, parse
+
+CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+
+
+def chat(**extra: Any) -> ChatBody:
+    return parse(ChatBody, json.dumps(CHAT | extra).encode())
+
+
+def refusal(cls: Any, raw: bytes) -> InvalidArgument:
+    with pytest.raises(InvalidArgument) as caught:
+        parse(cls, raw)
+    assert caught.value.message.endswith(".")
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("extra", "reason", "param"),
+    [
+        ({"model": None}, "INVALID_TYPE", "model"),
+        ({"messages": []}, "INVALID_VALUE", "messages"),
+        ({"messages": "hi"}, "INVALID_TYPE", "messages"),
+        ({"messages": [{"role": "tool", "content": ""}]}, "INVALID_VALUE", "messages[0].role"),
+        ({"messages": [{"role": "user"}]}, "MISSING_REQUIRED_PARAMETER", "messages[0].content"),
+        (
+            {"messages": [{"role": "user", "content": None}]},
+            "INVALID_TYPE",
+            "messages[0].content",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "INVALID_VALUE",
+            "messages[0].content",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "a", "name": "Ann"}]},
+            "UNKNOWN_PARAMETER",
+            "messages[0].name",
+        ),
+        ({"temperature": "hot"}, "INVALID_TYPE", "temperature"),
+        ({"temperature": "0.5"}, "INVALID_TYPE", "temperature"),
+        ({"max_tokens": 0}, "INVALID_VALUE", "max_tokens"),
+        ({"max_tokens": -1}, "INVALID_VALUE", "max_tokens"),
+        ({"max_tokens": 2**40}, "INVALID_VALUE", "max_tokens"),
+        ({"max_tokens": 1.5}, "INVALID_TYPE", "max_tokens"),
+        ({"max_tokens": True}, "INVALID_TYPE", "max_tokens"),
+        ({"max_tokens": 5, "max_completion_tokens": 5}, "INVALID_VALUE", "max_tokens"),
+        ({"seed": 2**64}, "INVALID_VALUE", "seed"),
+        ({"stop": 3}, "INVALID_TYPE", "stop"),
+        ({"stream": "yes"}, "INVALID_TYPE", "stream"),
+        ({"stream_options": {"include_usage": True}}, "INVALID_VALUE", "stream_options"),
+        ({"n": 2}, "UNSUPPORTED_PARAMETER", "n"),
+        ({"n": True}, "UNSUPPORTED_PARAMETER", "n"),
+        ({"logprobs": True}, "UNSUPPORTED_PARAMETER", "logprobs"),
+        ({"logit_bias": {"1": 2}}, "UNSUPPORTED_PARAMETER", "logit_bias"),
+        ({"tools": [{"type": "function"}]}, "UNSUPPORTED_PARAMETER", "tools"),
+        ({"response_format": {"type": "json_object"}}, "UNSUPPORTED_PARAMETER", "response_format"),
+        ({"frequency_penalty": 0.5}, "UNSUPPORTED_PARAMETER", "frequency_penalty"),
+        ({"temprature": 1}, "UNKNOWN_PARAMETER", "temprature"),
+    ],
+)
+def test_bad_chats_are_refused_by_parameter(extra: Any, reason: str, param: str) -> None:
+    error = refusal(ChatBody, json.dumps(CHAT | extra).encode())
+    assert (error.reason, error.details["param"]) == (reason, param)
+    assert param in error.message
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"3",
+        b"\xff\xfe",
+        b'{"model": "\xff"}',
+        b"[" * 100_000,
+        b'{"model": "m", "messages": [{"role": "user", "content": "\\ud800"}]}',
+    ],
+)
+def test_malformed_json_is_refused(raw: bytes) -> None:
+    assert refusal(ChatBody, raw).reason == "BAD_JSON"
+
+
+@pytest.mark.parametrize("number", [b"NaN", b"Infinity", b"1e999"])
+def test_numbers_that_are_none_are_refused(number: bytes) -> None:
+    raw = json.dumps(CHAT).encode()[:-1] + b', "temperature": ' + number + b"}"
+    refusal(ChatBody, raw)
+
+
+def test_parameters_that_ask_for_nothing_are_taken() -> None:
+    body = chat(
+        n=1,
+        tools=[],
+        tool_choice="auto",
+        logprobs=False,
+        logit_bias={},
+        frequency_penalty=0.0,
+        presence_penalty=0,
+        response_format={"type": "text"},
+        user="me",
+        store=None,
+        metadata={"a": "b"},
+    )
+    request = convert.chat_request(body)
+    assert request.max_tokens == 0
+    assert not request.stop
+
+
+def test_defaults_of_sampling_are_openais() -> None:
+    sampling = convert.chat_request(chat()).sampling
+    assert sampling.temperature == 1
+    assert not sampling.HasField("top_p")
+    assert not sampling.HasField("seed")
+    assert not sampling.HasField("top_k")
+
+
+def test_what_the_client_says_arrives() -> None:
+    body = chat(temperature=0, top_p=0, top_k=5, seed=-1, stop="x", max_completion_tokens=7)
+    request = convert.chat_request(body)
+    sampling = request.sampling
+    assert sampling.temperature == 0
+    assert 0 < sampling.top_p < 1e-5
+    assert (sampling.top_k, sampling.seed) == (5, 2**64 - 1)
+    assert (list(request.stop), request.max_tokens) == (["x"], 7)
+
+
+def test_roles_and_parts_of_a_chat() -> None:
+    messages = [
+        {"role": "developer", "content": "be brief"},
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+        {"role": "assistant", "content": "c", "refusal": None, "tool_calls": None},
+        {"role": "user", "content": ""},
+    ]
+    request = convert.chat_request(chat(messages=messages))
+    assert [(m.role, m.content) for m in request.chat.messages] == [
+        ("system", "be brief"),
+        ("user", "ab"),
+        ("assistant", "c"),
+        ("user", ""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "inputs"),
+    [
+        ("a", ["a"]),
+        (["a", "b"], ["a", "b"]),
+        ([1, 2], [[1, 2]]),
+        ([[1], [2, 3]], [[1], [2, 3]]),
+    ],
+)
+def test_prompts_of_completions(prompt: Any, inputs: list[Any]) -> None:
+    raw = json.dumps({"model": "m", "prompt": prompt}).encode()
+    requests = convert.completion_requests(parse(CompletionBody, raw), 8)
+
+    def shown(request: pb.GenerateRequest) -> Any:
+        is_text = request.WhichOneof("input") == "prompt"
+        return request.prompt if is_text else list(request.tokens.ids)
+
+    assert [shown(r) for r in requests] == inputs
+    assert all(r.max_tokens == 16 for r in requests)
+
+
+@pytest.mark.parametrize("prompt", [None, [], 3, {"a": 1}, ["a", 1], [-1], [2**32], [True], [[]]])
+def test_bad_prompts_are_refused(prompt: Any) -> None:
+    raw = json.dumps({"model": "m", "prompt": prompt}).encode()
+    if prompt == [[]]:  # an empty list of ids is the worker's to judge
+        parse(CompletionBody, raw)
+        return
+    assert refusal(CompletionBody, raw).details["param"] == "prompt"
+
+
+def test_too_many_prompts_are_refused() -> None:
+    body = parse(CompletionBody, json.dumps({"model": "m", "prompt": ["a"] * 9}).encode())
+    with pytest.raises(InvalidArgument, match="9 prompts and 8") as caught:
+        convert.completion_requests(body, 8)
+    assert caught.value.reason == "TOO_MANY_PROMPTS"
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"input": [1, 2]},
+        {"input": None},
+        {"input": ["a", 1]},
+        {"input": ["a"] * 2049},
+        {"input": "a", "encoding_format": "hex"},
+        {"input": "a", "dimensions": 3},
+    ],
+)
+def test_bad_embeddings_are_refused(extra: dict[str, Any]) -> None:
+    refusal(EmbeddingBody, json.dumps({"model": "m"} | extra).encode())
