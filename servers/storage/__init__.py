@@ -1,0 +1,1 @@
+"""The storage server: immutable model versions made of content-addressed files."""

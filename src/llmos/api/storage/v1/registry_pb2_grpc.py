@@ -68,8 +68,8 @@ class RegistryServicer(object):
 
     def ImportModel(self, request, context):
         """Imports a model from a place on the storage server's host and registers it as a new version.
-        Streams progress; the last message has the version. Importing bytes that are the same as an
-        existing version's returns that version and changes nothing.
+        Streams progress; the last message has the version. Importing bytes that are the same as those
+        of a version of that name returns that version and changes nothing.
 
         Errors:
         INVALID_ARGUMENT BAD_NAME: the name is not [A-Za-z0-9][A-Za-z0-9._-]{0,127}.
@@ -78,6 +78,7 @@ class RegistryServicer(object):
         NOT_FOUND NO_SUCH_SOURCE: the path or the installed package is not there.
         RESOURCE_EXHAUSTED DISK_FULL: no room; nothing is left behind.
         FAILED_PRECONDITION READ_ONLY: the state directory cannot be written.
+        FAILED_PRECONDITION MISSING_EXTRA: a package that reads the format is not installed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -86,7 +87,9 @@ class RegistryServicer(object):
     def CreateVersion(self, request, context):
         """Registers a version from blobs that are in the store already (see Blobs).
 
-        Errors: INVALID_ARGUMENT BAD_NAME, BAD_MODEL_FILE. NOT_FOUND NO_SUCH_BLOB: names the digest.
+        Errors: INVALID_ARGUMENT BAD_NAME (of the model, a file or a parent), BAD_DIGEST,
+        BAD_MODEL_FILE, PICKLE_REFUSED. NOT_FOUND NO_SUCH_BLOB: names the digest.
+        RESOURCE_EXHAUSTED DISK_FULL. FAILED_PRECONDITION READ_ONLY, MISSING_EXTRA.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -105,6 +108,7 @@ class RegistryServicer(object):
         """Lists versions, by name, newest first.
 
         Errors: INVALID_ARGUMENT BAD_PAGE: page_size over 1,000, or a page token of another listing.
+        INVALID_ARGUMENT BAD_NAME.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -113,7 +117,8 @@ class RegistryServicer(object):
     def DeleteVersion(self, request, context):
         """Deletes a version; its files go when no other version has them.
 
-        Errors: NOT_FOUND NO_SUCH_MODEL, NO_SUCH_VERSION.
+        Errors: INVALID_ARGUMENT BAD_NAME: not `name@version`. NOT_FOUND NO_SUCH_MODEL,
+        NO_SUCH_VERSION.
         FAILED_PRECONDITION IN_USE: another version was made from it (lists them) and force is off.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -333,6 +338,7 @@ class BlobsServicer(object):
 
         Errors: INVALID_ARGUMENT BAD_DIGEST: not 64 hex digits. DATA_LOSS DIGEST_MISMATCH: the bytes
         do not have the digest announced; nothing is kept. RESOURCE_EXHAUSTED DISK_FULL.
+        FAILED_PRECONDITION READ_ONLY.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -341,7 +347,8 @@ class BlobsServicer(object):
     def ReadBlob(self, request, context):
         """Streams a blob or a range of it.
 
-        Errors: NOT_FOUND NO_SUCH_BLOB. OUT_OF_RANGE BAD_RANGE.
+        Errors: INVALID_ARGUMENT BAD_DIGEST. NOT_FOUND NO_SUCH_BLOB. OUT_OF_RANGE BAD_RANGE.
+        DATA_LOSS BLOB_DAMAGED: its file is missing or was cut; says what to do.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -35,8 +35,8 @@ class RegistryStub:
     def __new__(cls, channel: _aio.Channel) -> RegistryAsyncStub: ...
     ImportModel: _grpc.UnaryStreamMultiCallable[_registry_pb2.ImportModelRequest, _registry_pb2.ImportModelResponse]
     """Imports a model from a place on the storage server's host and registers it as a new version.
-    Streams progress; the last message has the version. Importing bytes that are the same as an
-    existing version's returns that version and changes nothing.
+    Streams progress; the last message has the version. Importing bytes that are the same as those
+    of a version of that name returns that version and changes nothing.
 
     Errors:
       INVALID_ARGUMENT BAD_NAME: the name is not [A-Za-z0-9][A-Za-z0-9._-]{0,127}.
@@ -45,11 +45,14 @@ class RegistryStub:
       NOT_FOUND NO_SUCH_SOURCE: the path or the installed package is not there.
       RESOURCE_EXHAUSTED DISK_FULL: no room; nothing is left behind.
       FAILED_PRECONDITION READ_ONLY: the state directory cannot be written.
+      FAILED_PRECONDITION MISSING_EXTRA: a package that reads the format is not installed.
     """
     CreateVersion: _grpc.UnaryUnaryMultiCallable[_registry_pb2.CreateVersionRequest, _registry_pb2.CreateVersionResponse]
     """Registers a version from blobs that are in the store already (see Blobs).
 
-    Errors: INVALID_ARGUMENT BAD_NAME, BAD_MODEL_FILE. NOT_FOUND NO_SUCH_BLOB: names the digest.
+    Errors: INVALID_ARGUMENT BAD_NAME (of the model, a file or a parent), BAD_DIGEST,
+      BAD_MODEL_FILE, PICKLE_REFUSED. NOT_FOUND NO_SUCH_BLOB: names the digest.
+      RESOURCE_EXHAUSTED DISK_FULL. FAILED_PRECONDITION READ_ONLY, MISSING_EXTRA.
     """
     GetVersion: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetVersionRequest, _registry_pb2.GetVersionResponse]
     """Finds a version by reference: `name` (its newest version) or `name@version`.
@@ -60,11 +63,13 @@ class RegistryStub:
     """Lists versions, by name, newest first.
 
     Errors: INVALID_ARGUMENT BAD_PAGE: page_size over 1,000, or a page token of another listing.
+      INVALID_ARGUMENT BAD_NAME.
     """
     DeleteVersion: _grpc.UnaryUnaryMultiCallable[_registry_pb2.DeleteVersionRequest, _registry_pb2.DeleteVersionResponse]
     """Deletes a version; its files go when no other version has them.
 
-    Errors: NOT_FOUND NO_SUCH_MODEL, NO_SUCH_VERSION.
+    Errors: INVALID_ARGUMENT BAD_NAME: not `name@version`. NOT_FOUND NO_SUCH_MODEL,
+      NO_SUCH_VERSION.
       FAILED_PRECONDITION IN_USE: another version was made from it (lists them) and force is off.
     """
 
@@ -75,8 +80,8 @@ class RegistryAsyncStub(RegistryStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     ImportModel: _aio.UnaryStreamMultiCallable[_registry_pb2.ImportModelRequest, _registry_pb2.ImportModelResponse]  # type: ignore[assignment]
     """Imports a model from a place on the storage server's host and registers it as a new version.
-    Streams progress; the last message has the version. Importing bytes that are the same as an
-    existing version's returns that version and changes nothing.
+    Streams progress; the last message has the version. Importing bytes that are the same as those
+    of a version of that name returns that version and changes nothing.
 
     Errors:
       INVALID_ARGUMENT BAD_NAME: the name is not [A-Za-z0-9][A-Za-z0-9._-]{0,127}.
@@ -85,11 +90,14 @@ class RegistryAsyncStub(RegistryStub):
       NOT_FOUND NO_SUCH_SOURCE: the path or the installed package is not there.
       RESOURCE_EXHAUSTED DISK_FULL: no room; nothing is left behind.
       FAILED_PRECONDITION READ_ONLY: the state directory cannot be written.
+      FAILED_PRECONDITION MISSING_EXTRA: a package that reads the format is not installed.
     """
     CreateVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.CreateVersionRequest, _registry_pb2.CreateVersionResponse]  # type: ignore[assignment]
     """Registers a version from blobs that are in the store already (see Blobs).
 
-    Errors: INVALID_ARGUMENT BAD_NAME, BAD_MODEL_FILE. NOT_FOUND NO_SUCH_BLOB: names the digest.
+    Errors: INVALID_ARGUMENT BAD_NAME (of the model, a file or a parent), BAD_DIGEST,
+      BAD_MODEL_FILE, PICKLE_REFUSED. NOT_FOUND NO_SUCH_BLOB: names the digest.
+      RESOURCE_EXHAUSTED DISK_FULL. FAILED_PRECONDITION READ_ONLY, MISSING_EXTRA.
     """
     GetVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetVersionRequest, _registry_pb2.GetVersionResponse]  # type: ignore[assignment]
     """Finds a version by reference: `name` (its newest version) or `name@version`.
@@ -100,11 +108,13 @@ class RegistryAsyncStub(RegistryStub):
     """Lists versions, by name, newest first.
 
     Errors: INVALID_ARGUMENT BAD_PAGE: page_size over 1,000, or a page token of another listing.
+      INVALID_ARGUMENT BAD_NAME.
     """
     DeleteVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.DeleteVersionRequest, _registry_pb2.DeleteVersionResponse]  # type: ignore[assignment]
     """Deletes a version; its files go when no other version has them.
 
-    Errors: NOT_FOUND NO_SUCH_MODEL, NO_SUCH_VERSION.
+    Errors: INVALID_ARGUMENT BAD_NAME: not `name@version`. NOT_FOUND NO_SUCH_MODEL,
+      NO_SUCH_VERSION.
       FAILED_PRECONDITION IN_USE: another version was made from it (lists them) and force is off.
     """
 
@@ -118,8 +128,8 @@ class RegistryServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_registry_pb2.ImportModelResponse], _abc.AsyncIterator[_registry_pb2.ImportModelResponse]]:
         """Imports a model from a place on the storage server's host and registers it as a new version.
-        Streams progress; the last message has the version. Importing bytes that are the same as an
-        existing version's returns that version and changes nothing.
+        Streams progress; the last message has the version. Importing bytes that are the same as those
+        of a version of that name returns that version and changes nothing.
 
         Errors:
           INVALID_ARGUMENT BAD_NAME: the name is not [A-Za-z0-9][A-Za-z0-9._-]{0,127}.
@@ -128,6 +138,7 @@ class RegistryServicer(metaclass=_abc_1.ABCMeta):
           NOT_FOUND NO_SUCH_SOURCE: the path or the installed package is not there.
           RESOURCE_EXHAUSTED DISK_FULL: no room; nothing is left behind.
           FAILED_PRECONDITION READ_ONLY: the state directory cannot be written.
+          FAILED_PRECONDITION MISSING_EXTRA: a package that reads the format is not installed.
         """
 
     @_abc_1.abstractmethod
@@ -138,7 +149,9 @@ class RegistryServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_registry_pb2.CreateVersionResponse, _abc.Awaitable[_registry_pb2.CreateVersionResponse]]:
         """Registers a version from blobs that are in the store already (see Blobs).
 
-        Errors: INVALID_ARGUMENT BAD_NAME, BAD_MODEL_FILE. NOT_FOUND NO_SUCH_BLOB: names the digest.
+        Errors: INVALID_ARGUMENT BAD_NAME (of the model, a file or a parent), BAD_DIGEST,
+          BAD_MODEL_FILE, PICKLE_REFUSED. NOT_FOUND NO_SUCH_BLOB: names the digest.
+          RESOURCE_EXHAUSTED DISK_FULL. FAILED_PRECONDITION READ_ONLY, MISSING_EXTRA.
         """
 
     @_abc_1.abstractmethod
@@ -161,6 +174,7 @@ class RegistryServicer(metaclass=_abc_1.ABCMeta):
         """Lists versions, by name, newest first.
 
         Errors: INVALID_ARGUMENT BAD_PAGE: page_size over 1,000, or a page token of another listing.
+          INVALID_ARGUMENT BAD_NAME.
         """
 
     @_abc_1.abstractmethod
@@ -171,7 +185,8 @@ class RegistryServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_registry_pb2.DeleteVersionResponse, _abc.Awaitable[_registry_pb2.DeleteVersionResponse]]:
         """Deletes a version; its files go when no other version has them.
 
-        Errors: NOT_FOUND NO_SUCH_MODEL, NO_SUCH_VERSION.
+        Errors: INVALID_ARGUMENT BAD_NAME: not `name@version`. NOT_FOUND NO_SUCH_MODEL,
+          NO_SUCH_VERSION.
           FAILED_PRECONDITION IN_USE: another version was made from it (lists them) and force is off.
         """
 
@@ -190,11 +205,13 @@ class BlobsStub:
 
     Errors: INVALID_ARGUMENT BAD_DIGEST: not 64 hex digits. DATA_LOSS DIGEST_MISMATCH: the bytes
       do not have the digest announced; nothing is kept. RESOURCE_EXHAUSTED DISK_FULL.
+      FAILED_PRECONDITION READ_ONLY.
     """
     ReadBlob: _grpc.UnaryStreamMultiCallable[_registry_pb2.ReadBlobRequest, _registry_pb2.ReadBlobResponse]
     """Streams a blob or a range of it.
 
-    Errors: NOT_FOUND NO_SUCH_BLOB. OUT_OF_RANGE BAD_RANGE.
+    Errors: INVALID_ARGUMENT BAD_DIGEST. NOT_FOUND NO_SUCH_BLOB. OUT_OF_RANGE BAD_RANGE.
+      DATA_LOSS BLOB_DAMAGED: its file is missing or was cut; says what to do.
     """
     StatBlobs: _grpc.UnaryUnaryMultiCallable[_registry_pb2.StatBlobsRequest, _registry_pb2.StatBlobsResponse]
     """Says which of the digests are stored, and how large they are.
@@ -213,11 +230,13 @@ class BlobsAsyncStub(BlobsStub):
 
     Errors: INVALID_ARGUMENT BAD_DIGEST: not 64 hex digits. DATA_LOSS DIGEST_MISMATCH: the bytes
       do not have the digest announced; nothing is kept. RESOURCE_EXHAUSTED DISK_FULL.
+      FAILED_PRECONDITION READ_ONLY.
     """
     ReadBlob: _aio.UnaryStreamMultiCallable[_registry_pb2.ReadBlobRequest, _registry_pb2.ReadBlobResponse]  # type: ignore[assignment]
     """Streams a blob or a range of it.
 
-    Errors: NOT_FOUND NO_SUCH_BLOB. OUT_OF_RANGE BAD_RANGE.
+    Errors: INVALID_ARGUMENT BAD_DIGEST. NOT_FOUND NO_SUCH_BLOB. OUT_OF_RANGE BAD_RANGE.
+      DATA_LOSS BLOB_DAMAGED: its file is missing or was cut; says what to do.
     """
     StatBlobs: _aio.UnaryUnaryMultiCallable[_registry_pb2.StatBlobsRequest, _registry_pb2.StatBlobsResponse]  # type: ignore[assignment]
     """Says which of the digests are stored, and how large they are.
@@ -239,6 +258,7 @@ class BlobsServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: INVALID_ARGUMENT BAD_DIGEST: not 64 hex digits. DATA_LOSS DIGEST_MISMATCH: the bytes
           do not have the digest announced; nothing is kept. RESOURCE_EXHAUSTED DISK_FULL.
+          FAILED_PRECONDITION READ_ONLY.
         """
 
     @_abc_1.abstractmethod
@@ -249,7 +269,8 @@ class BlobsServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_registry_pb2.ReadBlobResponse], _abc.AsyncIterator[_registry_pb2.ReadBlobResponse]]:
         """Streams a blob or a range of it.
 
-        Errors: NOT_FOUND NO_SUCH_BLOB. OUT_OF_RANGE BAD_RANGE.
+        Errors: INVALID_ARGUMENT BAD_DIGEST. NOT_FOUND NO_SUCH_BLOB. OUT_OF_RANGE BAD_RANGE.
+          DATA_LOSS BLOB_DAMAGED: its file is missing or was cut; says what to do.
         """
 
     @_abc_1.abstractmethod

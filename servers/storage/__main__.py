@@ -1,0 +1,59 @@
+"""llmos-storage: models, as immutable versions made of content-addressed files."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+
+import uvloop
+
+from llmos.api.storage.v1 import registry_pb2_grpc
+from llmos.lib import log
+from llmos.lib.config import load_or_exit
+from llmos.lib.errors import InvalidArgument, LLMOSError
+from llmos.lib.serve import Server
+from llmos.servers.storage import extras
+from llmos.servers.storage.config import StorageConfig
+from llmos.servers.storage.local import LocalStorage
+from llmos.servers.storage.service import BlobsService, RegistryService
+
+
+async def serve(config: StorageConfig) -> None:
+    """Serve until SIGTERM. Raises LLMOSError when it cannot start."""
+    extras.check()
+    if config.imports < 1:
+        raise InvalidArgument("BAD_CONFIG", "[storage] imports must be at least 1.")
+    config.run_dir()
+    storage = await asyncio.to_thread(
+        LocalStorage,
+        config.state_dir / "storage",
+        imports=config.imports,
+        blob_grace_s=config.blob_grace_s,
+    )
+    with contextlib.closing(storage):
+        server = Server("storage", config)
+        server.add(registry_pb2_grpc.add_RegistryServicer_to_server, RegistryService(storage))
+        server.add(registry_pb2_grpc.add_BlobsServicer_to_server, BlobsService(storage))
+        cleaning = asyncio.create_task(storage.keep_clean())
+        try:
+            await server.run()
+        finally:
+            cleaning.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await cleaning
+
+
+def main() -> None:
+    """Run the process."""
+    config = load_or_exit(StorageConfig, "storage", __doc__ or "")
+    log.setup("storage", config.log_level)
+    try:
+        uvloop.run(serve(config))
+    except LLMOSError as exc:
+        print(f"llmos-storage: {exc}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,15 @@
+"""The storage server's configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from llmos.lib.config import ServerConfig, option
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StorageConfig(ServerConfig):
+    """What `[storage]` in llmos.toml may say."""
+
+    imports: int = option(2, "imports that run at a time; others wait")
+    blob_grace_s: float = option(86400.0, "uploads that no version has taken up go after this long")

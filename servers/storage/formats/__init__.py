@@ -1,0 +1,1 @@
+"""Model file formats, recognised and checked by content."""

@@ -1,0 +1,115 @@
+"""One import, from a source to a registered version; plain blocking code for a thread."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Sequence
+
+from llmos.lib.errors import Cancelled, InvalidArgument
+from llmos.servers.storage import names, sources
+from llmos.servers.storage.blobs import Blobs, no_such_blob
+from llmos.servers.storage.formats.describe import describe
+from llmos.servers.storage.formats.kinds import bad_file
+from llmos.servers.storage.model import Description, Draft, File, Lineage, Progress, Registered
+from llmos.servers.storage.registry import Registry
+from llmos.servers.storage.staging import unreadable
+
+_MAX_FILES = 1000
+
+
+class Watch:
+    """What the waiting side sees of an import, and how it stops it. Any thread may use it."""
+
+    def __init__(self) -> None:
+        """Start with nothing done."""
+        self.progress = Progress("waiting for other imports")
+        self._stop = threading.Event()
+
+    def cancel(self) -> None:
+        """Make the import end with Cancelled at its next step."""
+        self._stop.set()
+
+    def say(self, stage: str) -> None:
+        """Enter a stage. Raises Cancelled."""
+        self.progress = dataclasses.replace(self.progress, stage=stage)
+        self.add(0)
+
+    def expect(self, total: int) -> None:
+        """Set the bytes in all."""
+        self.progress = dataclasses.replace(self.progress, total_bytes=total)
+
+    def add(self, count: int) -> None:
+        """Count bytes done. Raises Cancelled."""
+        if self._stop.is_set():
+            raise Cancelled("CANCELLED", "The import was cancelled; nothing of it was kept.")
+        done = self.progress.done_bytes + count
+        self.progress = dataclasses.replace(self.progress, done_bytes=done)
+
+
+def import_model(
+    blobs: Blobs, registry: Registry, source: str, name: str, watch: Watch
+) -> Registered:
+    """Import; see Storage.import_model. Changes nothing unless it returns."""
+    if name:
+        names.check_name(name)
+    watch.say("looking at the source")
+    found = sources.find(source)
+    for file, _ in found.files:
+        names.check_file_name(file)
+    try:
+        watch.expect(sum(path.stat().st_size for _, path in found.files))
+    except OSError as exc:  # it went away while it was being looked at
+        raise unreadable(found.files[0][1].parent, exc.strerror or "not there") from exc
+    with blobs.staging() as staging:
+        files: list[File] = []
+        for file, path in found.files:
+            watch.say(f"copying {path.name}")
+            files.append(staging.add(file, path, watch.add))
+        watch.say("checking the files")
+        files, about = _described(files)
+        if not about.license:
+            about = dataclasses.replace(about, license=found.license)
+        watch.say("registering")
+        draft = Draft(name or found.name, tuple(files), about, Lineage(found.origin))
+        with blobs.placing(staging.staged) as sql:
+            version, existed = registry.insert(sql, draft)
+    return Registered(version, existed)
+
+
+def create_version(blobs: Blobs, registry: Registry, draft: Draft) -> Registered:
+    """Register a version of stored blobs; see Storage.create_version."""
+    names.check_name(draft.name)
+    for parent in draft.lineage.parents:
+        if names.parse_ref(parent)[1] is None:
+            raise InvalidArgument(
+                "BAD_NAME", f"Parent {parent} has no version: write NAME@VERSION."
+            )
+    if draft.request_id and (earlier := registry.of_request(draft.request_id)):
+        return Registered(earlier, True)
+    if not 0 < len(draft.files) <= _MAX_FILES:
+        raise bad_file(draft.name, f"a version has 1 to {_MAX_FILES} files, not {len(draft.files)}")
+    if len({names.check_file_name(f.name) for f in draft.files}) < len(draft.files):
+        raise bad_file(draft.name, "two files have the same name")
+    with blobs.staging() as staging:
+        files = []
+        for file in draft.files:
+            sha256 = names.check_digest(file.sha256)
+            if not blobs.pin(sha256):
+                raise no_such_blob(sha256)
+            staging.pinned.append(sha256)
+            (size,) = blobs.sizes([sha256])
+            files.append(File(file.name, sha256, size, blobs.path(sha256)))
+        files, about = _described(files)
+        if not about.license:
+            about = dataclasses.replace(about, license=registry.license(draft.lineage.parents))
+        complete = dataclasses.replace(draft, files=tuple(files), description=about)
+        with blobs.placing([]) as sql:
+            version, existed = registry.insert(sql, complete)
+    return Registered(version, existed)
+
+
+def _described(files: Sequence[File]) -> tuple[list[File], Description]:
+    """Return the files with the main one first, and what they are."""
+    main, about = describe({file.name: file.path for file in files if file.path})
+    return sorted(files, key=lambda file: file.name != main), about

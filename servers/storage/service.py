@@ -1,0 +1,155 @@
+"""The gRPC face of storage: converts and delegates, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from llmos.api.storage.v1 import registry_pb2 as pb
+from llmos.api.storage.v1 import registry_pb2_grpc
+from llmos.lib.call import same_host
+from llmos.servers.storage.base import Storage
+from llmos.servers.storage.model import Draft, File, Lineage, Metric, Progress, Version
+
+
+class RegistryService(registry_pb2_grpc.RegistryServicer):
+    """Serves versions."""
+
+    def __init__(self, storage: Storage) -> None:
+        """Delegate to `storage`."""
+        self._storage = storage
+
+    async def ImportModel(
+        self, request: pb.ImportModelRequest, context: Any
+    ) -> AsyncIterator[pb.ImportModelResponse]:
+        """Import, with progress."""
+        last = Progress("")
+        async with aclosing(self._storage.import_model(request.source, request.name)) as steps:
+            async for step in steps:
+                if isinstance(step, Progress):
+                    last = step
+                    yield pb.ImportModelResponse(
+                        stage=step.stage, done_bytes=step.done_bytes, total_bytes=step.total_bytes
+                    )
+                else:
+                    yield pb.ImportModelResponse(
+                        stage="existed already" if step.existed else "registered",
+                        done_bytes=last.total_bytes,
+                        total_bytes=last.total_bytes,
+                        version=to_proto(step.version, same_host(context)),
+                        existed=step.existed,
+                    )
+
+    async def CreateVersion(
+        self, request: pb.CreateVersionRequest, context: Any
+    ) -> pb.CreateVersionResponse:
+        """Register uploaded files."""
+        made = await self._storage.create_version(to_draft(request))
+        return pb.CreateVersionResponse(version=to_proto(made.version, same_host(context)))
+
+    async def GetVersion(
+        self, request: pb.GetVersionRequest, context: Any
+    ) -> pb.GetVersionResponse:
+        """Find a version."""
+        version = await self._storage.get_version(request.ref)
+        return pb.GetVersionResponse(version=to_proto(version, same_host(context)))
+
+    async def ListVersions(
+        self, request: pb.ListVersionsRequest, context: Any
+    ) -> pb.ListVersionsResponse:
+        """List a page."""
+        page = await self._storage.list_versions(
+            request.name, request.page_size, request.page_token
+        )
+        here = same_host(context)
+        return pb.ListVersionsResponse(
+            versions=[to_proto(version, here) for version in page.versions],
+            next_page_token=page.next_token,
+        )
+
+    async def DeleteVersion(
+        self, request: pb.DeleteVersionRequest, context: Any
+    ) -> pb.DeleteVersionResponse:
+        """Delete a version."""
+        freed = await self._storage.delete_version(request.ref, request.force)
+        return pb.DeleteVersionResponse(freed_bytes=freed)
+
+
+class BlobsService(registry_pb2_grpc.BlobsServicer):
+    """Serves content-addressed bytes."""
+
+    def __init__(self, storage: Storage) -> None:
+        """Delegate to `storage`."""
+        self._storage = storage
+
+    async def WriteBlob(
+        self, request_iterator: AsyncIterator[pb.WriteBlobRequest], context: Any
+    ) -> pb.WriteBlobResponse:
+        """Store an upload."""
+        first = await anext(aiter(request_iterator), pb.WriteBlobRequest())
+
+        async def pieces() -> AsyncIterator[bytes]:
+            yield first.data
+            async for request in request_iterator:
+                yield request.data
+
+        size, existed = await self._storage.write_blob(first.sha256, pieces())
+        return pb.WriteBlobResponse(size=size, existed=existed)
+
+    async def ReadBlob(
+        self, request: pb.ReadBlobRequest, context: Any
+    ) -> AsyncIterator[pb.ReadBlobResponse]:
+        """Stream a range."""
+        blob = self._storage.read_blob(request.sha256, request.offset, request.length)
+        async with aclosing(blob) as pieces:
+            async for data in pieces:
+                yield pb.ReadBlobResponse(data=data)
+
+    async def StatBlobs(self, request: pb.StatBlobsRequest, context: Any) -> pb.StatBlobsResponse:
+        """Tell sizes."""
+        return pb.StatBlobsResponse(sizes=await self._storage.stat_blobs(list(request.sha256)))
+
+
+def to_proto(version: Version, paths: bool) -> pb.ModelVersion:
+    """Return the message for a version; with its files' paths when the caller can open them."""
+    about, lineage = version.description, version.lineage
+    return pb.ModelVersion(
+        name=version.name,
+        version=version.version,
+        format=pb.Format.ValueType(about.format),
+        task=pb.Task.ValueType(about.task),
+        architecture=about.architecture,
+        parameters=about.parameters,
+        dtype=about.dtype,
+        context_length=about.context_length,
+        license=about.license,
+        files=[
+            pb.File(name=f.name, sha256=f.sha256, size=f.size, path=str(f.path) if paths else "")
+            for f in version.files
+        ],
+        lineage=pb.Lineage(
+            source=lineage.source, parents=lineage.parents, job=lineage.job, step=lineage.step
+        ),
+        metrics=[pb.Metric(name=m.name, value=m.value, unit=m.unit) for m in version.metrics],
+        created_unix_s=version.created_unix_s,
+        digest=version.digest,
+        size_bytes=version.size_bytes,
+    )
+
+
+def to_draft(request: pb.CreateVersionRequest) -> Draft:
+    """Return the draft that a request asks to register; fields read from the files are ignored."""
+    asked = request.version
+    return Draft(
+        name=asked.name,
+        files=tuple(File(f.name, f.sha256, 0) for f in asked.files),
+        lineage=Lineage(
+            asked.lineage.source,
+            tuple(asked.lineage.parents),
+            asked.lineage.job,
+            asked.lineage.step,
+        ),
+        metrics=tuple(Metric(m.name, m.value, m.unit) for m in asked.metrics),
+        request_id=request.request_id,
+    )
