@@ -1,0 +1,1 @@
+"""The Open Inference Protocol: the worker's part (tensors) and the manager's (repository)."""

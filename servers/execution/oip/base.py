@@ -1,0 +1,58 @@
+"""The part of the protocol that a process does not serve: refuses with what serves it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmos.api.inference import open_inference_pb2_grpc
+from llmos.lib.errors import Unimplemented
+
+
+class Refusing(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
+    """Raises Unimplemented WRONG_SERVER in every method; override what is served.
+
+    Behind the kernel nobody sees it: keyed methods go to workers, the others to the manager.
+    """
+
+    def _refuse(self) -> Any:
+        raise Unimplemented(
+            "WRONG_SERVER",
+            "This process does not serve this method; call it through the kernel, which finds the "
+            "one that does.",
+        )
+
+    async def ServerLive(self, request: Any, context: Any) -> Any:
+        """Refuse."""
+        self._refuse()
+
+    async def ServerReady(self, request: Any, context: Any) -> Any:
+        """Refuse."""
+        self._refuse()
+
+    async def ModelReady(self, request: Any, context: Any) -> Any:
+        """Refuse."""
+        self._refuse()
+
+    async def ServerMetadata(self, request: Any, context: Any) -> Any:
+        """Refuse."""
+        self._refuse()
+
+    async def ModelMetadata(self, request: Any, context: Any) -> Any:
+        """Refuse."""
+        self._refuse()
+
+    async def ModelInfer(self, request: Any, context: Any) -> Any:
+        """Refuse."""
+        self._refuse()
+
+    async def RepositoryIndex(self, request: Any, context: Any) -> Any:
+        """Refuse."""
+        self._refuse()
+
+    async def RepositoryModelLoad(self, request: Any, context: Any) -> Any:
+        """Refuse."""
+        self._refuse()
+
+    async def RepositoryModelUnload(self, request: Any, context: Any) -> Any:
+        """Refuse."""
+        self._refuse()
