@@ -1,0 +1,1 @@
+"""The kernel: routes messages and schedules calls; knows no model, no SQL, no HTTP."""

@@ -1,0 +1,1 @@
+"""The kernel as a pure state machine: no I/O, no clock, no threads. See `core.Core`."""

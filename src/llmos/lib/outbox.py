@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 from llmos.api.kernel.v1 import port_pb2 as pb
 
@@ -30,6 +30,18 @@ class Outbox:
         """Queue an envelope."""
         self._queue.append(envelope)
         self._bytes += len(envelope.payload) + OVERHEAD
+        self._wake.set()
+        if self._bytes > HIGH_WATER and not self._full:
+            self._set_full(True)
+
+    def put_all(self, envelopes: Iterable[pb.Envelope]) -> None:
+        """Queue envelopes in order."""
+        queue = self._queue
+        size = 0
+        for envelope in envelopes:
+            queue.append(envelope)
+            size += len(envelope.payload) + OVERHEAD
+        self._bytes += size
         self._wake.set()
         if self._bytes > HIGH_WATER and not self._full:
             self._set_full(True)

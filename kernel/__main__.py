@@ -1,0 +1,56 @@
+"""`llmos-kernel`: routes messages and schedules calls between attached processes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+
+import uvloop
+
+from llmos.kernel.config import KernelConfig
+from llmos.kernel.transport.server import KernelServer
+from llmos.lib import log as logs
+from llmos.lib.config import load_or_exit, run_dir, socket_address
+from llmos.lib.errors import LLMOSError
+from llmos.lib.host import ProcessRecord
+
+log = logging.getLogger(__name__)
+
+
+async def serve(config: KernelConfig) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    address = config.listen or socket_address(config.state_dir, "kernel")
+    addresses = [address] + ([config.tcp] if config.tcp not in ("", "none") else [])
+    kernel = KernelServer()
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    await kernel.start(addresses)
+    folder = run_dir(config.state_dir)
+    record = ProcessRecord.of(os.getpid(), "kernel", address)
+    record.write(folder)
+    await stopping.wait()
+    await kernel.stop()
+    record.remove(folder)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(address.removeprefix("unix:"))
+    log.info("kernel stopped")
+
+
+def main() -> None:
+    """Run the process."""
+    config = load_or_exit(KernelConfig, "kernel", __doc__ or "")
+    logs.setup("kernel", config.log_level)
+    try:
+        uvloop.run(serve(config))
+    except LLMOSError as err:
+        print(f"llmos-kernel: {err}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

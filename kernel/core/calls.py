@@ -1,0 +1,347 @@
+"""The life of calls: opened, dispatched, answered, cancelled, late, or handed to another server."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+
+from llmos.api.kernel.v1 import port_pb2 as pb
+from llmos.kernel.core.events import Actions
+from llmos.kernel.core.limits import Limits
+from llmos.kernel.core.route import string_field
+from llmos.kernel.core.scheduler import Scheduler
+from llmos.kernel.core.state import Call, Export, PortState, Stats
+from llmos.lib.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    InvalidArgument,
+    LLMOSError,
+    ResourceExhausted,
+    Unavailable,
+    Unimplemented,
+)
+from llmos.lib.methods import UNKNOWN
+from llmos.lib.status import from_wire, to_wire
+
+_SAFE_AFTER_DEATH = "Its server died and the call has not been answered; it may be made again."
+_MAY_HAVE_RUN = "Its server died; the call may or may not have run, so look before you repeat it."
+
+
+def wire_status(err: LLMOSError) -> pb.Status:
+    """Return an error as it travels."""
+    code, message, trailers = to_wire(err)
+    pairs = [(k, v.encode() if isinstance(v, str) else v) for k, v in trailers]
+    return pb.Status(
+        code=code, message=message, trailers=[pb.Metadatum(key=k, value=v) for k, v in pairs]
+    )
+
+
+class Calls:
+    """Owns the call table. Envelopes leave through `actions()`."""
+
+    def __init__(self, limits: Limits, stats: Stats, actions: Callable[[], Actions]) -> None:
+        """Start without calls."""
+        self.table: dict[int, Call] = {}
+        self.scheduler = Scheduler(limits, stats, self._deliver, self._fail)
+        self._limits = limits
+        self._stats = stats
+        self._actions = actions
+        self._next_server_id = 2
+        self._deadlines: list[tuple[float, int]] = []
+        self._now = 0.0
+
+    # From the opener.
+
+    def open(self, port: PortState, envelope: pb.Envelope, now: float) -> None:
+        """Take OPEN. Raises InvalidArgument BAD_FRAME when the port breaks the protocol."""
+        self._now = now
+        call_id = envelope.call
+        if not call_id & 1 or call_id <= port.last_opened:
+            raise InvalidArgument(
+                "BAD_FRAME", f"OPEN with call id {call_id}: ids of a port are odd and only grow."
+            )
+        port.last_opened = call_id
+        scheduler = self.scheduler
+        call = Call(scheduler.next_call, port, call_id, envelope.open.method, now)
+        scheduler.next_call += 1
+        self._stats.opened += 1
+        self.table[call.id] = call
+        port.opened[call_id] = call
+        try:
+            self._describe(call, port, envelope)
+            self._inherit(call, port, envelope.open)
+            call.kept.append(envelope)
+            call.kept_bytes = len(envelope.payload)
+            call.cookie += envelope.cookie
+            scheduler.submit(call, now)
+        except LLMOSError as err:
+            self._fail(call, err)
+
+    def _describe(self, call: Call, port: PortState, envelope: pb.Envelope) -> None:
+        path = call.path
+        name, _, method = path[1:].rpartition("/")
+        if not path.startswith("/") or not name or not method:
+            raise Unimplemented("NO_SUCH_METHOD", f"{path!r} is not /package.Service/Method.")
+        service = call.service = self.scheduler.service(name)
+        known = service.methods
+        call.method = known.get(path, UNKNOWN)
+        if known and call.method is UNKNOWN:
+            raise Unimplemented(
+                "NO_SUCH_METHOD",
+                f"{name} has no method {method!r}; it has "
+                f"{', '.join(m.rpartition('/')[2] for m in known)}.",
+            )
+        opened = envelope.open
+        call.replayable = call.method.idempotent
+        call.key = opened.key
+        if not call.key and call.method.route:
+            call.key = string_field(envelope.payload, call.method.route)
+        call.caller = opened.caller if port.own and opened.caller else ""
+        if not call.caller and port.hello is not None:
+            call.caller = port.hello.instance
+
+    def _inherit(self, call: Call, port: PortState, opened: pb.Open) -> None:
+        requested: int = opened.call_class or pb.CALL_CLASS_UNSPECIFIED
+        call.tenant = port.identity.tenant
+        best = port.identity.best_class
+        if opened.timeout_us:
+            call.deadline = self._now + opened.timeout_us / 1e6
+        if opened.parent:
+            parent = port.serving.get(opened.parent)
+            if parent is None or parent.export is None:
+                raise Cancelled(
+                    "PARENT_ENDED", "The call that this one was made for has ended or is not yours."
+                )
+            call.parent = parent
+            if parent.children is None:
+                parent.children = set()
+            parent.children.add(call)
+            call.tenant = parent.tenant or call.tenant
+            best = max(best, parent.call_class)
+            requested = requested or parent.call_class
+            if parent.deadline is not None:
+                call.deadline = min(parent.deadline, call.deadline or parent.deadline)
+        call.call_class = max(requested or pb.CALL_CLASS_NORMAL, best)
+        if call.call_class > pb.CALL_CLASS_BATCH:
+            call.call_class = pb.CALL_CLASS_BATCH
+        if call.deadline is not None:
+            heapq.heappush(self._deadlines, (call.deadline, call.id))
+            if len(self._deadlines) > 1000 + 2 * len(self.table):
+                live = [(d, i) for d, i in self._deadlines if i in self.table]
+                heapq.heapify(live)
+                self._deadlines = live
+
+    def from_opener(self, call: Call, envelope: pb.Envelope) -> None:
+        """Take DATA or WINDOW of the client's side."""
+        if envelope.kind == pb.KIND_DATA and (call.replayable or call.export is None):
+            call.kept.append(envelope)
+            call.kept_bytes += len(envelope.payload)
+            if call.kept_bytes > self._limits.max_kept_bytes:
+                if call.export is None:
+                    self._fail(
+                        call,
+                        ResourceExhausted(
+                            "REQUEST_TOO_LARGE", "Too much was sent before a server took the call."
+                        ),
+                    )
+                    return
+                call.replayable = False
+                call.kept.clear()
+        if call.export is not None:
+            envelope.call = call.server_id
+            self._actions().frames[call.export.port.id].append(envelope)
+
+    def cancel(self, call: Call, now: float) -> None:
+        """The opener gave up, or is gone."""
+        self._now = now
+        self._stop_server(call)
+        self._remove(call, 1)
+
+    # From the server.
+
+    def from_server(self, port: PortState, envelope: pb.Envelope, now: float) -> None:
+        """Take DATA, HEADERS, WINDOW or END of the server's side."""
+        call = port.serving.get(envelope.call)
+        if call is None:
+            if envelope.call >= self._next_server_id:
+                raise InvalidArgument("BAD_FRAME", f"Call id {envelope.call} was never given out.")
+            return
+        self._now = now
+        kind = envelope.kind
+        port.last_progress = now
+        live = call.server_id == envelope.call
+        if kind == pb.KIND_END:
+            self._ended(port, call, envelope, live)
+        elif live and call.opener is not None:
+            if kind == pb.KIND_DATA:
+                call.delivered = True
+                if envelope.cookie:
+                    call.cookie += envelope.cookie
+                    if len(call.cookie) > self._limits.max_cookie_bytes:
+                        call.replayable = False
+            envelope.call = call.opener_id
+            self._actions().frames[call.opener.id].append(envelope)
+
+    def _ended(self, port: PortState, call: Call, envelope: pb.Envelope, live: bool) -> None:
+        export = call.export if live else None
+        del port.serving[envelope.call]
+        port.served += 1
+        code = envelope.status.code
+        if code:
+            port.failed += 1
+        if not live:  # cancelled before; only now has the work stopped
+            self._return_credit(port, call)
+            return
+        assert export is not None
+        opener = call.opener
+        if opener is None:
+            status = envelope.status
+            error = None
+            if code:
+                trailers = [(t.key, t.value) for t in status.trailers]
+                error = from_wire(code, status.message, trailers)
+            self._remove(call, code)
+            self._return_credit(port, call)
+            self.scheduler.fault_ended(call, error, self._now)
+            return
+        envelope.call = call.opener_id
+        self._actions().frames[opener.id].append(envelope)
+        self._remove(call, code)
+        self._return_credit(port, call)
+
+    def _return_credit(self, port: PortState, call: Call) -> None:
+        """Count one call less; faults are outside the credits."""
+        if call.opener is not None:
+            assert call.service is not None
+            export = port.exports[call.service.name]
+            export.running -= 1
+            self.scheduler.credit_returned(export, self._now)
+
+    # Dispatch.
+
+    def _deliver(self, call: Call, export: Export, now: float) -> None:
+        port = export.port
+        server_id = self._next_server_id
+        self._next_server_id += 2
+        call.server_id = server_id
+        call.export = export
+        port.serving[server_id] = call
+        if call.opener is not None:
+            export.running += 1
+            if export.running == 1:
+                port.last_progress = now
+        else:
+            self.table[call.id] = call
+        first = call.kept[0]
+        first.cookie = bytes(call.cookie)
+        opened = first.open
+        opened.key = call.key
+        opened.parent = 0
+        opened.tenant = call.tenant
+        opened.call_class = call.call_class  # type: ignore[assignment]
+        opened.attempt = call.attempts
+        opened.trace = f"{call.id:x}"
+        if call.caller:
+            opened.caller = call.caller
+        opener = call.opener
+        if opener is not None and not (opener.own and opened.caller_host):
+            opened.caller_host = opener.hello.host if opener.hello is not None else ""
+        opened.timeout_us = 0 if call.deadline is None else max(1, int((call.deadline - now) * 1e6))
+        out = self._actions().frames[port.id]
+        for envelope in call.kept:
+            envelope.call = server_id
+            out.append(envelope)
+        if not call.replayable:
+            call.kept = []
+
+    def server_died(self, port: PortState, now: float) -> None:
+        """Give the calls that `port` ran to others, or end them truthfully."""
+        self._now = now
+        calls = [c for i, c in port.serving.items() if c.server_id == i]
+        port.serving.clear()
+        for call in reversed(calls):  # each goes to the head of its queue: oldest first again
+            call.export = None
+            call.server_id = 0
+            if call.opener is None:
+                self._remove(call, 14)
+                self.scheduler.fault_lost(call, now)
+            elif not self._again(call):
+                may_have_run = not call.method.idempotent
+                self._fail(
+                    call,
+                    Unavailable("SERVER_DIED_MAY_HAVE_RUN", _MAY_HAVE_RUN)
+                    if may_have_run
+                    else Unavailable("SERVER_DIED", _SAFE_AFTER_DEATH, retry_after_s=0.5),
+                )
+
+    def _again(self, call: Call) -> bool:
+        if not call.replayable or (call.delivered and not call.cookie):
+            return False
+        if call.attempts + 1 >= self._limits.max_attempts:
+            return False
+        call.attempts += 1
+        self._cancel_children(call)
+        self._stats.redispatched += 1
+        try:
+            self.scheduler.submit(call, self._now)
+        except LLMOSError as err:
+            self._fail(call, err)
+        return True
+
+    # Ends.
+
+    def _fail(self, call: Call, err: LLMOSError) -> None:
+        self._stop_server(call)
+        opener = call.opener
+        if opener is not None:
+            end = pb.Envelope(call=call.opener_id, kind=pb.KIND_END, status=wire_status(err))
+            self._actions().frames[opener.id].append(end)
+        self._remove(call, err.code)
+        if opener is None:
+            self.scheduler.fault_ended(call, err, self._now)
+
+    def _stop_server(self, call: Call) -> None:
+        if call.export is not None and call.server_id:
+            cancel = pb.Envelope(call=call.server_id, kind=pb.KIND_CANCEL)
+            self._actions().frames[call.export.port.id].append(cancel)
+            call.server_id = 0  # what the server still says is not passed on
+            call.export = None
+        else:
+            self.scheduler.withdraw(call)
+
+    def _remove(self, call: Call, code: int) -> None:
+        if self.table.pop(call.id, None) is None:
+            return
+        if call.opener is not None:
+            call.opener.opened.pop(call.opener_id, None)
+            self._stats.ended[code] = self._stats.ended.get(code, 0) + 1
+        call.kept = []
+        if call.parent is not None and call.parent.children is not None:
+            call.parent.children.discard(call)
+        self._cancel_children(call)
+
+    def _cancel_children(self, call: Call) -> None:
+        if call.children:
+            gone = Cancelled("PARENT_ENDED", "The call that this one was made for has ended.")
+            for child in list(call.children):
+                self._fail(child, gone)
+
+    def fail(self, call: Call, err: LLMOSError, now: float) -> None:
+        """End a call with an error of the kernel's."""
+        self._now = now
+        self._fail(call, err)
+
+    def next_deadline(self) -> float | None:
+        """Return when `expire` has something to do."""
+        return self._deadlines[0][0] if self._deadlines else None
+
+    def expire(self, now: float) -> None:
+        """End calls whose deadline has passed, and stop their work."""
+        self._now = now
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, call_id = heapq.heappop(self._deadlines)
+            call = self.table.get(call_id)
+            if call is None:
+                continue
+            where = "while it ran" if call.export is not None else "while it waited for a server"
+            self._fail(call, DeadlineExceeded("DEADLINE", f"The deadline passed {where}."))

@@ -1,0 +1,271 @@
+"""The kernel's state machine: `handle(event, now) -> actions`.
+
+It has no clock: `now` is whatever the caller says, in seconds, and never goes back. It does no
+I/O: what must be done comes back as `Actions`. So it runs the same under the real transport, under
+a virtual clock in tests, and when a recorded run is replayed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from google.protobuf import descriptor_pb2
+from google.protobuf.message import DecodeError
+
+from llmos.api.kernel.v1 import admin_pb2
+from llmos.api.kernel.v1 import port_pb2 as pb
+from llmos.kernel.core.calls import Calls, wire_status
+from llmos.kernel.core.events import (
+    Actions,
+    Attached,
+    CancelRequested,
+    Detached,
+    DrainRequested,
+    Event,
+    PortChange,
+    Received,
+    Tick,
+)
+from llmos.kernel.core.limits import Limits
+from llmos.kernel.core.state import Export, Identity, PortState, Stats
+from llmos.lib import methods
+from llmos.lib.errors import (
+    Cancelled,
+    FailedPrecondition,
+    InvalidArgument,
+    LLMOSError,
+)
+
+PROTOCOL = 1
+WatchEvent = admin_pb2.WatchPortsResponse.Event
+
+
+class Gatekeeper(Protocol):
+    """Checks credentials; the only place that knows what they look like."""
+
+    def admit(self, hello: pb.Hello) -> Identity:
+        """Return who attaches. Raises Unauthenticated BAD_CREDENTIAL."""
+
+
+class SingleUser:
+    """Everybody who reaches the socket is the one user; the directory's mode guards it."""
+
+    def admit(self, hello: pb.Hello) -> Identity:
+        """Return the one identity there is."""
+        return Identity()
+
+
+class Core:
+    """All state of one kernel life. Nothing in it is durable."""
+
+    def __init__(
+        self,
+        kernel: str,
+        host: str,
+        limits: Limits | None = None,
+        gatekeeper: Gatekeeper | None = None,
+    ) -> None:
+        """Start empty. kernel: random id of this life; host: identity of this host."""
+        self.kernel = kernel
+        self.host = host
+        self.limits = limits or Limits()
+        self.gatekeeper: Gatekeeper = gatekeeper or SingleUser()
+        self.stats = Stats()
+        self.ports: dict[int, PortState] = {}
+        self._actions = Actions()
+        self.calls = Calls(self.limits, self.stats, lambda: self._actions)
+        self.scheduler = self.calls.scheduler
+        self.files_changed = False  # descriptors were added since the transport last looked
+        self._port_level: dict[int, Callable[[PortState, pb.Envelope, float], None]] = {
+            pb.KIND_EXPORT: self._export,
+            pb.KIND_CREDIT: self._credit,
+            pb.KIND_DRAIN: self._drain,
+            pb.KIND_ALIVE: self._alive,
+        }
+
+    def handle(self, event: Event, now: float) -> Actions:
+        """Take one event; return what is to be done about it."""
+        actions = self._actions = Actions()
+        if self.scheduler.started is None:
+            self.scheduler.started = now
+        if type(event) is Received:
+            port = self.ports.get(event.port)
+            if port is not None:
+                self._received(port, event.envelopes, now)
+        elif type(event) is Attached:
+            self.ports[event.port] = PortState(event.port, now, event.own)
+        elif type(event) is Detached:
+            self._detached(event.port, now)
+        elif type(event) is CancelRequested:
+            if (call := self.calls.table.get(event.call)) is not None:
+                gone = Cancelled("CANCELLED_BY_OPERATOR", "An operator cancelled the call.")
+                self.calls.fail(call, gone, now)
+        elif type(event) is DrainRequested:
+            if (port := self.ports.get(event.port)) is not None:
+                port.draining = True
+                self.scheduler.port_draining(port, now)
+        elif type(event) is Tick:
+            self.calls.expire(now)
+            self.scheduler.expire(now)
+        times = [t for t in (self.calls.next_deadline(), self.scheduler.next_timer()) if t]
+        actions.wake = min(times) if times else None
+        return actions
+
+    def _received(self, port: PortState, envelopes: object, now: float) -> None:
+        stats = self.stats
+        stats.frames += 1
+        try:
+            for envelope in envelopes:  # type: ignore[attr-defined]
+                stats.envelopes += 1
+                self._take(port, envelope, now)
+        except LLMOSError as err:
+            self._disconnect(port, err, now)
+
+    def _take(self, port: PortState, envelope: pb.Envelope, now: float) -> None:
+        kind = envelope.kind
+        if port.hello is None:
+            self._hello(port, envelope, now)
+        elif kind == pb.KIND_OPEN:
+            self.calls.open(port, envelope, now)
+        elif kind in _ABOUT_CALLS:
+            call_id = envelope.call
+            if not call_id & 1:
+                if kind == pb.KIND_CANCEL:
+                    raise InvalidArgument("BAD_FRAME", "CANCEL of a call that the port serves.")
+                self.calls.from_server(port, envelope, now)
+            elif (call := port.opened.get(call_id)) is not None:
+                if kind == pb.KIND_CANCEL:
+                    self.calls.cancel(call, now)
+                elif kind in (pb.KIND_DATA, pb.KIND_WINDOW):
+                    self.calls.from_opener(call, envelope)
+                else:
+                    raise InvalidArgument("BAD_FRAME", "END or HEADERS of a call it opened.")
+            elif call_id > port.last_opened:
+                raise InvalidArgument("BAD_FRAME", f"Call id {call_id} was never opened.")
+        elif (handler := self._port_level.get(kind)) is not None:
+            handler(port, envelope, now)
+        else:
+            raise InvalidArgument("BAD_FRAME", f"A port does not send envelopes of kind {kind}.")
+
+    # Ports.
+
+    def _hello(self, port: PortState, envelope: pb.Envelope, now: float) -> None:
+        hello = envelope.hello
+        if envelope.kind != pb.KIND_HELLO:
+            raise InvalidArgument("BAD_FRAME", "The first envelope of a port must be HELLO.")
+        if hello.protocol != PROTOCOL:
+            raise FailedPrecondition(
+                "PROTOCOL_VERSION",
+                f"This kernel speaks port protocol {PROTOCOL}, not {hello.protocol}; "
+                "use the llmos version of the kernel.",
+            )
+        if not hello.name or len(hello.name) > 256 or not 8 <= len(hello.instance) <= 64:
+            raise InvalidArgument("BAD_FRAME", "HELLO needs a name and an instance id.")
+        port.identity = self.gatekeeper.admit(hello)
+        port.hello = hello
+        for old in [p for p in self.ports.values() if p is not port and p.hello is not None]:
+            if old.hello is not None and old.hello.instance == hello.instance:
+                # The process came back before its old stream was seen to end.
+                self._disconnect(old, Cancelled("REPLACED", "The process attached again."), now)
+        welcome = pb.Welcome(
+            port=port.id,
+            kernel=self.kernel,
+            host=self.host,
+            max_frame_bytes=self.limits.max_frame_bytes,
+            initial_window=self.limits.initial_window,
+        )
+        self._send(port, pb.Envelope(kind=pb.KIND_WELCOME, welcome=welcome))
+        self._changed(port, WatchEvent.EVENT_ATTACHED)
+
+    def _disconnect(self, port: PortState, err: LLMOSError, now: float) -> None:
+        self._actions.close.append((port.id, err))
+        self._detached(port.id, now)
+
+    def _detached(self, port_id: int, now: float) -> None:
+        port = self.ports.pop(port_id, None)
+        if port is None:
+            return
+        self._actions.frames.pop(port_id, None)
+        for call in list(port.opened.values()):
+            self.calls.cancel(call, now)
+        for export in port.exports.values():
+            keys, export.keys = export.keys, ()
+            self.scheduler.export_changed(export, keys, now)
+        self.calls.server_died(port, now)
+        self._actions.frames.pop(port_id, None)
+        if port.hello is not None:
+            self._changed(port, WatchEvent.EVENT_DETACHED)
+
+    def _send(self, port: PortState, envelope: pb.Envelope) -> None:
+        self._actions.frames[port.id].append(envelope)
+
+    def _changed(self, port: PortState, what: int) -> None:
+        self._actions.changes.append(PortChange(what, port))
+
+    # Envelopes about the port.
+
+    def _export(self, port: PortState, envelope: pb.Envelope, now: float) -> None:
+        answer = pb.Envelope(call=envelope.call, kind=pb.KIND_EXPORTED)
+        try:
+            export, old_keys = self._declare(port, envelope.export)
+        except LLMOSError as err:
+            answer.status.CopyFrom(wire_status(err))
+            self._send(port, answer)
+            return
+        self._send(port, answer)
+        self.scheduler.export_changed(export, old_keys, now)
+        self._changed(port, WatchEvent.EVENT_EXPORTED)
+
+    def _declare(self, port: PortState, declared: pb.Export) -> tuple[Export, tuple[str, ...]]:
+        name = declared.service
+        limits = self.limits
+        if not name or len(name) > 256 or len(declared.keys) > limits.max_keys:
+            raise InvalidArgument("BAD_EXPORT", "An export needs a service name and sane keys.")
+        if name not in port.exports and len(port.exports) >= limits.max_exports:
+            raise InvalidArgument("BAD_EXPORT", f"At most {limits.max_exports} services a port.")
+        if declared.files:
+            self._describe(name, tuple(declared.files))
+        export = port.exports.get(name)
+        if export is None:
+            export = port.exports[name] = Export(port, name)
+        old_keys = export.keys
+        export.declare(declared)
+        return export, old_keys
+
+    def _describe(self, name: str, files: tuple[bytes, ...]) -> None:
+        service = self.scheduler.service(name)
+        if service.files == files:
+            return
+        try:
+            parsed = [descriptor_pb2.FileDescriptorProto.FromString(f) for f in files]
+        except DecodeError:
+            raise InvalidArgument(
+                "BAD_EXPORT", f"The descriptors of {name} do not parse."
+            ) from None
+        for file in parsed:
+            for found, listed in methods.of_file(file):
+                if found == name:
+                    service.methods = {m.path: m for m in listed}
+        service.files = files
+        self.files_changed = True
+
+    def _credit(self, port: PortState, envelope: pb.Envelope, now: float) -> None:
+        export = port.exports.get(envelope.credit.service)
+        if export is None:
+            raise InvalidArgument("BAD_FRAME", "CREDIT for a service that is not exported.")
+        export.credits = envelope.credit.credits
+        self.scheduler.credit_returned(export, now)
+
+    def _drain(self, port: PortState, envelope: pb.Envelope, now: float) -> None:
+        port.draining = True
+        self._send(port, pb.Envelope(kind=pb.KIND_DRAIN))
+        self.scheduler.port_draining(port, now)
+
+    def _alive(self, port: PortState, envelope: pb.Envelope, now: float) -> None:
+        port.last_progress = now
+
+
+_ABOUT_CALLS = frozenset(
+    (pb.KIND_DATA, pb.KIND_END, pb.KIND_CANCEL, pb.KIND_WINDOW, pb.KIND_HEADERS)
+)

@@ -1,0 +1,60 @@
+"""Finding one string field of a serialized message without parsing the rest."""
+
+from __future__ import annotations
+
+from llmos.lib.errors import InvalidArgument
+
+_BAD = "The first message of the call does not parse: it is cut off or not a protobuf message."
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        if at >= len(data) or shift > 63:
+            raise InvalidArgument("BAD_MESSAGE", _BAD)
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+
+
+def string_field(data: bytes, field: int) -> str:
+    """Return the last value of string field number `field`; "" when it is not there.
+
+    Encoding: https://protobuf.dev/programming-guides/encoding/. Raises InvalidArgument
+    BAD_MESSAGE.
+    """
+    tag = field << 3 | 2
+    if tag < 0x80 and len(data) > 1 and data[0] == tag and data[1] < 0x80:
+        end = 2 + data[1]  # the usual case: the field comes first, is short, and comes once
+        if end <= len(data) and (end == len(data) or data[end] != tag):
+            return _text(data[2:end])
+    at, found = 0, b""
+    while at < len(data):
+        key, at = _varint(data, at)
+        wire = key & 7
+        if wire == 2:
+            size, at = _varint(data, at)
+            if at + size > len(data):
+                raise InvalidArgument("BAD_MESSAGE", _BAD)
+            if key == tag:
+                found = data[at : at + size]
+            at += size
+        elif wire == 0:
+            _, at = _varint(data, at)
+        elif wire == 1:
+            at += 8
+        elif wire == 5:
+            at += 4
+        else:
+            raise InvalidArgument("BAD_MESSAGE", _BAD)
+    return _text(found)
+
+
+def _text(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise InvalidArgument("BAD_MESSAGE", _BAD) from None

@@ -1,0 +1,304 @@
+"""Who serves a waiting call: keys, credits, classes, page faults, and servers that are away.
+
+Order within a key is class, then arrival. A port is chosen by hot key, free credits, fewest
+running calls. A key that is hot nowhere is faulted once, however many calls wait for it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+
+from llmos.api.kernel.v1 import admin_pb2
+from llmos.api.kernel.v1 import port_pb2 as pb
+from llmos.kernel.core.limits import Limits
+from llmos.kernel.core.state import Call, Export, KeyQueue, PortState, Service, Stats
+from llmos.lib.errors import LLMOSError, NotFound, ResourceExhausted, Unavailable, Unimplemented
+
+FAULT = "/llmos.api.kernel.v1.Pager/Fault"
+
+
+class Scheduler:
+    """Owns services and queues. Calls back to hand a call to a port, or to end it."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        stats: Stats,
+        deliver: Callable[[Call, Export, float], None],
+        fail: Callable[[Call, LLMOSError], None],
+    ) -> None:
+        """Start without services."""
+        self.services: dict[str, Service] = {}
+        self.queued = 0
+        self.started: float | None = None
+        self.next_call = 1
+        self._limits = limits
+        self._stats = stats
+        self._deliver = deliver
+        self._fail = fail
+        self._timers: list[tuple[float, int, Service, KeyQueue]] = []
+        self._timer_seq = 0
+
+    # Calls.
+
+    def submit(self, call: Call, now: float) -> None:
+        """Dispatch a call or queue it. Raises what it must be refused with."""
+        service = call.service
+        assert service is not None
+        key = call.key
+        queue = service.queues.get(key)
+        if queue is None:
+            hot = service.hot.get(key)
+            if hot is not None and (export := self._pick(hot, now)) is not None:
+                self._deliver(call, export, now)
+                return
+            self._refuse_unknown(service, call, now)
+            queue = service.queues[key] = KeyQueue(key)
+        limits = self._limits
+        if not call.attempts and (
+            self.queued >= limits.max_queued or queue.count >= limits.max_queued_per_key
+        ):
+            self._tidy(service, queue)
+            raise ResourceExhausted(
+                "QUEUE_FULL",
+                f"{queue.count} calls wait for {service.name} {key!r}; try again later.",
+                retry_after_s=1.0,
+            )
+        call.queued_at = now
+        queue.push(call)
+        self.queued += 1
+        self.serve_queue(service, queue, now)
+
+    def _refuse_unknown(self, service: Service, call: Call, now: float) -> None:
+        if not service.seen:
+            if now - (self.started or now) < self._limits.startup_grace_s:
+                return  # servers may still be attaching to a kernel that has just started
+            if not service.queues:
+                self.services.pop(service.name, None)
+            raise Unimplemented(
+                "NO_SUCH_SERVICE",
+                f"No process exports the service {service.name}; `llmos-ctl kernel services` "
+                "lists those there are.",
+            )
+        known = not call.key or call.key in service.known_keys or service.handled
+        if not known:
+            raise NotFound(
+                "NO_SUCH_KEY", f"No process exports {service.name} for the key {call.key!r}."
+            )
+
+    def withdraw(self, call: Call) -> None:
+        """Take a waiting call out of its queue."""
+        queue = call.queue
+        if queue is not None:
+            assert call.service is not None
+            queue.remove(call)
+            self.queued -= 1
+            self._tidy(call.service, queue)
+
+    def _tidy(self, service: Service, queue: KeyQueue) -> None:
+        if not queue.count and queue.fault is None:
+            if service.queues.get(queue.key) is queue:
+                del service.queues[queue.key]
+            if not service.seen and not service.queues:
+                self.services.pop(service.name, None)
+
+    # Choosing.
+
+    def _pick(self, hot: list[Export], now: float) -> Export | None:
+        best: Export | None = None
+        for export in hot:
+            if (
+                export.free()
+                and not export.port.draining
+                and (best is None or export.running < best.running)
+                and not export.stalled(now)
+            ):
+                best = export
+        return best
+
+    def serve_queue(self, service: Service, queue: KeyQueue, now: float) -> None:
+        """Dispatch what can be; fault the key or wait for a server where it is hot nowhere."""
+        hot = service.hot.get(queue.key, ())
+        while queue.count and hot and (export := self._pick(hot, now)) is not None:
+            call = queue.pop()
+            assert call is not None
+            self.queued -= 1
+            self._deliver(call, export, now)
+        if queue.count and queue.fault is None and all(e.port.draining for e in hot):
+            self._absent(service, queue, now)
+        self._tidy(service, queue)
+
+    def credit_returned(self, export: Export, now: float) -> None:
+        """Look whether calls wait for what `export` serves."""
+        service = self.services.get(export.service)
+        if service is None or not service.queues:
+            return
+        for key in export.keys:
+            if (queue := service.queues.get(key)) is not None and queue.count:
+                self.serve_queue(service, queue, now)
+                if not export.free():
+                    return
+
+    def changed(self, service: Service, now: float) -> None:
+        """Look at all queues of a service again, because its exports changed."""
+        for queue in list(service.queues.values()):
+            self.serve_queue(service, queue, now)
+
+    # Keys that are hot nowhere.
+
+    def _absent(self, service: Service, queue: KeyQueue, now: float) -> None:
+        handler = next(
+            (e for e in service.exports.values() if e.fault_handler and not e.port.draining), None
+        )
+        if queue.key and handler is not None:
+            if queue.fault_tries >= self._limits.max_fault_tries:
+                queue.fault_tries = 0
+                self._fail_all(
+                    service,
+                    queue,
+                    Unavailable(
+                        "FAULT_WITHOUT_EFFECT",
+                        f"{handler.port.name} answered that {queue.key!r} is ready, but no "
+                        f"process exports {service.name} for it.",
+                    ),
+                )
+            else:
+                self._raise_fault(service, queue, handler, now)
+        elif queue.timer_at is None:
+            self._arm(service, queue, now)
+
+    def _raise_fault(self, service: Service, queue: KeyQueue, handler: Export, now: float) -> None:
+        first = queue.calls()[0]
+        fault = Call(self.next_call, None, 0, FAULT, now)
+        self.next_call += 1
+        fault.service = service
+        fault.key = queue.key
+        fault.call_class = first.call_class
+        fault.tenant = first.tenant
+        request = admin_pb2.FaultRequest(service=service.name, key=queue.key)
+        opened = pb.Open(method=FAULT, key=queue.key)
+        fault.kept.append(
+            pb.Envelope(
+                kind=pb.KIND_OPEN,
+                payload=request.SerializeToString(),
+                flags=pb.FLAG_MESSAGE | pb.FLAG_HALF_CLOSE,
+                open=opened,
+            )
+        )
+        queue.fault = fault
+        queue.fault_tries += 1
+        self._stats.faults += 1
+        self._deliver(fault, handler, now)
+
+    def fault_ended(self, fault: Call, error: LLMOSError | None, now: float) -> None:
+        """Take the answer of a fault handler: an error ends the calls that wait."""
+        service = fault.service
+        assert service is not None
+        queue = service.queues.get(fault.key)
+        if queue is None or queue.fault is not fault:
+            return
+        queue.fault = None
+        if error is not None:
+            self._fail_all(service, queue, error)
+        self.serve_queue(service, queue, now)
+
+    def fault_lost(self, fault: Call, now: float) -> None:
+        """The fault handler died: ask another, or wait for it to come back."""
+        service = fault.service
+        assert service is not None
+        queue = service.queues.get(fault.key)
+        if queue is not None and queue.fault is fault:
+            queue.fault = None
+            queue.fault_tries -= 1
+            self.serve_queue(service, queue, now)
+
+    def _fail_all(self, service: Service, queue: KeyQueue, error: LLMOSError) -> None:
+        while (call := queue.pop()) is not None:
+            self.queued -= 1
+            self._fail(call, error)
+        self._tidy(service, queue)
+
+    # Servers that are away.
+
+    def _arm(self, service: Service, queue: KeyQueue, now: float) -> None:
+        oldest = min(call.queued_at for call in queue.calls())
+        queue.timer_at = max(now, oldest + self._grace(service))
+        self._timer_seq += 1
+        heapq.heappush(self._timers, (queue.timer_at, self._timer_seq, service, queue))
+
+    def _grace(self, service: Service) -> float:
+        limits = self._limits
+        return limits.absence_grace_s if service.seen else limits.startup_grace_s
+
+    def next_timer(self) -> float | None:
+        """Return when `expire` has something to do."""
+        return self._timers[0][0] if self._timers else None
+
+    def expire(self, now: float) -> None:
+        """End calls that waited too long for a server that is away."""
+        while self._timers and self._timers[0][0] <= now:
+            _, _, service, queue = heapq.heappop(self._timers)
+            queue.timer_at = None
+            if service.queues.get(queue.key) is not queue or queue.fault is not None:
+                continue
+            hot = service.hot.get(queue.key, ())
+            if not all(e.port.draining for e in hot):
+                continue
+            grace = self._grace(service)
+            for call in [c for c in queue.calls() if now - c.queued_at >= grace - 1e-9]:
+                queue.remove(call)
+                self.queued -= 1
+                self._fail(call, _nobody(service, call, grace))
+            self._tidy(service, queue)
+            if queue.count:
+                self._arm(service, queue, now)
+
+    # Exports.
+
+    def service(self, name: str) -> Service:
+        """Return the service called `name`, known from now on."""
+        service = self.services.get(name)
+        if service is None:
+            service = self.services[name] = Service(name)
+        return service
+
+    def export_changed(self, export: Export, old_keys: tuple[str, ...], now: float) -> None:
+        """Take new keys, credits or flags of an export; without keys it is withdrawn."""
+        service = self.service(export.service)
+        gone = set(old_keys) - set(export.keys)
+        for key in gone:
+            hot = service.hot[key]
+            hot.remove(export)
+            if not hot:
+                del service.hot[key]
+        for key in export.keys:
+            if key not in old_keys:
+                service.hot.setdefault(key, []).append(export)
+        service.known_keys.update(export.keys)
+        if export.keys:
+            service.seen = True
+            service.handled = service.handled or export.fault_handler
+            service.exports[export.port.id] = export
+        else:
+            service.exports.pop(export.port.id, None)
+        for queue in service.queues.values():
+            queue.fault_tries = 0 if queue.fault is None else queue.fault_tries
+        self.changed(service, now)
+
+    def port_draining(self, port: PortState, now: float) -> None:
+        """Look at the queues again, because `port` takes no new calls."""
+        for name in port.exports:
+            self.changed(self.services[name], now)
+
+
+def _nobody(service: Service, call: Call, grace: float) -> LLMOSError:
+    if not service.seen:
+        return Unimplemented("NO_SUCH_SERVICE", f"No process exports the service {service.name}.")
+    what = f"{service.name} for {call.key!r}" if call.key else service.name
+    return Unavailable(
+        "NO_SERVER",
+        f"The server of {what} is away and did not come back within {grace:.0f} s; the call has "
+        "not run.",
+        retry_after_s=1.0,
+    )

@@ -1,0 +1,107 @@
+"""Standard services that answer for the whole OS: gRPC health and server reflection."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from google.protobuf import descriptor_pool
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+
+from llmos.kernel.core.core import Core
+from llmos.kernel.core.events import PortChange
+from llmos.kernel.transport.hub import Hub
+from llmos.lib.errors import NotFound
+
+log = logging.getLogger(__name__)
+
+Response = health_pb2.HealthCheckResponse
+RECHECK_S = 0.5  # stalls make no event, so watchers look again this often
+
+
+class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
+    """Of `service` or `service/key`: serving = a port holds it, takes calls and finishes work."""
+
+    def __init__(self, hub: Hub) -> None:
+        """Answer from the hub's core."""
+        self._hub = hub
+
+    def _status(self, name: str) -> int:
+        if not name:
+            return int(Response.SERVING)
+        service_name, _, key = name.partition("/")
+        service = self._hub.core.scheduler.services.get(service_name)
+        if service is None or not service.seen:
+            return int(Response.SERVICE_UNKNOWN)
+        now = time.monotonic()
+        exports = service.hot.get(key, []) if key else service.exports.values()
+        if any(not e.port.draining and not e.stalled(now) for e in exports):
+            return int(Response.SERVING)
+        return int(Response.NOT_SERVING)
+
+    async def Check(self, request: Any, context: Any) -> Any:
+        """NOT_FOUND NO_SUCH_SERVICE: nobody exported it since the kernel started."""
+        status = self._status(request.service)
+        if status == Response.SERVICE_UNKNOWN:
+            raise NotFound("NO_SUCH_SERVICE", f"Nobody exports {request.service!r}.")
+        return Response(status=status)
+
+    async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        """Stream the status now and at each change."""
+        changed = asyncio.Event()
+
+        def watch(_: PortChange) -> None:
+            changed.set()
+
+        self._hub.watchers.add(watch)
+        last = -1
+        try:
+            while True:
+                changed.clear()
+                if (status := self._status(request.service)) != last:
+                    last = status
+                    yield Response(status=status)
+                try:
+                    await asyncio.wait_for(changed.wait(), RECHECK_S)
+                except TimeoutError:
+                    continue
+        finally:
+            self._hub.watchers.discard(watch)
+
+
+class ReflectionService(reflection_pb2_grpc.ServerReflectionServicer):  # type: ignore[misc]
+    """Server reflection over the descriptors of all exports."""
+
+    def __init__(self, core: Core) -> None:
+        """Answer from the core's tables."""
+        self._core = core
+        self._current: Any = None
+
+    def _servicer(self) -> Any:
+        if self._current is None or self._core.files_changed:
+            self._core.files_changed = False
+            pool = descriptor_pool.DescriptorPool()
+            names = []
+            for service in self._core.scheduler.services.values():
+                if not service.files or not service.seen:
+                    continue
+                try:
+                    for data in service.files:
+                        pool.AddSerializedFile(data)
+                    pool.FindServiceByName(service.name)
+                except (TypeError, KeyError) as exc:
+                    # Two exporters disagree about one file; the first one stands.
+                    log.warning("descriptors of %s left out: %s", service.name, exc)
+                    continue
+                names.append(service.name)
+            self._current = reflection.aio.ReflectionServicer(names, pool=pool)
+        return self._current
+
+    async def ServerReflectionInfo(self, request_iterator: Any, context: Any) -> Any:
+        """See grpc.reflection.v1alpha."""
+        async for reply in self._servicer().ServerReflectionInfo(request_iterator, context):
+            yield reply
