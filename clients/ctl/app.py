@@ -1,0 +1,61 @@
+"""The tree of commands; one module per noun."""
+
+from __future__ import annotations
+
+import typer
+
+from llmos.clients.ctl import chat, demo, embed, job, kernel, model, run, system
+from llmos.clients.ctl.session import (
+    AddressOption,
+    Options,
+    OutputOption,
+    StateDirOption,
+    TimeoutOption,
+)
+
+HELP = """The command line of LLM OS, an operating system for AI models.
+
+Start it, give it a model and ask it something:
+
+\b
+  llmos-ctl up
+  llmos-ctl model import ./my-model.gguf --name my-model
+  llmos-ctl run my-model "What is the capital of France?"
+  llmos-ctl ps
+  llmos-ctl down
+
+-o json prints any result for programs. A command that fails says why in one sentence and exits
+with a code that tells the kind of error: 2 wrong input, 3 not found, 4 conflict, 5 not allowed,
+6 out of room, 7 not possible now, 8 not reachable, 9 too late.
+"""
+
+
+def build() -> typer.Typer:
+    """Return the application."""
+    app = typer.Typer(
+        help=HELP,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    @app.callback()
+    def common(
+        ctx: typer.Context,
+        address: AddressOption = None,
+        state_dir: StateDirOption = None,
+        timeout: TimeoutOption = None,
+        output: OutputOption = None,
+    ) -> None:
+        ctx.obj = Options(address, state_dir, timeout, output)
+
+    system.register(app)
+    run.register(app)
+    chat.register(app)
+    embed.register(app)
+    demo.register(app)
+    app.add_typer(model.app, name="model")
+    app.add_typer(job.app, name="job")
+    app.add_typer(kernel.app, name="kernel")
+    return app

@@ -1,0 +1,145 @@
+"""Jobs of the optimizer: submit, list, watch, cancel."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmos.clients.ctl.output import as_value, duration, size, when
+from llmos.clients.ctl.progress import note, status
+from llmos.clients.ctl.session import QUICK_S, Session, command
+from llmos.lib.errors import Aborted, Cancelled
+
+if TYPE_CHECKING:
+    from llmos.api.optimizer.v1 import jobs_pb2
+
+app = typer.Typer(help="Make new model versions out of old ones.", no_args_is_help=True)
+submit = typer.Typer(help="Queue a job.", no_args_is_help=True)
+app.add_typer(submit, name="submit")
+JobId = Annotated[str, typer.Argument(help="A job's id; see `llmos-ctl job ls`.")]
+
+_EXPORT = ["llmos-ctl job submit export-onnx minilm --watch"]
+
+
+@command(submit, "export-onnx", examples=_EXPORT)
+def export_onnx(
+    session: Session,
+    model: Annotated[str, typer.Argument(help="A safetensors text encoder in storage.")],
+    skip_int8: Annotated[bool, typer.Option("--skip-int8", help="Make no quantised copy.")] = False,
+    min_cosine: Annotated[
+        float, typer.Option(help="Smallest cosine the ONNX copy may have.", show_default="0.9999")
+    ] = 0.0,
+    min_cosine_int8: Annotated[
+        float,
+        typer.Option(help="Smallest mean cosine the int8 copy may have.", show_default="0.95"),
+    ] = 0.0,
+    watch_: Annotated[bool, typer.Option("--watch", "-w", help="Wait for its end.")] = False,
+) -> None:
+    """Export a text encoder to ONNX, quantise a copy, compare both with the original."""
+    from llmos.api.optimizer.v1 import jobs_pb2, jobs_pb2_grpc
+
+    spec = jobs_pb2.JobSpec(
+        export_onnx=jobs_pb2.ExportOnnx(
+            model=model,
+            skip_int8=skip_int8,
+            min_cosine=min_cosine,
+            min_cosine_int8=min_cosine_int8,
+        )
+    )
+    stub = session.kernel(jobs_pb2_grpc.JobsStub)
+    request = jobs_pb2.SubmitJobRequest(spec=spec, request_id=uuid.uuid4().hex)
+    job = stub.SubmitJob(request, timeout=session.limit(QUICK_S)).job
+    if not watch_:
+        said = f"Queued job {job.id}; follow it by `llmos-ctl job watch {job.id}`."
+        session.out.say(said, as_value(job))
+        return
+    note(f"Queued job {job.id}.")
+    watch(session, job.id)
+
+
+@command(app)
+def ls(session: Session) -> None:
+    """List jobs, newest first."""
+    from llmos.api.optimizer.v1 import jobs_pb2, jobs_pb2_grpc
+
+    stub = session.kernel(jobs_pb2_grpc.JobsStub)
+    reply = stub.ListJobs(jobs_pb2.ListJobsRequest(), timeout=session.limit(QUICK_S))
+    rows, value = [], []
+    for job in reply.jobs:
+        members = as_value(job)
+        kind = job.spec.WhichOneof("kind") or ""
+        model = getattr(job.spec, kind).model if kind else ""
+        result = job.error or ", ".join(job.results) or job.stage
+        progress = f"{job.progress:.0%}"
+        stamp = when(job.submitted_unix_s)
+        verb = kind.replace("_", "-")
+        rows.append([job.id, verb, model, members["state"], progress, stamp, result])
+        value.append(members)
+    columns = ["ID", "KIND", "MODEL", "STATE", "DONE", "SUBMITTED", "RESULT"]
+    session.out.rows(columns, rows, value)
+
+
+@command(app)
+def watch(session: Session, id: JobId) -> None:
+    """Follow a job to its end; exits with an error if it failed. JSON: one line per state."""
+    from llmos.api.optimizer.v1 import jobs_pb2
+
+    last = jobs_pb2.Job()
+    with status(f"job {id}") as doing:
+        for job in _states(session, id):
+            members = as_value(job)
+            if session.json:
+                print(json.dumps(members, ensure_ascii=False), flush=True)
+            elif (job.state, job.stage) != (last.state, last.stage):
+                note(f"  {job.progress:4.0%} {members['state']}: {job.stage}")
+            doing(f"{job.progress:.0%} {job.stage}")
+            last = job
+    if last.state == jobs_pb2.JOB_STATE_FAILED:
+        raise Aborted("JOB_FAILED", f"Job {id} failed: {last.error} (log: {last.log})")
+    if last.state == jobs_pb2.JOB_STATE_CANCELLED:
+        raise Cancelled("JOB_CANCELLED", f"Job {id} was cancelled.")
+    if not session.json:
+        took = duration(last.ended_unix_s - last.submitted_unix_s)
+        print(f"Job {id} made {', '.join(last.results) or 'nothing'} in {took}.")
+        _compare(session, last)
+
+
+def _states(session: Session, id: str) -> Iterator[jobs_pb2.Job]:
+    from llmos.api.optimizer.v1 import jobs_pb2, jobs_pb2_grpc
+
+    stub = session.kernel(jobs_pb2_grpc.JobsStub)
+    for reply in stub.WatchJob(jobs_pb2.WatchJobRequest(id=id), timeout=session.limit()):
+        yield reply.job
+
+
+def _compare(session: Session, job: Any) -> None:
+    rows = [
+        [
+            c.label,
+            c.ref,
+            f"{c.cosine_min:.5f}",
+            f"{c.cosine_mean:.5f}",
+            size(c.size_bytes),
+            f"{c.latency_s * 1000:.1f} ms",
+        ]
+        for c in job.comparisons
+    ]
+    if rows:
+        columns = ["VERSION", "MODEL", "COSINE MIN", "COSINE MEAN", "SIZE", "LATENCY"]
+        session.out.rows(columns, rows, None)
+
+
+@command(app)
+def cancel(session: Session, id: JobId) -> None:
+    """Stop a job; versions that it has registered stay."""
+    from llmos.api.optimizer.v1 import jobs_pb2, jobs_pb2_grpc
+
+    stub = session.kernel(jobs_pb2_grpc.JobsStub)
+    request = jobs_pb2.CancelJobRequest(id=id)
+    job = stub.CancelJob(request, timeout=session.limit(QUICK_S)).job
+    members = as_value(job)
+    session.out.say(f"Job {id} is {members['state']}.", members)

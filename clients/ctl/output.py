@@ -1,0 +1,152 @@
+"""Printers: the same result as a table for people or as JSON for programs."""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+
+Value: TypeAlias = Any  # what json.dumps takes
+
+
+class Output(enum.StrEnum):
+    """How results are printed."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+class Printer(Protocol):
+    """Prints a result on stdout."""
+
+    def rows(self, columns: Sequence[str], rows: Sequence[Sequence[str]], value: Value) -> None:
+        """Print a list: `rows` for people, `value` for programs."""
+
+    def fields(self, pairs: Mapping[str, str], value: Value) -> None:
+        """Print one thing: `pairs` for people, `value` for programs."""
+
+    def say(self, sentence: str, value: Value) -> None:
+        """Print an outcome: `sentence` for people, `value` for programs."""
+
+
+class TablePrinter:
+    """For people: aligned columns, as wide as they need to be."""
+
+    def rows(self, columns: Sequence[str], rows: Sequence[Sequence[str]], value: Value) -> None:
+        """Print a table; numbers are aligned to the right."""
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for index, column in enumerate(columns):
+            cells = [row[index] for row in rows]
+            numeric = bool(cells) and all(c[:1].isdigit() or c in ("", "-") for c in cells)
+            table.add_column(
+                column, justify="right" if numeric else "left", no_wrap=index < len(columns) - 1
+            )
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
+        console = Console(highlight=False)
+        if not console.is_terminal:
+            console = Console(highlight=False, width=240)  # a pipe has no width to fit into
+        console.print(table)
+
+    def fields(self, pairs: Mapping[str, str], value: Value) -> None:
+        """Print one `name  value` line per pair."""
+        width = max(map(len, pairs), default=0)
+        for name, text in pairs.items():
+            print(f"{name:<{width}}  {text}")
+
+    def say(self, sentence: str, value: Value) -> None:
+        """Print the sentence."""
+        print(sentence)
+
+
+class JsonPrinter:
+    """For programs: one JSON value."""
+
+    def rows(self, columns: Sequence[str], rows: Sequence[Sequence[str]], value: Value) -> None:
+        """Print the value."""
+        print(json.dumps(value, indent=2, ensure_ascii=False))
+
+    def fields(self, pairs: Mapping[str, str], value: Value) -> None:
+        """Print the value."""
+        print(json.dumps(value, indent=2, ensure_ascii=False))
+
+    def say(self, sentence: str, value: Value) -> None:
+        """Print the value."""
+        print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def printer(output: Output) -> Printer:
+    """Return the printer for an output."""
+    return JsonPrinter() if output is Output.JSON else TablePrinter()
+
+
+def as_value(message: Message) -> dict[str, Value]:
+    """Return a message as JSON values: every field, numbers as numbers, enums as short names."""
+    return {field.name: _field(message, field) for field in message.DESCRIPTOR.fields}
+
+
+def _field(message: Message, field: Any) -> Value:
+    value = getattr(message, field.name)
+    if field.message_type is not None and field.message_type.GetOptions().map_entry:
+        return {str(key): item for key, item in value.items()}
+    if field.is_repeated:
+        return [_single(item, field) for item in value]
+    if field.has_presence and not message.HasField(field.name):
+        return None
+    return _single(value, field)
+
+
+def _single(value: Value, field: Any) -> Value:
+    if field.message_type is not None:
+        return as_value(value)
+    if field.enum_type is not None:
+        return short_name(field.enum_type, value)
+    return value.hex() if isinstance(value, bytes) else value
+
+
+def short_name(enum_type: Any, number: int) -> str:
+    """Return an enum value's name in lower case without its type's prefix, e.g. `running`."""
+    value = enum_type.values_by_number.get(number)
+    if value is None:
+        return str(number)
+    prefix = "".join(f"_{c}" if c.isupper() else c.upper() for c in enum_type.name).lstrip("_")
+    return str(value.name.removeprefix(prefix + "_").lower())
+
+
+def size(count: int) -> str:
+    """Return bytes for people, e.g. `98.9 MiB`."""
+    if count < 1024:
+        return f"{count} B"
+    amount = float(count)
+    for unit in ("KiB", "MiB", "GiB"):
+        amount /= 1024
+        if amount < 1024:
+            return f"{amount:.1f} {unit}"
+    return f"{amount / 1024:.1f} TiB"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds for people, e.g. `1h02m`."""
+    if seconds < 60:
+        return f"{seconds:.1f}s" if seconds < 10 else f"{seconds:.0f}s"
+    minutes, rest = divmod(int(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}m{rest:02d}s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours < 48 else f"{hours // 24}d{hours % 24:02d}h"
+
+
+def when(unix_s: float) -> str:
+    """Return a Unix time as local date and time; empty for 0."""
+    import time
+
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix_s)) if unix_s else ""

@@ -1,0 +1,245 @@
+"""One invocation: the common options, and the channels to the kernel and to init."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from llmos.clients.ctl.output import Output, Printer, printer
+from llmos.lib.config import default_state_dir, run_dir
+from llmos.lib.errors import Unavailable
+
+if TYPE_CHECKING:
+    import grpc
+
+T = TypeVar("T")
+MAX_MESSAGE = 64 << 20
+QUICK_S = 30.0  # time limit of calls that only look something up
+_CONNECT_S = 5.0
+# A person waits: these calls go before batch work.
+INTERACTIVE = (("llmos-class", "interactive"),)
+
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        help="The kernel's address, unix:PATH or HOST:PORT. [env: LLMOS_ADDRESS; default: the "
+        "Unix socket in the state directory]",
+        show_default=False,
+        rich_help_panel="Common options",
+    ),
+]
+StateDirOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Where this LLM OS keeps its state. [env: LLMOS_STATE_DIR]",
+        show_default=False,
+        rich_help_panel="Common options",
+    ),
+]
+TimeoutOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0.001,
+        help="Give up after so many seconds. [default: 30 for look-ups, else none]",
+        show_default=False,
+        rich_help_panel="Common options",
+    ),
+]
+OutputOption = Annotated[
+    Output | None,
+    typer.Option(
+        "-o",
+        "--output",
+        help="How to print the result.",
+        show_default="table",
+        rich_help_panel="Common options",
+    ),
+]
+_COMMON: dict[str, Any] = {
+    "address": AddressOption,
+    "state_dir": StateDirOption,
+    "timeout": TimeoutOption,
+    "output": OutputOption,
+}
+
+
+@dataclass
+class Options:
+    """The common options; None = not given."""
+
+    address: str | None = None
+    state_dir: Path | None = None
+    timeout: float | None = None
+    output: Output | None = None
+
+    def over(self, other: Options) -> Options:
+        """Return these options, with those of `other` where none was given."""
+        return Options(
+            self.address or other.address,
+            self.state_dir or other.state_dir,
+            self.timeout or other.timeout,
+            self.output or other.output,
+        )
+
+
+class Session:
+    """Owns the channels of one invocation."""
+
+    def __init__(self, options: Options) -> None:
+        """Open nothing yet."""
+        import os
+
+        self.state_dir = (options.state_dir or default_state_dir()).absolute()
+        self.given_address = options.address or os.environ.get("LLMOS_ADDRESS") or ""
+        self.output = options.output or Output.TABLE
+        self._timeout = options.timeout
+        self._channels: dict[str, grpc.Channel] = {}
+
+    @property
+    def json(self) -> bool:
+        """Whether the result is for a program."""
+        return self.output is Output.JSON
+
+    @property
+    def out(self) -> Printer:
+        """The printer of results."""
+        return printer(self.output)
+
+    def limit(self, default: float | None = None) -> float | None:
+        """Return the time limit of a call, seconds: --timeout, else `default` (None = none)."""
+        return self._timeout or default
+
+    def kernel(self, stub: Callable[[Any], T]) -> T:
+        """Return a generated stub that calls through the kernel.
+
+        Raises Unavailable NOT_RUNNING, KERNEL_DOWN or UNREACHABLE when nothing answers there.
+        """
+        if self.given_address:
+            return stub(self._open(self.given_address))
+        path = self.socket("kernel")
+        deadline = time.monotonic() + _CONNECT_S
+        while not connects(path):
+            if not connects(self.socket("init")):
+                raise self.not_running()
+            if time.monotonic() > deadline:
+                raise Unavailable(
+                    "KERNEL_DOWN",
+                    "The kernel does not answer; init restarts it: see `llmos-ctl ps` and "
+                    "`llmos-ctl logs kernel`.",
+                )
+            time.sleep(0.1)
+        return stub(self._open(f"unix:{path}"))
+
+    def init(self, stub: Callable[[Any], T]) -> T:
+        """Return a generated stub that calls init: on its own socket, or at --address.
+
+        Raises Unavailable NOT_RUNNING.
+        """
+        if self.given_address:
+            return stub(self._open(self.given_address))
+        path = self.socket("init")
+        if not connects(path):
+            raise self.not_running()
+        return stub(self._open(f"unix:{path}"))
+
+    def init_answers(self) -> bool:
+        """Return whether an init runs in the state directory."""
+        return connects(self.socket("init"))
+
+    def socket(self, name: str) -> Path:
+        """Return the Unix socket of a process; makes no directories where there are none."""
+        if not self.state_dir.exists():
+            return self.state_dir / "run" / f"{name}.sock"
+        return run_dir(self.state_dir) / f"{name}.sock"
+
+    def not_running(self) -> Unavailable:
+        """Return the error that says so."""
+        return Unavailable(
+            "NOT_RUNNING",
+            f"LLM OS is not running (state directory {self.state_dir}): start it with "
+            "`llmos-ctl up`.",
+        )
+
+    def _open(self, address: str) -> grpc.Channel:
+        import grpc
+
+        if address not in self._channels:
+            limits = ("grpc.max_receive_message_length", "grpc.max_send_message_length")
+            channel = grpc.insecure_channel(address, options=[(k, MAX_MESSAGE) for k in limits])
+            self._channels[address] = channel
+            try:
+                grpc.channel_ready_future(channel).result(timeout=_CONNECT_S)
+            except grpc.FutureTimeoutError:
+                raise Unavailable(
+                    "UNREACHABLE",
+                    f"Nothing answers at {address}; check --address (or LLMOS_ADDRESS).",
+                ) from None
+        return self._channels[address]
+
+    def __enter__(self) -> Session:
+        """Do nothing."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        """Close the channels."""
+        for channel in self._channels.values():
+            channel.close()
+
+
+def connects(path: Path) -> bool:
+    """Return whether somebody listens on a Unix socket."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(_CONNECT_S)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
+def command(
+    app: typer.Typer, name: str | None = None, *, examples: Sequence[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a function as a command of `app`.
+
+    Its first parameter is the Session, made from the common options, which every command takes
+    besides the function's own, both before and after its name. `examples` end its help text.
+    """
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        context = inspect.Parameter("ctx", keyword, annotation=typer.Context)
+        common = [
+            inspect.Parameter(key, keyword, default=None, annotation=hint)
+            for key, hint in _COMMON.items()
+        ]
+        parameters = [context, *(p.replace(kind=keyword) for p in own), *common]
+
+        @functools.wraps(function)
+        def run(ctx: typer.Context, **values: Any) -> None:
+            given = Options(**{key: values.pop(key) for key in _COMMON})
+            options = given.over(ctx.obj or Options())
+            ctx.find_root().obj = options
+            with Session(options) as session:
+                function(session, **values)
+
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        # \b keeps the help formatter from filling lines
+        lines = "".join(f"\n  {example}" for example in examples)
+        app.command(name, epilog=f"\b\nExamples:{lines}" if lines else None)(run)
+        return function
+
+    return register
