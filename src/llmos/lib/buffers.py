@@ -12,7 +12,6 @@ another container) `open` streams the bytes into private memory instead.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import mmap
@@ -63,9 +62,8 @@ class Mapping:
         self.handle = handle
         self.private = isinstance(memory, bytearray)
         self.lost = False
-        self._memory: mmap.mmap | bytearray | None = memory
         self._writable = writable
-        self._view = memoryview(memory)
+        self._view: memoryview | None = memoryview(memory)
 
     @property
     def writable(self) -> bool:
@@ -75,6 +73,8 @@ class Mapping:
     @property
     def view(self) -> memoryview:
         """Return the bytes. Raises ValueError after `close`."""
+        if self._view is None:
+            raise ValueError(f"The mapping of buffer {self.handle.id} is closed.")
         return self._view if self._writable else self._view.toreadonly()
 
     def array(self, dtype: Any, shape: Sequence[int] | None = None, offset: int = 0) -> np.ndarray:
@@ -85,29 +85,30 @@ class Mapping:
         """
         import numpy as np
 
-        kind = np.dtype(dtype)
+        kind, view = np.dtype(dtype), self.view
         if shape is None:
-            shape = (max(0, len(self._view) - offset) // kind.itemsize,)
+            shape = (max(0, len(view) - offset) // kind.itemsize,)
         end = offset + kind.itemsize * math.prod(shape)
-        if offset < 0 or min(shape, default=0) < 0 or end > len(self._view):
+        if offset < 0 or min(shape, default=0) < 0 or end > len(view):
             raise OutOfRange(
                 "BAD_RANGE",
                 f"A {kind} array of shape {tuple(shape)} from byte {offset:,} does not fit in "
-                f"{len(self._view):,} bytes.",
+                f"{len(view):,} bytes.",
             )
-        return np.ndarray(tuple(shape), kind, buffer=self.view, offset=offset)
+        array: np.ndarray = np.asarray(view[offset:end]).view(kind).reshape(shape)
+        return array
 
     def freeze(self) -> None:
         """Let nobody write through views and arrays taken from now on."""
         self._writable = False
 
     def close(self) -> None:
-        """Unmap; when views or arrays of it still live, this happens when the last one goes."""
-        memory, self._memory = self._memory, None
-        with contextlib.suppress(BufferError):  # views of it live on, and so must the memory
-            self._view.release()
-            if isinstance(memory, mmap.mmap):
-                memory.close()
+        """Let go of the memory: it is unmapped when the last view or array of it is gone, too.
+
+        So it is never unmapped by force: numpy and torch may hold on to the memory without saying
+        so to Python (`torch.frombuffer` does), and would read unmapped pages.
+        """
+        self._view = None
 
 
 class BufferClient:
