@@ -76,9 +76,14 @@ export class Peer {
     }
   }
 
-  open(stream, port, call, envelope) {
+  open(stream, port, call, envelope, patience = 30) {
     const service = envelope.open.method.split('/')[1];
     const to = this.exporters.get(service);
+    if (!this.ports.has(to) && patience > 0) {
+      // Ports come back in any order after a crash: as in the kernel, calls wait a while.
+      setTimeout(() => this.open(stream, port, call, envelope, patience - 1), 20);
+      return;
+    }
     if (!this.ports.has(to)) {
       const status = { code: 12, message: `nobody serves ${service}` };
       stream.write({ envelopes: [{ call, kind: Kind.END, status }] });
