@@ -325,19 +325,23 @@ class WorkerForked(_message.Message):
 
     ORDER_FIELD_NUMBER: _builtins.int
     PID_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
     order: _builtins.int
     """ForkWorker.order."""
     pid: _builtins.int
-    """Its process id."""
+    """Its process id; 0 when the fork failed."""
+    error: _builtins.str
+    """Why the fork failed."""
     def __init__(
         self,
         *,
         order: _builtins.int = ...,
         pid: _builtins.int = ...,
+        error: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["order", b"order", "pid", b"pid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "order", b"order", "pid", b"pid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

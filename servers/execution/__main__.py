@@ -1,0 +1,87 @@
+"""`llmos-execution`: the execution manager."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import uvloop
+
+from llmos.api.execution.v1 import execution_pb2_grpc
+from llmos.api.inference import open_inference_pb2_grpc
+from llmos.api.kernel.v1 import admin_pb2_grpc
+from llmos.lib import log as logs
+from llmos.lib.call import background
+from llmos.lib.config import load_or_exit
+from llmos.lib.errors import LLMOSError
+from llmos.lib.serve import Server
+from llmos.servers.execution.config import ExecutionConfig
+from llmos.servers.execution.manager.adoption import adopt
+from llmos.servers.execution.manager.core import Manager
+from llmos.servers.execution.manager.memory import MemoryGrants
+from llmos.servers.execution.manager.routing import DirectRouter, KernelRouter
+from llmos.servers.execution.manager.storage import StorageCatalog
+from llmos.servers.execution.manager.zygote import ZygoteClient
+from llmos.servers.execution.oip.manager import ManagerInference
+from llmos.servers.execution.service import ExecutionService, PagerService
+
+log = logging.getLogger(__name__)
+
+
+async def serve(config: ExecutionConfig) -> None:
+    """Run the manager until SIGTERM. Raises what keeps it from starting."""
+    server = Server("execution", config, requires=["storage", "memory", "kernel"])
+    direct = DirectRouter() if server.port is None else None
+    address = config.kernel or config.socket("kernel")
+    router = direct or KernelRouter(server.channel("kernel"), address)
+    cache = config.state_dir / "execution" / "files"
+    catalog = StorageCatalog(server.channel("storage"), cache, config.patience_s)
+    grants = MemoryGrants(server.channel("memory"), config.patience_s)
+    zygote = ZygoteClient(config.state_dir, config.log_level)
+    manager = Manager(config, catalog, grants, router, zygote)
+    server.add(
+        execution_pb2_grpc.add_ExecutionServicer_to_server,
+        ExecutionService(manager, direct),
+        fault_handler=True,
+    )
+    server.add(
+        open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server,
+        ManagerInference(manager),
+        fault_handler=True,
+    )
+    server.add(admin_pb2_grpc.add_PagerServicer_to_server, PagerService(manager))
+
+    async def adopt_and_open() -> None:
+        try:
+            manager.open(await adopt(config.run_dir(), router))
+        except Exception:  # outermost: without this the manager would wait for ever, in silence
+            log.exception("cannot adopt workers")
+            server.request_stop()
+
+    def ready() -> None:
+        zygote.start()
+        adopting.append(background(adopt_and_open()))
+
+    adopting: list[object] = []
+    try:
+        await server.run(ready=ready)
+    finally:
+        await manager.close()
+        await zygote.stop()
+        if direct is not None:
+            await direct.close()
+
+
+def main() -> None:
+    """Run; one sentence on stderr and exit code 1 when it cannot start."""
+    config = load_or_exit(ExecutionConfig, "execution", "Loads models and runs them.")
+    logs.setup("execution", config.log_level)
+    try:
+        uvloop.run(serve(config))
+    except LLMOSError as exc:
+        print(f"llmos-execution: {exc}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,293 @@
+"""The manager: owns the table of workers, and what plain model names mean."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Sequence
+
+from llmos.lib.call import background
+from llmos.lib.errors import LLMOSError
+from llmos.servers.execution.config import ExecutionConfig
+from llmos.servers.execution.manager.crashes import SOON_S, WINDOW_S
+from llmos.servers.execution.manager.listing import Row, rows
+from llmos.servers.execution.manager.model import Ref, State, Version, Worker
+from llmos.servers.execution.manager.seams import Catalog, Forge, Grants, Router
+from llmos.servers.execution.manager.starting import Starter
+
+_STOP_S = 15.0  # a worker lets running calls end for 10 s after SIGTERM
+_ATTACH_S = 5.0  # a port that lost its kernel is back within a second
+_REPORT_S = 5.0
+
+log = logging.getLogger(__name__)
+
+
+class Manager:
+    """Loads, unloads, adopts and lists. All methods are for the event loop's thread."""
+
+    def __init__(
+        self,
+        config: ExecutionConfig,
+        catalog: Catalog,
+        grants: Grants,
+        router: Router,
+        forge: Forge,
+    ) -> None:
+        """Prepare; `open` must be called before anything is answered."""
+        self._config = config
+        self._catalog = catalog
+        self._grants = grants
+        self._router = router
+        self._forge = forge
+        self._starter = Starter(config, catalog, grants, router, forge, self._evict)
+        self._workers: dict[str, Worker] = {}
+        self._loads: dict[str, asyncio.Task[Worker]] = {}
+        self._endings: dict[str, asyncio.Task[None]] = {}
+        self._failures: dict[str, str] = {}
+        self._naming: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._open = asyncio.Event()
+        self._reporter: asyncio.Task[None] | None = None
+
+    def open(self, adopted: Sequence[Worker]) -> None:
+        """Start answering, with the workers that an earlier manager has left."""
+        for worker in adopted:
+            self._workers[worker.ref] = worker
+            self._watch(worker)
+        self._open.set()
+        self._reporter = background(self._report_for_ever())
+
+    async def close(self) -> None:
+        """Give up what is half done. Ready workers go on; the next manager adopts them."""
+        tasks = [*self._loads.values()]
+        if self._reporter is not None:
+            tasks.append(self._reporter)  # type: ignore[arg-type]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, *self._endings.values(), return_exceptions=True)
+        for worker in self._workers.values():
+            if worker.process is not None:
+                worker.process.close()
+
+    # What callers ask for.
+
+    async def load(self, ref: str, pin: bool = False) -> Worker:
+        """Return a ready worker for a reference; a plain name means its newest version from now on.
+
+        Raises InvalidArgument BAD_NAME, and what storage, memory and engines raise.
+        """
+        plain = not Ref.parse(ref).version
+        await self._open.wait()
+        version = await self._catalog.resolve(ref)
+        worker = await self._ensure(version, plain, pin)
+        if plain:
+            await self._take_name(worker)
+        if pin and not worker.pinned:
+            await self._configure(worker, worker.keys[1:], pinned=True)
+            await self._grants.acquire(worker, worker.granted_bytes)
+        return worker
+
+    async def fault(self, key: str) -> None:
+        """Make `key` hot; the kernel has just found that it is not. Raises as `load`."""
+        Ref.parse(key)
+        await self._open.wait()
+        holder = next((w for w in self._workers.values() if key in w.keys and w.alive()), None)
+        if holder is not None and holder.state is State.READY:
+            if await self._comes_back(holder, key):
+                return
+            if holder.process is not None and self._workers.get(holder.ref) is holder:
+                log.error("killing a worker that lost the kernel", extra={"worker": holder.ref})
+                await holder.process.kill()
+                self._bury(holder)
+        await self.load(key)
+
+    async def unload(self, ref: str) -> bool:
+        """End a model's worker after its running calls; False when it was not loaded.
+
+        A plain name means the version that has the name now, else the newest that is loaded.
+        """
+        wanted = Ref.parse(ref)
+        await self._open.wait()
+        candidates = [
+            w
+            for w in self._workers.values()
+            if w.name == wanted.name and wanted.version in (0, w.version)
+        ]
+        if not candidates:
+            return False
+        worker = max(candidates, key=lambda w: (wanted.name in w.keys, w.version))
+        if (loading := self._loads.get(worker.ref)) is not None:
+            await asyncio.wait({loading})
+        if self._workers.get(worker.ref) is not worker:
+            return False
+        await asyncio.shield(self._end(worker))
+        return True
+
+    async def rows(self) -> list[Row]:
+        """Return all versions in storage and all workers, by name and version."""
+        await self._open.wait()
+        versions = await self._catalog.versions()
+        return rows(versions, [*self._workers.values()], self._why_failed)
+
+    def _why_failed(self, ref: str) -> str:
+        return self._starter.crashes.reason(ref) or self._failures.get(ref, "")
+
+    # Loading.
+
+    async def _ensure(self, version: Version, plain: bool, pin: bool) -> Worker:
+        ref = version.ref
+        while True:
+            if (ending := self._endings.get(ref)) is not None:
+                await asyncio.wait({ending})
+                continue
+            worker = self._workers.get(ref)
+            if worker is not None and worker.state is State.READY:
+                if worker.alive():
+                    return worker
+                self._bury(worker)  # the news of its death is still on the way
+                continue
+            if (task := self._loads.get(ref)) is None:
+                # In the background: it is shared by all who wait, and outlives their calls.
+                task = self._loads[ref] = background(self._load(version, plain, pin))
+                task.add_done_callback(lambda _: self._loads.pop(ref))
+            return await asyncio.shield(task)
+
+    async def _load(self, version: Version, plain: bool, pin: bool) -> Worker:
+        worker = Worker(version.name, version.version, task=version.task, pinned=pin)
+        self._workers[worker.ref] = worker
+        keys = [version.name] if plain and self._holder(version.name) is None else []
+        began = time.monotonic()
+        try:
+            await self._starter.start(worker, version, keys)
+        except LLMOSError as exc:
+            self._failures[worker.ref] = exc.message
+            log.warning("cannot load", extra={"worker": worker.ref, "cause": exc.message})
+            raise
+        finally:
+            if worker.state is not State.READY:
+                del self._workers[worker.ref]
+        self._failures.pop(worker.ref, None)
+        self._watch(worker)
+        seconds = round(time.monotonic() - began, 3)
+        log.info("loaded", extra={"worker": worker.ref, "pid": worker.pid, "seconds": seconds})
+        return worker
+
+    async def _comes_back(self, worker: Worker, key: str) -> bool:
+        """Return whether calls for `key` reach the worker within a moment."""
+        deadline = time.monotonic() + _ATTACH_S
+        while worker.alive() and worker.state is State.READY and time.monotonic() < deadline:
+            if await self._router.serves(worker, key):
+                return True
+            await asyncio.sleep(0.05)
+        return False
+
+    # Names.
+
+    def _holder(self, name: str) -> Worker | None:
+        """Return the worker that a plain name means."""
+        workers = self._workers.values()
+        return next((w for w in workers if name in w.keys and w.state is State.READY), None)
+
+    async def _take_name(self, worker: Worker) -> None:
+        """Let the plain name mean `worker`; end the one that it meant before."""
+        name = worker.name
+        async with self._naming[name]:
+            others = [w for w in self._workers.values() if name in w.keys and w is not worker]
+            if name not in worker.keys:
+                await self._configure(worker, [name], worker.pinned)
+            for other in others:
+                if other.state is State.READY:
+                    await self._configure(other, [], other.pinned)
+                    self._end(other)
+
+    async def _configure(self, worker: Worker, keys: Sequence[str], pinned: bool) -> None:
+        await self._router.configure(worker, keys, pinned)
+        worker.keys = [worker.ref, *keys]
+        worker.pinned = pinned
+
+    # Ending.
+
+    def _watch(self, worker: Worker) -> None:
+        if worker.process is not None:
+            worker.process.exited.add_done_callback(lambda _: self._bury(worker))
+
+    def _bury(self, worker: Worker) -> None:
+        """Forget a worker that died on its own."""
+        if self._workers.get(worker.ref) is worker and worker.state is State.READY:
+            del self._workers[worker.ref]
+            self._finish(worker, self._mourn(worker))
+
+    async def _mourn(self, worker: Worker) -> None:
+        cause = self._starter.cause(worker.ref, await self._forge.exit_status(worker.pid))
+        lived = time.monotonic() - worker.ready_at
+        log.error("a worker died", extra={"worker": worker.ref, "pid": worker.pid, "cause": cause})
+        if lived < SOON_S:
+            self._starter.crashes.add(worker.ref, cause)
+        await self._release(worker.grant)
+
+    def _end(self, worker: Worker) -> asyncio.Task[None]:
+        """Unload in the background; return the task."""
+        if worker.state is State.UNLOADING:
+            return self._endings[worker.ref]
+        worker.state = State.UNLOADING
+        return self._finish(worker, self._unload(worker))
+
+    async def _unload(self, worker: Worker) -> None:
+        deadline = time.monotonic() + self._config.drain_s
+        try:
+            while worker.alive() and await self._router.drain(worker):
+                if time.monotonic() > deadline:
+                    log.warning("calls do not end", extra={"worker": worker.ref})
+                    break
+                await asyncio.sleep(0.1)
+        except LLMOSError as exc:  # no kernel now: SIGTERM drains as well, for a shorter time
+            log.warning("cannot drain", extra={"worker": worker.ref, "cause": exc.message})
+        if worker.process is not None:
+            await worker.process.end(_STOP_S)
+        del self._workers[worker.ref]
+        await self._release(worker.grant)
+        log.info("unloaded", extra={"worker": worker.ref})
+
+    def _finish(self, worker: Worker, work: Awaitable[None]) -> asyncio.Task[None]:
+        async def run() -> None:
+            try:
+                await work
+            finally:
+                self._endings.pop(worker.ref, None)
+
+        task = self._endings[worker.ref] = background(run())
+        return task
+
+    async def _evict(self, grant: str) -> None:
+        worker = next((w for w in self._workers.values() if w.grant == grant), None)
+        if worker is None:
+            await self._release(grant)
+        elif worker.state is State.LOADING:
+            await asyncio.sleep(0.2)  # it will be reported as busy; ask again
+        else:
+            await asyncio.shield(self._end(worker))
+
+    # Memory.
+
+    async def _release(self, grant: str) -> None:
+        try:
+            await self._grants.release(grant)
+        except LLMOSError as exc:  # memory is away: what is not reported is dropped there
+            log.warning("cannot release", extra={"grant": grant, "cause": exc.message})
+
+    async def _report_for_ever(self) -> None:
+        while True:
+            workers = [w for w in self._workers.values() if w.granted_bytes and w.process]
+            for worker in workers:
+                if worker.process is not None:
+                    worker.used_bytes = await asyncio.to_thread(worker.process.used_bytes)
+                if time.monotonic() - worker.ready_at > WINDOW_S:
+                    self._starter.crashes.lived(worker.ref)
+            try:
+                busy = dict(await self._router.running())
+                busy.update({w.ref: 1 for w in workers if w.state is not State.READY})
+                await self._grants.report(workers, busy)
+            except LLMOSError as exc:
+                log.warning("cannot report grants", extra={"cause": exc.message})
+            await asyncio.sleep(_REPORT_S)

@@ -1,0 +1,60 @@
+"""Residency grants from the memory server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import grpc
+
+from llmos.api.memory.v1 import residency_pb2 as pb
+from llmos.api.memory.v1 import residency_pb2_grpc
+from llmos.servers.execution.manager.model import Worker
+from llmos.servers.execution.manager.peers import CALL_S, once, patient
+
+
+class MemoryGrants:
+    """See seams.Grants."""
+
+    def __init__(self, channel: grpc.aio.Channel, patience_s: float) -> None:
+        """Call on `channel`; wait `patience_s` for a memory server that is away."""
+        self._residency = residency_pb2_grpc.ResidencyStub(channel)
+        self._patience_s = patience_s
+
+    async def devices(self) -> list[str]:
+        """See seams.Grants."""
+        request = pb.ListDevicesRequest()
+        answer = await patient(
+            lambda: self._residency.ListDevices(request, timeout=CALL_S), self._patience_s
+        )
+        return [d.name for d in answer.devices]
+
+    async def acquire(self, worker: Worker, bytes: int) -> Sequence[str]:
+        """See seams.Grants."""
+        request = pb.AcquireGrantRequest(
+            id=worker.grant, device=worker.device, bytes=bytes, pinned=worker.pinned
+        )
+        answer = await patient(
+            lambda: self._residency.AcquireGrant(request, timeout=CALL_S), self._patience_s
+        )
+        return [] if answer.granted else list(answer.evict)
+
+    async def release(self, grant: str) -> None:
+        """See seams.Grants."""
+        request = pb.ReleaseGrantRequest(id=grant)
+        await once(self._residency.ReleaseGrant(request, timeout=CALL_S))
+
+    async def report(self, workers: Sequence[Worker], busy: Mapping[str, int]) -> None:
+        """See seams.Grants."""
+        grants = [
+            pb.Grant(
+                id=w.grant,
+                device=w.device,
+                bytes=w.granted_bytes,
+                used_bytes=w.used_bytes,
+                busy=busy.get(w.ref, 0) > 0,
+                pinned=w.pinned,
+            )
+            for w in workers
+        ]
+        request = pb.ReportGrantsRequest(grants=grants)
+        await once(self._residency.ReportGrants(request, timeout=CALL_S))

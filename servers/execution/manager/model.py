@@ -1,0 +1,116 @@
+"""What the manager knows: model references, versions, and workers."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from llmos.lib.errors import InvalidArgument
+from llmos.servers.execution.manager.process import Process
+
+_REF = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,127})(?:@([1-9][0-9]{0,17}))?")
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A model reference; version 0 stands for the newest."""
+
+    name: str
+    version: int = 0
+
+    @staticmethod
+    def parse(text: str) -> Ref:
+        """Return what `name` or `name@version` means. Raises InvalidArgument BAD_NAME."""
+        match = _REF.fullmatch(text)
+        if match is None:
+            shown = repr(text) if len(text) <= 60 else f"{text[:60]!r} ..."
+            raise InvalidArgument(
+                "BAD_NAME",
+                f"{shown} is not a model reference; it must be `name` or `name@version`, with "
+                "letters, digits, `.`, `_` and `-` in the name.",
+            )
+        return Ref(match[1], int(match[2] or 0))
+
+    def __str__(self) -> str:
+        """Return it as written."""
+        return f"{self.name}@{self.version}" if self.version else self.name
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file of a version; path is "" when storage is on another host."""
+
+    name: str
+    sha256: str
+    size: int
+    path: str = ""
+
+
+@dataclass(frozen=True)
+class Version:
+    """A model version in storage."""
+
+    name: str
+    version: int
+    format: str = ""
+    task: str = ""
+    context_length: int = 0
+    created_unix_s: float = 0.0
+    files: Sequence[StoredFile] = ()
+
+    @property
+    def ref(self) -> str:
+        """Return `name@version`."""
+        return f"{self.name}@{self.version}"
+
+
+class State(Enum):
+    """Life of a worker; the values are those of ModelState in execution.proto."""
+
+    STORED = 1
+    LOADING = 2
+    READY = 3
+    UNLOADING = 4
+    FAILED = 5
+
+
+@dataclass(eq=False)
+class Worker:
+    """One model version that is loaded, being loaded, or being unloaded."""
+
+    name: str
+    version: int
+    state: State = State.LOADING
+    process: Process | None = None
+    engine: str = ""
+    task: str = ""
+    device: str = ""
+    granted_bytes: int = 0
+    used_bytes: int = 0
+    keys: list[str] = field(default_factory=list)  # `ref` included
+    pinned: bool = False
+    context_length: int = 0
+    listen: str = ""
+    ready_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def ref(self) -> str:
+        """Return `name@version`."""
+        return f"{self.name}@{self.version}"
+
+    @property
+    def grant(self) -> str:
+        """Return the id of its residency grant; #0 is the first (and so far only) replica."""
+        return f"{self.ref}#0"
+
+    @property
+    def pid(self) -> int:
+        """Return its process id; 0 before the fork."""
+        return self.process.pid if self.process is not None else 0
+
+    def alive(self) -> bool:
+        """Return whether its process runs."""
+        return self.process is not None and self.process.alive()

@@ -1,0 +1,176 @@
+"""How a worker comes to life: files, device, grant, fork, load."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+
+from llmos.api.execution.v1 import zygote_pb2 as pb
+from llmos.lib.errors import LLMOSError, ResourceExhausted, Unavailable
+from llmos.servers.execution.config import ExecutionConfig
+from llmos.servers.execution.manager.crashes import CrashLog, describe_exit, last_line
+from llmos.servers.execution.manager.model import State, Version, Worker
+from llmos.servers.execution.manager.seams import (
+    Catalog,
+    Child,
+    Crashed,
+    Forge,
+    Grants,
+    Router,
+    ZygoteLost,
+)
+
+_EVICTION_ROUNDS = 20
+_ZYGOTES = 3  # how many zygotes may die under one load
+
+log = logging.getLogger(__name__)
+
+
+class Starter:
+    """Starts workers; keeps no state but the log of crashes."""
+
+    def __init__(
+        self,
+        config: ExecutionConfig,
+        catalog: Catalog,
+        grants: Grants,
+        router: Router,
+        forge: Forge,
+        evict: Callable[[str], Awaitable[None]],
+    ) -> None:
+        """Take what is needed; `evict` ends the holder of a grant."""
+        self.crashes = CrashLog(time.monotonic)
+        self._config = config
+        self._catalog = catalog
+        self._grants = grants
+        self._router = router
+        self._forge = forge
+        self._evict = evict
+
+    async def start(self, worker: Worker, version: Version, keys: Sequence[str]) -> None:
+        """Make `worker` ready under its ref and `keys`, or leave nothing behind.
+
+        Raises Unavailable CRASH_LOOP, LOAD_FAILED; ResourceExhausted OVER_BUDGET; the engine's.
+        """
+        self.crashes.check(worker.ref)
+        files = await self._catalog.fetch(version)
+        order = await self._order(worker, version, files, keys)
+        try:
+            async with asyncio.timeout(self._config.load_timeout_s):
+                await self._persist(worker, order)
+        except TimeoutError:
+            raise Unavailable(
+                "LOAD_FAILED",
+                f"Loading {worker.ref} took over {self._config.load_timeout_s:g} s and was given "
+                "up; raise load_timeout_s in [execution].",
+            ) from None
+
+    async def _persist(self, worker: Worker, order: pb.WorkerOrder) -> None:
+        for _ in range(_ZYGOTES):
+            try:
+                await self._attempt(worker, order)
+                return
+            except ZygoteLost:
+                log.warning("the zygote died during a load", extra={"worker": worker.ref})
+            except Crashed as exc:
+                cause = self.cause(worker.ref, exc.args[0])
+                self.crashes.add(worker.ref, cause)
+                raise Unavailable(
+                    "LOAD_FAILED", f"The worker of {worker.ref} {cause} while loading."
+                ) from None
+        raise Unavailable(
+            "LOAD_FAILED", f"{_ZYGOTES} zygotes died while {worker.ref} was loading; see its log."
+        )
+
+    async def _attempt(self, worker: Worker, order: pb.WorkerOrder) -> None:
+        child: Child | None = None
+        try:
+            child = await self._forge.fork(order)
+            worker.process = child.process
+            await self._acquire(worker, await child.planned())
+            info = await child.go(worker.granted_bytes)
+        except BaseException:
+            # Shielded: whoever cancels a load must not leave a process or a grant behind.
+            await asyncio.shield(self._undo(worker, child))
+            raise
+        describe(worker, info)
+
+    async def _undo(self, worker: Worker, child: Child | None) -> None:
+        if child is not None:
+            await child.process.kill()
+        worker.process = None
+        if worker.granted_bytes:
+            worker.granted_bytes = 0
+            try:
+                await self._grants.release(worker.grant)
+            except LLMOSError as exc:  # memory is away: what is not reported is dropped there
+                log.warning("cannot release", extra={"grant": worker.grant, "cause": exc.message})
+
+    async def _acquire(self, worker: Worker, needed: int) -> None:
+        for _ in range(_EVICTION_ROUNDS):
+            evict = await self._grants.acquire(worker, needed)
+            if not evict:
+                worker.granted_bytes = needed
+                # So that nobody evicts it while it loads.
+                await self._grants.report([worker], {worker.ref: 1})
+                return
+            for grant in evict:
+                log.info("evicting", extra={"grant": grant, "for": worker.ref})
+                await self._evict(grant)
+        raise ResourceExhausted(
+            "OVER_BUDGET",
+            f"{worker.ref} needs {needed:,} bytes on {worker.device}, which others keep taking; "
+            "unload some models.",
+        )
+
+    async def _order(
+        self, worker: Worker, version: Version, files: Mapping[str, Path], keys: Sequence[str]
+    ) -> pb.WorkerOrder:
+        worker.device = self._config.device or _best(await self._grants.devices())
+        listen = ""
+        if self._router.kernel == "none":
+            digest = hashlib.sha256(worker.ref.encode()).hexdigest()[:12]
+            listen = f"unix:{self._config.run_dir()}/w{digest}.sock"
+        return pb.WorkerOrder(
+            ref=worker.ref,
+            format=version.format,
+            task=version.task,
+            files=[pb.WorkerFile(name=n, path=str(p)) for n, p in files.items()],
+            context_length=version.context_length,
+            device=worker.device,
+            threads=self._config.threads,
+            keys=keys,
+            pinned=worker.pinned,
+            kernel=self._router.kernel,
+            listen=listen,
+            state_dir=str(self._config.state_dir),
+            log_level=self._config.log_level,
+            credits=self._config.credits,
+        )
+
+    def cause(self, ref: str, status: int | None) -> str:
+        """Return how and with what last words a worker ended, for people."""
+        line = last_line(self._config.state_dir / "logs" / f"worker+{ref}.log")
+        return f"{describe_exit(status)} (its log ends: {line})" if line else describe_exit(status)
+
+
+def describe(worker: Worker, info: pb.WorkerInfo) -> None:
+    """Take over what a ready worker says about itself."""
+    worker.engine = info.engine
+    worker.task = info.task
+    worker.device = info.device
+    worker.granted_bytes = info.granted_bytes
+    worker.keys = list(info.keys)
+    worker.pinned = info.pinned
+    worker.context_length = info.context_length
+    worker.listen = info.listen
+    worker.ready_at = time.monotonic()
+    worker.state = State.READY
+
+
+def _best(devices: Sequence[str]) -> str:
+    return next((d for d in devices if d.startswith("cuda:")), "cpu")

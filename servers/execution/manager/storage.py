@@ -1,0 +1,114 @@
+"""The catalog: versions and files from the storage server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import grpc
+
+from llmos.api.storage.v1 import registry_pb2 as pb
+from llmos.api.storage.v1 import registry_pb2_grpc
+from llmos.lib.errors import DataLoss
+from llmos.lib.rpc import from_rpc_error
+from llmos.servers.execution.manager.model import StoredFile, Version
+from llmos.servers.execution.manager.peers import CALL_S, patient
+
+_PAGE = 1000
+_FETCH_S = 3600.0
+
+
+class StorageCatalog:
+    """See seams.Catalog. Keeps copies of files of a storage server on another host in `cache`."""
+
+    def __init__(self, channel: grpc.aio.Channel, cache: Path, patience_s: float) -> None:
+        """Call on `channel`; wait `patience_s` for a storage server that is away."""
+        self._registry = registry_pb2_grpc.RegistryStub(channel)
+        self._blobs = registry_pb2_grpc.BlobsStub(channel)
+        self._cache = cache
+        self._patience_s = patience_s
+
+    async def resolve(self, ref: str) -> Version:
+        """See seams.Catalog."""
+        request = pb.GetVersionRequest(ref=ref)
+        answer = await patient(
+            lambda: self._registry.GetVersion(request, timeout=CALL_S), self._patience_s
+        )
+        return _version(answer.version)
+
+    async def versions(self) -> list[Version]:
+        """See seams.Catalog."""
+        found: list[Version] = []
+        token = ""
+        while True:
+            request = pb.ListVersionsRequest(page_size=_PAGE, page_token=token)
+            page = await patient(
+                lambda request=request: self._registry.ListVersions(request, timeout=CALL_S),  # type: ignore[misc]
+                self._patience_s,
+            )
+            found += [_version(v) for v in page.versions]
+            token = page.next_page_token
+            if not token:
+                return found
+
+    async def fetch(self, version: Version) -> Mapping[str, Path]:
+        """See seams.Catalog."""
+        return {file.name: await self._local(file) for file in version.files}
+
+    async def _local(self, file: StoredFile) -> Path:
+        if file.path and os.access(file.path, os.R_OK):
+            return Path(file.path)
+        path = self._cache / file.sha256
+        if not path.exists():
+            self._cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+            await self._copy(file, path)
+        return path
+
+    async def _copy(self, file: StoredFile, path: Path) -> None:
+        """Stream a blob into the cache: whole and with the right digest, or not at all."""
+        digest = hashlib.sha256()
+        request = pb.ReadBlobRequest(sha256=file.sha256)
+        number, name = tempfile.mkstemp(dir=self._cache, prefix=".tmp-")
+        try:
+            with os.fdopen(number, "wb") as out:
+                async for piece in self._blobs.ReadBlob(request, timeout=_FETCH_S):
+                    digest.update(piece.data)
+                    await asyncio.to_thread(out.write, piece.data)
+                out.flush()
+                await asyncio.to_thread(os.fsync, out.fileno())
+            if digest.hexdigest() != file.sha256:
+                raise DataLoss("DIGEST_MISMATCH", f"{file.name} arrived damaged from storage.")
+            os.chmod(name, 0o400)
+            os.replace(name, path)
+        except grpc.RpcError as exc:
+            raise from_rpc_error(exc) from exc
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+
+
+def _version(message: pb.ModelVersion) -> Version:
+    return Version(
+        name=message.name,
+        version=message.version,
+        format=_word(pb.Format.Name, "FORMAT_", message.format),
+        task=_word(pb.Task.Name, "TASK_", message.task),
+        context_length=message.context_length,
+        created_unix_s=message.created_unix_s,
+        files=[StoredFile(f.name, f.sha256, f.size, f.path) for f in message.files],
+    )
+
+
+def _word(name_of: object, prefix: str, number: int) -> str:
+    """Return an enum value as engines call it, e.g. FORMAT_GGUF as `gguf`; "" when unknown."""
+    if number == 0:
+        return ""
+    try:
+        return str(name_of(number)).removeprefix(prefix).lower()  # type: ignore[operator]
+    except ValueError:  # of a newer storage server
+        return ""

@@ -1,0 +1,113 @@
+"""The manager's side of Execution, and Pager: converts and delegates."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from llmos.api.execution.v1 import execution_pb2 as pb
+from llmos.api.execution.v1 import execution_pb2_grpc
+from llmos.api.kernel.v1 import admin_pb2, admin_pb2_grpc
+from llmos.lib.errors import FailedPrecondition
+from llmos.lib.rpc import from_rpc_error
+from llmos.servers.execution.manager.core import Manager
+from llmos.servers.execution.manager.listing import Row
+from llmos.servers.execution.manager.model import Ref
+from llmos.servers.execution.manager.routing import DirectRouter
+
+
+class ExecutionService(execution_pb2_grpc.ExecutionServicer):
+    """Keyless methods. Without a kernel also the keyed ones, passed on to the model's worker."""
+
+    def __init__(self, manager: Manager, direct: DirectRouter | None) -> None:
+        """Serve `manager`; `direct` reaches its workers when there is no kernel."""
+        self._manager = manager
+        self._direct = direct
+
+    async def ListModels(
+        self, request: pb.ListModelsRequest, context: Any
+    ) -> pb.ListModelsResponse:
+        """List."""
+        return pb.ListModelsResponse(models=[_model(r) for r in await self._manager.rows()])
+
+    async def LoadModel(self, request: pb.LoadModelRequest, context: Any) -> pb.LoadModelResponse:
+        """Load."""
+        worker = await self._manager.load(request.model, pin=request.pin)
+        rows = [r for r in await self._manager.rows() if r.version.ref == worker.ref]
+        return pb.LoadModelResponse(model=_model(rows[0]))
+
+    async def UnloadModel(
+        self, request: pb.UnloadModelRequest, context: Any
+    ) -> pb.UnloadModelResponse:
+        """Unload."""
+        return pb.UnloadModelResponse(was_loaded=await self._manager.unload(request.model))
+
+    async def Generate(
+        self, request: pb.GenerateRequest, context: Any
+    ) -> AsyncIterator[pb.GenerateResponse]:
+        """Pass on."""
+        stub = await self._worker(request.model)
+        try:
+            async for reply in stub.Generate(request, timeout=context.time_remaining()):
+                yield reply
+        except grpc.RpcError as exc:
+            raise from_rpc_error(exc) from exc
+
+    async def Embed(self, request: pb.EmbedRequest, context: Any) -> pb.EmbedResponse:
+        """Pass on."""
+        stub = await self._worker(request.model)
+        return await stub.Embed(request, timeout=context.time_remaining())
+
+    async def Tokenize(self, request: pb.TokenizeRequest, context: Any) -> pb.TokenizeResponse:
+        """Pass on."""
+        stub = await self._worker(request.model)
+        return await stub.Tokenize(request, timeout=context.time_remaining())
+
+    async def _worker(self, model: str) -> execution_pb2_grpc.ExecutionAsyncStub:
+        """Return the worker of a model. Raises as Manager.load; FailedPrecondition NOT_A_WORKER."""
+        Ref.parse(model)
+        if self._direct is None:
+            raise FailedPrecondition(
+                "NOT_A_WORKER",
+                f"{model} is not served here but by its worker; make this call to the kernel.",
+            )
+        return execution_pb2_grpc.ExecutionStub(
+            self._direct.channel(await self._manager.load(model))
+        )
+
+
+class PagerService(admin_pb2_grpc.PagerServicer):
+    """Loads what the kernel misses."""
+
+    def __init__(self, manager: Manager) -> None:
+        """Serve `manager`."""
+        self._manager = manager
+
+    async def Fault(self, request: admin_pb2.FaultRequest, context: Any) -> admin_pb2.FaultResponse:
+        """Make a key hot; all services of a worker have the same keys."""
+        await self._manager.fault(request.key)
+        return admin_pb2.FaultResponse()
+
+
+def _model(row: Row) -> pb.Model:
+    message = pb.Model(
+        name=row.version.name,
+        version=row.version.version,
+        state=pb.ModelState.ValueType(row.state.value),
+        reason=row.reason,
+        engine=row.engine,
+        task=row.version.task,
+        context_length=row.version.context_length,
+        created_unix_s=row.version.created_unix_s,
+        is_default=row.is_default,
+    )
+    if (worker := row.worker) is not None:
+        message.device = worker.device
+        message.pid = worker.pid
+        message.granted_bytes = worker.granted_bytes
+        message.used_bytes = worker.used_bytes
+        message.context_length = worker.context_length or message.context_length
+        message.keys[:] = worker.keys
+    return message

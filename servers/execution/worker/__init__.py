@@ -1,0 +1,1 @@
+"""One process per loaded model version, forked from the zygote."""

@@ -1,0 +1,125 @@
+"""Requests of execution.proto as what engines take, checked; and back."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Sequence
+
+from llmos.api.execution.v1 import execution_pb2 as pb
+from llmos.lib.errors import InvalidArgument, ResourceExhausted
+from llmos.servers.execution.engine.base import ChatTurn, Embeddings, Generation, Piece
+
+MAX_TEXTS = 2048
+MAX_STOPS = 16
+_ROLES = ("system", "user", "assistant")
+_FINISH = {
+    "": pb.FINISH_REASON_UNSPECIFIED,
+    "stop": pb.FINISH_REASON_STOP,
+    "length": pb.FINISH_REASON_LENGTH,
+}
+
+
+def generation(
+    request: pb.GenerateRequest, seed: int | None, resume: Sequence[int] = ()
+) -> Generation:
+    """Return what to generate; `seed` and `resume` are an earlier worker's, when there was one.
+
+    Raises InvalidArgument EMPTY_PROMPT, BAD_SAMPLING, BAD_CHAT.
+    """
+    sampling = request.sampling
+    if seed is None:
+        seed = sampling.seed if sampling.HasField("seed") else secrets.randbits(32)
+    temperature = sampling.temperature if sampling.HasField("temperature") else 0.7
+    top_p = sampling.top_p if sampling.HasField("top_p") else 1.0
+    if not 0 <= temperature <= 2:  # also false for NaN
+        raise _bad("temperature", f"temperature is {temperature:g}; it must be 0 to 2.")
+    if not 0 < top_p <= 1:
+        raise _bad("top_p", f"top_p is {top_p:g}; it must be over 0 and up to 1.")
+    if len(request.stop) > MAX_STOPS:
+        raise _bad("stop", f"{len(request.stop)} stop texts; at most {MAX_STOPS} are possible.")
+    if "" in request.stop:
+        raise _bad("stop", "A stop text is empty; leave it out.")
+    kind = request.WhichOneof("input")
+    empty = {
+        "prompt": not request.prompt,
+        "tokens": not request.tokens.ids,
+        "chat": not request.chat.messages,
+        None: True,
+    }
+    if empty[kind]:
+        raise InvalidArgument(
+            "EMPTY_PROMPT", "There is nothing to continue; give a prompt, a chat or tokens."
+        )
+    return Generation(
+        prompt=request.prompt if kind == "prompt" else None,
+        chat=_chat(request.chat) if kind == "chat" else None,
+        tokens=list(request.tokens.ids) if kind == "tokens" else None,
+        max_tokens=request.max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=sampling.top_k,
+        seed=seed,
+        stop=list(request.stop),
+        resume=list(resume),
+    )
+
+
+def _bad(parameter: str, message: str) -> InvalidArgument:
+    return InvalidArgument("BAD_SAMPLING", message, details={"param": parameter})
+
+
+def _chat(chat: pb.Chat) -> list[ChatTurn]:
+    for message in chat.messages:
+        if message.role not in _ROLES:
+            raise InvalidArgument(
+                "BAD_CHAT", f"{message.role[:40]!r} is not a role; use {', '.join(_ROLES)}."
+            )
+    if chat.messages[-1].role == "assistant":
+        raise InvalidArgument("BAD_CHAT", "The last message is the assistant's; add a user's.")
+    return [ChatTurn(m.role, m.content) for m in chat.messages]
+
+
+def response(piece: Piece, ref: str, seed: int, first: bool) -> pb.GenerateResponse:
+    """Return a piece as the wire's."""
+    message = pb.GenerateResponse(
+        text=piece.text, token_ids=piece.tokens, finish_reason=_FINISH[piece.finish]
+    )
+    if first or piece.finish:
+        message.model = ref
+        message.seed = seed
+    if piece.finish:
+        message.usage.prompt_tokens = piece.prompt_tokens
+        message.usage.completion_tokens = piece.completion_tokens
+        message.usage.first_token_s = _finite(piece.first_token_s)
+        message.usage.decode_s = _finite(piece.decode_s)
+    return message
+
+
+def texts(request: pb.EmbedRequest) -> list[str]:
+    """Return the texts to embed.
+
+    Raises InvalidArgument EMPTY_INPUT; ResourceExhausted TOO_MANY_INPUTS.
+    """
+    if not request.texts:
+        raise InvalidArgument("EMPTY_INPUT", "There are no texts to embed; give at least one.")
+    if len(request.texts) > MAX_TEXTS:
+        raise ResourceExhausted(
+            "TOO_MANY_INPUTS",
+            f"{len(request.texts)} texts in one call; split them into calls of {MAX_TEXTS}.",
+        )
+    return list(request.texts)
+
+
+def embeddings(result: Embeddings, ref: str) -> pb.EmbedResponse:
+    """Return vectors as the wire's."""
+    return pb.EmbedResponse(
+        embeddings=[pb.Embedding(values=row) for row in result.vectors.tolist()],
+        prompt_tokens=result.prompt_tokens,
+        model=ref,
+        truncated=result.truncated,
+    )
+
+
+def _finite(seconds: float) -> float:
+    return seconds if math.isfinite(seconds) else 0.0

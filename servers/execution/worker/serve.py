@@ -1,0 +1,61 @@
+"""A loaded engine on the kernel's port (or, without a kernel, on an address of its own)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import uvloop
+
+from llmos.api.execution.v1 import execution_pb2, execution_pb2_grpc, worker_pb2_grpc
+from llmos.api.execution.v1.zygote_pb2 import WorkerOrder
+from llmos.api.inference import open_inference_pb2, open_inference_pb2_grpc
+from llmos.lib.config import ServerConfig
+from llmos.lib.serve import Server
+from llmos.servers.execution.engine.base import Engine
+from llmos.servers.execution.oip.worker import WorkerInference
+from llmos.servers.execution.worker.control import WorkerControl, info_of
+from llmos.servers.execution.worker.service import WorkerExecution
+
+if TYPE_CHECKING:
+    from llmos.servers.execution.worker.birth import Parent
+
+_SERVICES = [
+    execution_pb2.DESCRIPTOR.services_by_name["Execution"].full_name,
+    open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
+]
+
+
+def run(order: WorkerOrder, engine: Engine, granted: int, parent: Parent) -> None:
+    """Serve until SIGTERM; tells `parent` when the exports are acknowledged."""
+    uvloop.run(_serve(order, engine, granted, parent))
+    engine.close()
+
+
+async def _serve(order: WorkerOrder, engine: Engine, granted: int, parent: Parent) -> None:
+    config = ServerConfig(
+        state_dir=Path(order.state_dir),
+        kernel=order.kernel,
+        listen=order.listen,
+        log_level=order.log_level,
+    )
+    server = Server(f"worker/{order.ref}", config, listen=bool(order.listen))
+    info = info_of(order, engine.info, granted)
+    server.add(
+        execution_pb2_grpc.add_ExecutionServicer_to_server,
+        WorkerExecution(engine, order.ref),
+        keys=info.keys,
+        credits=order.credits,
+    )
+    server.add(
+        open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server,
+        WorkerInference(engine, order.ref, server.port.channel if server.port else None),
+        keys=info.keys,
+        credits=order.credits,
+    )
+    server.add(
+        worker_pb2_grpc.add_WorkerControlServicer_to_server,
+        WorkerControl(server, info, _SERVICES),
+        keys=[order.ref],
+    )
+    await server.run(ready=lambda: parent.ready(info))

@@ -1,0 +1,73 @@
+"""The worker's side of Execution: converts and hands to the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+from llmos.api.execution.v1 import execution_pb2 as pb
+from llmos.api.execution.v1 import execution_pb2_grpc
+from llmos.lib import call
+from llmos.lib.errors import Unimplemented
+from llmos.servers.execution.engine.base import Engine
+from llmos.servers.execution.worker import convert, resume
+
+
+class WorkerExecution(execution_pb2_grpc.ExecutionServicer):
+    """Keyed methods of Execution for the one model of this worker."""
+
+    def __init__(self, engine: Engine, ref: str) -> None:
+        """Serve `engine`, which is `ref`."""
+        self._engine = engine
+        self._ref = ref
+
+    async def Generate(
+        self, request: pb.GenerateRequest, context: Any
+    ) -> AsyncIterator[pb.GenerateResponse]:
+        """Stream; every piece adds its tokens to the resume log."""
+        before = resume.parse(call.resume_log(context))
+        if before is not None and before.finished:
+            return  # only the END was lost with the earlier worker
+        wanted = convert.generation(
+            request,
+            seed=before.seed if before else None,
+            resume=before.tokens if before else (),
+        )
+        first = before is None
+        async with contextlib.aclosing(self._engine.generate(wanted)) as pieces:  # type: ignore[type-var]
+            async for piece in pieces:
+                delta = resume.entry(piece.tokens, bool(piece.finish))
+                call.append_resume_log(
+                    context, resume.begin(wanted.seed) + delta if first else delta
+                )
+                yield convert.response(piece, self._ref, wanted.seed, first)
+                first = False
+
+    async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> Any:
+        """Refuse."""
+        raise _not_here()
+
+    async def LoadModel(self, request: pb.LoadModelRequest, context: Any) -> Any:
+        """Refuse."""
+        raise _not_here()
+
+    async def UnloadModel(self, request: pb.UnloadModelRequest, context: Any) -> Any:
+        """Refuse."""
+        raise _not_here()
+
+    async def Embed(self, request: pb.EmbedRequest, context: Any) -> pb.EmbedResponse:
+        """Embed texts."""
+        result = await self._engine.embed(convert.texts(request))
+        return await asyncio.to_thread(convert.embeddings, result, self._ref)
+
+    async def Tokenize(self, request: pb.TokenizeRequest, context: Any) -> pb.TokenizeResponse:
+        """Tokenize, off the loop: a long text takes long."""
+        ids, pieces = await asyncio.to_thread(self._engine.tokenize, request.text)
+        return pb.TokenizeResponse(ids=ids, pieces=pieces)
+
+
+def _not_here() -> Unimplemented:
+    """Return the error of the manager's methods; behind the kernel nobody sees it."""
+    return Unimplemented("WRONG_SERVER", "This is a worker; the execution manager does that.")

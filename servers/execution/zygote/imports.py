@@ -1,0 +1,58 @@
+"""What the zygote imports, so that a worker starts with it."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import logging
+import os
+from pathlib import Path
+
+# Not grpc, nor anything that imports it: it starts threads, and a lock that another thread holds
+# at a fork is held for ever in the child.
+MODULES = (
+    "numpy",
+    "torch",
+    "onnxruntime",
+    "tokenizers",
+    "safetensors.numpy",
+    "gguf",
+    "jinja2.sandbox",
+    "uvloop",
+    "psutil",
+    "llmos.lib.log",
+    "llmos.api.execution.v1.zygote_pb2",
+    "llmos.servers.execution.engine.torch",
+    "llmos.servers.execution.engine.onnx",
+)
+
+log = logging.getLogger(__name__)
+
+
+def preload() -> tuple[list[str], list[str]]:
+    """Import all that is installed; return the names of what is and what is missing.
+
+    Raises RuntimeError when that has started a thread: a fork would not be safe.
+    """
+    imported, missing = [], []
+    for name in MODULES:
+        try:
+            importlib.import_module(name)
+        except ImportError as exc:
+            # An extra that is not installed; the worker that needs it says so to its caller.
+            log.warning("cannot import", extra={"module": name, "cause": str(exc)})
+            missing.append(name)
+        else:
+            imported.append(name)
+    threads = threads_of(os.getpid())
+    if len(threads) > 1:
+        raise RuntimeError(f"an import has started threads: {threads}")
+    # Objects that exist now live in pages shared with every worker: keep the collector off them.
+    gc.collect()
+    gc.freeze()
+    return imported, missing
+
+
+def threads_of(pid: int) -> list[str]:
+    """Return the names of the threads of a process."""
+    return [(t / "comm").read_text().strip() for t in Path(f"/proc/{pid}/task").iterdir()]
