@@ -1,0 +1,38 @@
+"""Shared by all tests: in CI (CI=true) a test that skips fails the run, unless it needs a GPU."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+_skipped: list[str] = []  # node ids; one pytest process runs one session
+
+
+def _in_ci() -> bool:
+    return os.environ.get("CI", "").lower() in ("true", "1")
+
+
+@pytest.hookimpl
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.skipped and not hasattr(report, "wasxfail") and "gpu" not in report.keywords:
+        _skipped.append(report.nodeid)
+
+
+@pytest.hookimpl
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    if report.skipped:
+        _skipped.append(report.nodeid)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if _in_ci() and _skipped and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _in_ci() and _skipped:
+        terminalreporter.section("skipped in CI, which is a failure")
+        for node in _skipped:
+            terminalreporter.line(node)
