@@ -95,7 +95,8 @@ class Calls:
         call.replayable = call.method.idempotent
         call.key = opened.key
         if not call.key and call.method.route:
-            call.key = string_field(envelope.payload, call.method.route)
+            cut = bool(envelope.flags & pb.FLAG_MORE)
+            call.key = string_field(envelope.payload, call.method.route, cut)
         call.caller = opened.caller if port.own and opened.caller else ""
         if not call.caller and port.hello is not None:
             call.caller = port.hello.instance

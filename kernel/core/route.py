@@ -20,9 +20,10 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         shift += 7
 
 
-def string_field(data: bytes, field: int) -> str:
+def string_field(data: bytes, field: int, cut: bool = False) -> str:
     """Return the last value of string field number `field`; "" when it is not there.
 
+    cut: `data` is only the first piece of a message, so another field may run past its end.
     Encoding: https://protobuf.dev/programming-guides/encoding/. Raises InvalidArgument
     BAD_MESSAGE.
     """
@@ -31,25 +32,30 @@ def string_field(data: bytes, field: int) -> str:
         end = 2 + data[1]  # the usual case: the field comes first, is short, and comes once
         if end <= len(data) and (end == len(data) or data[end] != tag):
             return _text(data[2:end])
-    at, found = 0, b""
-    while at < len(data):
-        key, at = _varint(data, at)
-        wire = key & 7
-        if wire == 2:
-            size, at = _varint(data, at)
-            if at + size > len(data):
+    at, key, found = 0, 0, b""
+    try:
+        while at < len(data):
+            key = 0
+            key, at = _varint(data, at)
+            wire = key & 7
+            if wire == 2:
+                size, at = _varint(data, at)
+                if at + size > len(data):
+                    raise InvalidArgument("BAD_MESSAGE", _BAD)
+                if key == tag:
+                    found = data[at : at + size]
+                at += size
+            elif wire == 0:
+                _, at = _varint(data, at)
+            elif wire == 1:
+                at += 8
+            elif wire == 5:
+                at += 4
+            else:
                 raise InvalidArgument("BAD_MESSAGE", _BAD)
-            if key == tag:
-                found = data[at : at + size]
-            at += size
-        elif wire == 0:
-            _, at = _varint(data, at)
-        elif wire == 1:
-            at += 8
-        elif wire == 5:
-            at += 4
-        else:
-            raise InvalidArgument("BAD_MESSAGE", _BAD)
+    except InvalidArgument:
+        if not cut or key == tag:
+            raise
     return _text(found)
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from google.protobuf import descriptor_pool
+from google.protobuf import descriptor_pb2, descriptor_pool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
@@ -85,16 +85,20 @@ class ReflectionService(reflection_pb2_grpc.ServerReflectionServicer):  # type: 
         if self._current is None or self._core.files_changed:
             self._core.files_changed = False
             pool = descriptor_pool.DescriptorPool()
-            names = []
+            names, added = [], set[str]()
             for service in self._core.scheduler.services.values():
                 if not service.files or not service.seen:
                     continue
                 try:
                     for data in service.files:
-                        pool.AddSerializedFile(data)
+                        # Compilers of other languages describe the same file a little differently
+                        # (json_name, reserved ranges): the first one stands.
+                        name = descriptor_pb2.FileDescriptorProto.FromString(data).name
+                        if name not in added:
+                            pool.AddSerializedFile(data)
+                            added.add(name)
                     pool.FindServiceByName(service.name)
                 except (TypeError, KeyError) as exc:
-                    # Two exporters disagree about one file; the first one stands.
                     log.warning("descriptors of %s left out: %s", service.name, exc)
                     continue
                 names.append(service.name)
