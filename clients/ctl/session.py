@@ -163,6 +163,15 @@ class Session:
 
     def not_running(self) -> Unavailable:
         """Return the error that says so."""
+        from llmos.lib.host import records  # imports psutil, which takes its time
+
+        left = records(run_dir(self.state_dir)) if self.state_dir.exists() else ()
+        if names := sorted(record.name for record in left):
+            return Unavailable(
+                "INIT_DOWN",
+                f"init is gone, but {', '.join(names)} run: `llmos-ctl up` supervises them again, "
+                "`llmos-ctl down` stops them.",
+            )
         return Unavailable(
             "NOT_RUNNING",
             f"LLM OS is not running (state directory {self.state_dir}): start it with "

@@ -61,15 +61,18 @@ def bring_up(session: Session, config: Path | None = None) -> bool:
         def show(processes: boot.Processes) -> None:
             for process in processes:
                 state = short_name(_state_type(), process.state)
-                if state == "running" and process.name not in ready:
+                if state == "running" and process.managed and process.name not in ready:
                     ready.add(process.name)
                     took = time.monotonic() - begin
-                    note(f"  {process.name:<12} ready after {took:4.1f} s (pid {process.pid})")
+                    how = f"ready after {took:4.1f} s"
+                    if process.uptime_s > took + 1:
+                        how = "adopted"
+                    note(f"  {process.name:<12} {how} (pid {process.pid})")
             waiting = [
                 f"{p.name} ({short_name(_state_type(), p.state)}"
                 + (f", {p.restarts} restarts: {p.last_exit})" if p.restarts else ")")
                 for p in processes
-                if p.name not in ready
+                if p.managed and p.name not in ready
             ]
             doing(", ".join(waiting))
 
@@ -144,7 +147,7 @@ def show_processes(session: Session) -> None:
         value.append({**as_value(process), "calls": served})
     known = {process.pid for process in processes}
     for port in attached:  # servers that others started and attached
-        if port.pid not in known:
+        if port.pid and port.pid not in known:  # without a pid: inside the kernel itself
             served = port.served
             row = [port.name, str(port.pid), "attached", "-", "-", duration(port.attached_s)]
             rows.append([*row, str(served), ""])

@@ -217,7 +217,7 @@ class Supervisor:
         record.remove(self._world.run_dir)
 
     async def _say(self, step: Step) -> None:
-        log.info("stopped" if step.done else "stopping", extra={"name_": step.name})
+        log.info("stopped" if step.done else "stopping", extra={"unit": step.name})
         async with self._news:
             self._steps.append(step)
             self._news.notify_all()

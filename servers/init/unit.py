@@ -124,7 +124,7 @@ class Unit:
             handle = None
             pause = self.life.died(time.monotonic(), how, hopeless=hopeless)
             self._keep()
-            log.warning("process died", extra={"name_": self.spec.name, "how": how, "wait": pause})
+            log.warning("process died", extra={"unit": self.spec.name, "how": how, "wait": pause})
             if pause is None:
                 self.failure = self._given_up(how)
                 self.settled.set()
@@ -167,7 +167,7 @@ class Unit:
             pass  # it has ended already, as `wait` will say
         except OSError as exc:
             log.warning("cannot write a process record: %s", exc)
-        log.info("started", extra={"name_": self.spec.name, "pid_": handle.pid})
+        log.info("started", extra={"unit": self.spec.name, "child_pid": handle.pid})
         return handle
 
     async def _watch(self, handle: Handle) -> None:

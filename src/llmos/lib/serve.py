@@ -151,15 +151,19 @@ class Server:
             names = [*sorted(self.services), health.SERVICE_NAME, reflection.SERVICE_NAME]
             reflection.enable_server_reflection(names, self._grpc)
             await bind(self._grpc, self.address)
+            await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
             await self._grpc.start()
-            serving = health_pb2.HealthCheckResponse.SERVING
-            for service in ("", *self.services):
-                await self._health.set(service, serving)
         if self.port is not None:
             await self.port.start()
+        # Serving means reachable both ways: whoever waits for it may call through the kernel then.
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         self._record = ProcessRecord.of(os.getpid(), self.name, self.address)
         self._record.write(self.config.run_dir())
         log.info("serving", extra={"address": self.address, "services": sorted(self.services)})
+
+    async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        for service in ("", *self.services):
+            await self._health.set(service, status)
 
     async def stop(self, grace_s: float = 10.0) -> None:
         """Drain: take no new calls, let running ones finish for `grace_s`, then cancel them."""
