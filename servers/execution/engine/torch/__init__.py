@@ -1,0 +1,39 @@
+"""The torch engine. Importing this imports no torch: the manager only checks and sizes models."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llmos.servers.execution.engine.base import ModelSpec
+from llmos.servers.execution.engine.torch import sizing
+from llmos.servers.execution.engine.torch.config import read_config
+
+if TYPE_CHECKING:
+    from llmos.servers.execution.engine.torch.engine import TorchEngine
+
+__all__ = ["check", "estimate_bytes", "load"]
+
+
+def check(spec: ModelSpec) -> None:
+    """Raise FailedPrecondition NO_ENGINE when the model's architecture is not one of ours.
+
+    Raises Unavailable LOAD_FAILED when its header cannot be read.
+    """
+    read_config(spec)
+
+
+def estimate_bytes(spec: ModelSpec) -> int:
+    """Return the memory it will take on its device, bytes: weights, a full KV cache, workspace."""
+    config, _ = read_config(spec)
+    dtype = sizing.resolve_dtype("auto", spec.device)
+    return sizing.model_bytes(config, sizing.context_of(spec, config), dtype)
+
+
+def load(spec: ModelSpec, dtype: str = "auto") -> TorchEngine:
+    """Load a model; blocks. dtype: `float32` or `bfloat16` (auto: what the device is fast at).
+
+    Raises FailedPrecondition NO_ENGINE, Unavailable LOAD_FAILED.
+    """
+    from llmos.servers.execution.engine.torch.engine import load as load_engine
+
+    return load_engine(spec, dtype)

@@ -1,0 +1,165 @@
+"""The torch engine: loads a causal language model and serves it with continuous batching."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from llmos.lib.errors import FailedPrecondition
+from llmos.servers.execution.engine.base import (
+    Embeddings,
+    Engine,
+    EngineInfo,
+    Generation,
+    ModelSpec,
+    Piece,
+)
+from llmos.servers.execution.engine.torch import sizing
+from llmos.servers.execution.engine.torch import tokenizer as tokenizers
+from llmos.servers.execution.engine.torch.build import build
+from llmos.servers.execution.engine.torch.chat import ChatTemplate
+from llmos.servers.execution.engine.torch.config import main_file, read_config, read_json
+from llmos.servers.execution.engine.torch.delivery import Outlet
+from llmos.servers.execution.engine.torch.gguf_header import damaged
+from llmos.servers.execution.engine.torch.kv import KVCache
+from llmos.servers.execution.engine.torch.loop import Job, StepLoop
+from llmos.servers.execution.engine.torch.model import Llama
+from llmos.servers.execution.engine.torch.request import make_plan
+from llmos.servers.execution.engine.torch.sequence import Sequence as Running
+from llmos.servers.execution.engine.torch.text import TextStream
+from llmos.servers.execution.engine.torch.tokenizer import TextTokenizer, token_text
+from llmos.servers.execution.engine.torch.weights import GgufWeights, SafetensorsWeights, Weights
+
+log = logging.getLogger(__name__)
+
+
+class TorchEngine(Engine):
+    """A causal language model of the llama family.
+
+    The same request gives the same tokens: greedy or by seed, resumed at any token or unbroken.
+    On the CPU this holds bit by bit whatever else runs (see `Llama`); where the hardware's
+    kernels depend on the number of rows (CUDA), a near-tie may fall otherwise in another batch.
+    Results may differ between CPU models and numbers of threads.
+    """
+
+    def __init__(
+        self, info: EngineInfo, model: Llama, text: TextTokenizer, chat: ChatTemplate, threads: int
+    ) -> None:
+        """Start serving `model`; `load` builds all the parts."""
+        self.info, self.tokenizer = info, text
+        self._chat, self._vocab = chat, model.config.vocab
+        cache = KVCache(model.geometry, sizing.kv_tokens(info.context_length))
+        self._loop = StepLoop(model, cache, threads, "torch-steps")
+
+    async def generate(self, request: Generation) -> AsyncIterator[Piece]:
+        """Continue text; see Engine. Also raises InvalidArgument BAD_TOKENS for unknown ids."""
+        # A long prompt takes a while to cut into tokens: not on the event loop.
+        sequence = await asyncio.to_thread(self._prepare, request)
+        if sequence.finish:
+            yield sequence.closing()  # it had said its last token before it was resumed
+            return
+        outlet = Outlet(self._loop.wake)
+        job = Job(sequence, outlet)
+        self._loop.submit(job)
+        try:
+            while True:
+                piece = await outlet.get()
+                yield piece
+                if piece.finish:
+                    return
+        finally:
+            self._loop.cancel(job)
+
+    def _prepare(self, request: Generation) -> Running:
+        plan = make_plan(request, self.tokenizer, self._chat, self.info.context_length, self._vocab)
+        return Running(plan, TextStream(self.tokenizer, request.stop), self.tokenizer.ends)
+
+    async def embed(self, texts: Sequence[str]) -> Embeddings:
+        """Raise FailedPrecondition WRONG_TASK."""
+        raise self._wrong_task("embed texts")
+
+    async def infer(
+        self, inputs: dict[str, npt.NDArray[np.generic]], outputs: Sequence[str]
+    ) -> dict[str, npt.NDArray[np.generic]]:
+        """Raise FailedPrecondition WRONG_TASK."""
+        raise self._wrong_task("run on tensors")
+
+    def tokenize(self, text: str) -> tuple[list[int], list[str]]:
+        """Return token ids and their texts; a part of a character reads as U+FFFD."""
+        ids = self.tokenizer.encode(text)
+        spelled = [self.tokenizer.bytes_of(token).decode("utf-8", "replace") for token in ids]
+        return ids, [text or self.tokenizer.name(i) for text, i in zip(spelled, ids, strict=True)]
+
+    def close(self) -> None:
+        """Stop the compute thread; open generations fail with Unavailable CLOSING."""
+        self._loop.close()
+
+    def _wrong_task(self, wanted: str) -> FailedPrecondition:
+        return FailedPrecondition(
+            "WRONG_TASK", f"This model generates text; it does not {wanted}: call Generate."
+        )
+
+
+def load(spec: ModelSpec, dtype: str = "auto") -> TorchEngine:
+    """Load a model; blocks. dtype: `float32` or `bfloat16` (auto: what the device is fast at).
+
+    Raises FailedPrecondition NO_ENGINE for models that are not ours, Unavailable LOAD_FAILED for
+    files that are damaged.
+    """
+    began = time.monotonic()
+    threads = spec.threads or len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
+    config, header = read_config(spec, arrays=True)
+    context = sizing.context_of(spec, config)
+    dtype = sizing.resolve_dtype(dtype, spec.device)
+    weights: Weights
+    if header is None:
+        text, chat = _text_of_directory(spec)
+        weights = SafetensorsWeights(spec)
+    else:
+        path = main_file(spec, ".gguf")
+        text, chat = _text_of_gguf(path, spec.ref, header.metadata)
+        weights = GgufWeights(path, header)
+    if text.size > config.vocab:
+        why = f"its tokenizer has {text.size} tokens, its embedding {config.vocab}"
+        raise damaged(Path(spec.ref), why)
+    with torch.inference_mode():
+        model = build(config, weights, torch.device(spec.device), getattr(torch, dtype), threads)
+    log.info(
+        "loaded %s: %s on %s with %d threads in %.2f s; %s",
+        *(spec.ref, dtype, spec.device, threads, time.monotonic() - began),
+        "batch-invariant" if model.exact else "last bits depend on the batch",
+    )
+    info = EngineInfo("torch", "generate", spec.device, dtype, context)
+    return TorchEngine(info, model, text, chat, threads)
+
+
+def _text_of_gguf(
+    path: Path, ref: str, meta: Mapping[str, Any]
+) -> tuple[TextTokenizer, ChatTemplate]:
+    text = tokenizers.from_gguf(path, ref, meta)
+    eos = text.name(meta.get("tokenizer.ggml.eos_token_id"))
+    source = meta.get("tokenizer.chat_template")
+    return text, ChatTemplate(source, bos=text.name(text.bos), eos=eos)
+
+
+def _text_of_directory(spec: ModelSpec) -> tuple[TextTokenizer, ChatTemplate]:
+    names = ("tokenizer_config.json", "generation_config.json", "config.json")
+    present = [read_json(spec, name) if name in spec.files else {} for name in names]
+    text = tokenizers.from_json(spec, present)
+    source = present[0].get("chat_template")
+    if isinstance(source, list):  # several by name
+        source = next((t["template"] for t in source if t.get("name") == "default"), None)
+    if source is None and "chat_template.jinja" in spec.files:
+        source = spec.files["chat_template.jinja"].read_text("utf-8")
+    eos = token_text(present[0].get("eos_token")) or ""
+    return text, ChatTemplate(source, bos=text.name(text.bos), eos=eos)

@@ -1,0 +1,83 @@
+"""Checks a request and turns it into a plan: prompt ids, limits, sampler."""
+
+from __future__ import annotations
+
+import math
+
+from llmos.lib.errors import InvalidArgument, OutOfRange
+from llmos.servers.execution.engine.base import Generation
+from llmos.servers.execution.engine.torch.chat import ChatTemplate
+from llmos.servers.execution.engine.torch.sampling import Sampler
+from llmos.servers.execution.engine.torch.sequence import Plan
+from llmos.servers.execution.engine.torch.tokenizer import TextTokenizer
+
+MAX_STOPS = 16
+DEFAULT_TOKENS = 256
+
+
+def make_plan(
+    request: Generation, tokenizer: TextTokenizer, chat: ChatTemplate, context: int, vocab: int
+) -> Plan:
+    """Return the checked request.
+
+    Raises InvalidArgument EMPTY_PROMPT, BAD_SAMPLING, BAD_CHAT, BAD_TOKENS; OutOfRange
+    CONTEXT_OVERFLOW.
+    """
+    sampler = _sampler(request)
+    prompt = _prompt(request, tokenizer, chat)
+    for token in (*prompt, *request.resume):
+        if not 0 <= token < vocab:
+            raise InvalidArgument(
+                "BAD_TOKENS", f"Token id {token} is not one of the model's, 0 to {vocab - 1}."
+            )
+    room = context - len(prompt)
+    wanted = request.max_tokens or max(1, min(DEFAULT_TOKENS, room))
+    if wanted > room:
+        raise OutOfRange(
+            "CONTEXT_OVERFLOW",
+            f"The prompt has {len(prompt)} tokens and {wanted} more are to be generated, but the "
+            f"model's context holds {context} in all; shorten the prompt or lower max_tokens.",
+        )
+    return Plan(prompt, wanted, sampler, request.resume)
+
+
+def _prompt(request: Generation, tokenizer: TextTokenizer, chat: ChatTemplate) -> list[int]:
+    given = [x for x in (request.prompt, request.chat, request.tokens) if x is not None]
+    if len(given) != 1 or not given[0]:
+        raise InvalidArgument(
+            "EMPTY_PROMPT", "There is nothing to continue: give one of prompt, chat and tokens."
+        )
+    if request.tokens is not None:
+        return list(request.tokens)
+    if request.prompt is not None:
+        ids = tokenizer.encode(request.prompt)
+    else:
+        assert request.chat is not None
+        ids = tokenizer.encode(chat.render(request.chat), rendered=True)
+    if not ids:
+        raise InvalidArgument("EMPTY_PROMPT", "The prompt has no tokens; give some text.")
+    return ids
+
+
+def _sampler(request: Generation) -> Sampler:
+    # Comparisons are written so that NaN fails them.
+    if not 0 <= request.temperature <= 2:
+        raise _bad("temperature", request.temperature, "0 (greedy) to 2")
+    if not 0 < request.top_p <= 1:
+        raise _bad("top_p", request.top_p, "over 0 to 1")
+    if request.top_k < 0:
+        raise _bad("top_k", request.top_k, "0 (all) or more")
+    if request.max_tokens < 0:
+        raise _bad("max_tokens", request.max_tokens, "0 (default) or more")
+    if not 0 <= request.seed < 2**64:
+        raise _bad("seed", request.seed, "a whole number of 64 bits without sign")
+    if len(request.stop) > MAX_STOPS:
+        raise _bad("stop", f"{len(request.stop)} texts", f"at most {MAX_STOPS}")
+    if "" in request.stop:
+        raise _bad("stop", "an empty text", "texts of one character or more")
+    return Sampler(request.temperature, request.top_p, request.top_k, request.seed)
+
+
+def _bad(name: str, value: object, allowed: str) -> InvalidArgument:
+    shown = f"{value:g}" if isinstance(value, float) and math.isfinite(value) else f"{value}"
+    return InvalidArgument("BAD_SAMPLING", f"{name} is {shown} but has to be {allowed}.")
