@@ -29,12 +29,15 @@ class JobRecord(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     CANCELLING_FIELD_NUMBER: _builtins.int
+    CRASHES_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """SubmitJobRequest.request_id."""
     source: _builtins.str
     """The source that the spec meant when it was submitted, `name@version`."""
     cancelling: _builtins.bool
     """CancelJob was called."""
+    crashes: _builtins.int
+    """Times its process ended without a word while the server watched."""
     @_builtins.property
     def job(self) -> _jobs_pb2.Job:
         """As last told to clients."""
@@ -46,10 +49,11 @@ class JobRecord(_message.Message):
         request_id: _builtins.str = ...,
         source: _builtins.str = ...,
         cancelling: _builtins.bool = ...,
+        crashes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelling", b"cancelling", "job", b"job", "request_id", b"request_id", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelling", b"cancelling", "crashes", b"crashes", "job", b"job", "request_id", b"request_id", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,68 @@
+"""llmos-optimizer: jobs that make new model versions, each in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import uvloop
+
+from llmos.api.optimizer.v1 import jobs_pb2_grpc, process_pb2
+from llmos.lib import log
+from llmos.lib.config import load_or_exit
+from llmos.lib.errors import InvalidArgument, LLMOSError
+from llmos.lib.rpc import from_exception
+from llmos.lib.serve import Server
+from llmos.servers.optimizer.catalog import StorageCatalog
+from llmos.servers.optimizer.config import OptimizerConfig
+from llmos.servers.optimizer.core import Jobs
+from llmos.servers.optimizer.launcher import Launcher
+from llmos.servers.optimizer.service import JobsService
+from llmos.servers.optimizer.supervisor import Supervisor
+
+
+def build(config: OptimizerConfig, server: Server) -> Jobs:
+    """Return the core for a server. Raises LLMOSError when it cannot work."""
+    for name in ("parallel", "max_crashes", "keep_jobs"):
+        if getattr(config, name) < 1:
+            raise InvalidArgument("BAD_CONFIG", f"[optimizer] {name} must be at least 1.")
+    launch = process_pb2.JobLaunch(
+        state_dir=str(config.state_dir),
+        kernel=config.kernel or config.socket("kernel"),
+        peers=config.peers,
+        threads=config.threads or len(os.sched_getaffinity(0)),
+    )
+    return Jobs(
+        config.state_dir / "optimizer" / "jobs",
+        Supervisor(Launcher(config.run_dir()), launch, config.max_crashes),
+        StorageCatalog(server.channel("storage")),
+        parallel=config.parallel,
+        keep=config.keep_jobs,
+    )
+
+
+async def serve(config: OptimizerConfig) -> None:
+    """Serve until SIGTERM; job processes go on. Raises LLMOSError when it cannot start."""
+    server = Server("optimizer", config, requires=["storage"])
+    jobs = build(config, server)
+    server.add(jobs_pb2_grpc.add_JobsServicer_to_server, JobsService(jobs))
+    try:
+        jobs.open()
+        await server.run()
+    finally:
+        await jobs.close()
+
+
+def main() -> None:
+    """Run the process."""
+    config = load_or_exit(OptimizerConfig, "optimizer", __doc__ or "")
+    log.setup("optimizer", config.log_level)
+    try:
+        uvloop.run(serve(config))
+    except (LLMOSError, OSError) as exc:
+        print(f"llmos-optimizer: {from_exception(exc)}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

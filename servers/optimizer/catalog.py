@@ -1,0 +1,39 @@
+"""Storage's Registry as the core sees it."""
+
+from __future__ import annotations
+
+import grpc
+
+from llmos.api.storage.v1 import registry_pb2 as pb
+from llmos.api.storage.v1 import registry_pb2_grpc
+from llmos.lib.rpc import from_rpc_error
+from llmos.servers.optimizer.seams import Source
+
+FORMATS = {pb.FORMAT_GGUF: "gguf", pb.FORMAT_SAFETENSORS: "safetensors", pb.FORMAT_ONNX: "onnx"}
+TASKS = {pb.TASK_GENERATE: "generate", pb.TASK_EMBED: "embed", pb.TASK_PREDICT: "predict"}
+_TIMEOUT_S = 10.0
+
+
+class StorageCatalog:
+    """Finds versions over a channel on which storage is called."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        """Call storage over `channel`."""
+        self._registry: registry_pb2_grpc.RegistryAsyncStub = registry_pb2_grpc.RegistryStub(
+            channel
+        )
+
+    async def find(self, ref: str) -> Source:
+        """Return the version that `ref` means; see Catalog.find."""
+        try:
+            answer = await self._registry.GetVersion(
+                pb.GetVersionRequest(ref=ref), timeout=_TIMEOUT_S
+            )
+        except grpc.RpcError as exc:
+            raise from_rpc_error(exc) from exc
+        found = answer.version
+        return Source(
+            ref=f"{found.name}@{found.version}",
+            format=FORMATS.get(found.format, ""),
+            task=TASKS.get(found.task, ""),
+        )

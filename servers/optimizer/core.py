@@ -1,0 +1,185 @@
+"""The job server: a durable queue, a process per running job, and whoever watches.
+
+What is known is on disk (see `folder.py`), so a new server goes on where a killed one stopped:
+it adopts the job processes that still run, starts those again that died, and keeps what ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from llmos.api.optimizer.v1 import jobs_pb2, process_pb2
+from llmos.lib.errors import FailedPrecondition, NotFound
+from llmos.servers.optimizer import kinds
+from llmos.servers.optimizer.entry import Entry
+from llmos.servers.optimizer.folder import Folder
+from llmos.servers.optimizer.launcher import new_id
+from llmos.servers.optimizer.seams import Catalog
+from llmos.servers.optimizer.supervisor import Supervisor
+
+LISTED = 1000
+
+
+class Jobs:
+    """All jobs. Methods run on one event loop; the job messages they return are copies."""
+
+    def __init__(
+        self, root: Path, supervisor: Supervisor, catalog: Catalog, *, parallel: int, keep: int
+    ) -> None:
+        """Keep jobs in folders under `root`, run `parallel` at a time, forget all but `keep`."""
+        self._root = root
+        self._supervisor = supervisor
+        self._catalog = catalog
+        self._parallel = parallel
+        self._keep = keep
+        self._entries: dict[str, Entry] = {}  # by id, oldest first
+        self._requests: dict[str, str] = {}
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._submitting = asyncio.Lock()
+        self._lock = -1
+
+    def open(self) -> None:
+        """Read what an earlier server left and go on with it.
+
+        Raises FailedPrecondition ALREADY_RUNNING when another server has these jobs; OSError.
+        """
+        self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._take_lock()
+        for path in sorted(p for p in self._root.iterdir() if p.is_dir()):
+            folder = Folder(path)
+            record = folder.load()
+            if record is None:  # the server died while it made the folder: nobody got an answer
+                folder.remove()
+                continue
+            entry = Entry(record, folder)
+            self._entries[entry.job.id] = entry
+            if record.request_id:
+                self._requests[record.request_id] = entry.job.id
+        for entry in self._entries.values():
+            if entry.job.state == jobs_pb2.JOB_STATE_RUNNING:
+                self._run(entry)
+        self._pump()
+
+    def _take_lock(self) -> None:
+        self._lock = os.open(self._root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            self._lock = -1
+            raise FailedPrecondition(
+                "ALREADY_RUNNING",
+                f"Another optimizer server works on {self._root}; stop it first.",
+            ) from None
+
+    async def close(self) -> None:
+        """Stop watching; running job processes go on, and the next server finds them."""
+        tasks = list(self._running.values())
+        for task in tasks:
+            task.remove_done_callback(self._done)
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    async def submit(self, spec: jobs_pb2.JobSpec, request_id: str) -> jobs_pb2.Job:
+        """Queue a job, or return the one that `request_id` queued before.
+
+        Raises InvalidArgument BAD_SPEC; NotFound NO_SUCH_MODEL, NO_SUCH_VERSION;
+        FailedPrecondition WRONG_FORMAT, MISSING_EXTRA; OSError when it cannot be written.
+        """
+        ref = kinds.check_spec(spec)
+        async with self._submitting:  # so that a retry cannot overtake its first attempt
+            if (job := self._requests.get(request_id)) is not None:
+                return self._entries[job].snapshot()
+            kinds.check_packages()
+            source = await self._catalog.find(ref)
+            kinds.check_source(source)
+            entry = self._add(spec, request_id, source.ref)
+            answer = entry.snapshot()
+            self._pump()
+            return answer
+
+    def _add(self, spec: jobs_pb2.JobSpec, request_id: str, source: str) -> Entry:
+        self._forget_oldest()
+        id = new_id(next(reversed(self._entries), ""))
+        folder = Folder(self._root / id)
+        job = jobs_pb2.Job(
+            id=id,
+            spec=spec,
+            state=jobs_pb2.JOB_STATE_QUEUED,
+            stage="waits for its turn",
+            submitted_unix_s=time.time(),
+            log=str(folder.log),
+        )
+        record = process_pb2.JobRecord(job=job, request_id=request_id, source=source)
+        folder.create(record)
+        entry = self._entries[id] = Entry(record, folder)
+        if request_id:
+            self._requests[request_id] = id
+        return entry
+
+    def list(self) -> list[jobs_pb2.Job]:
+        """Return jobs, newest first, at most 1,000."""
+        newest = list(reversed(self._entries.values()))[:LISTED]
+        return [entry.snapshot() for entry in newest]
+
+    async def watch(self, id: str) -> AsyncIterator[jobs_pb2.Job]:
+        """Yield a job's state now and after each change, until it has ended.
+
+        A slow reader gets the newest state, not every one. Raises NotFound NO_SUCH_JOB.
+        """
+        entry = self._entry(id)
+        while True:
+            changed = entry.changed
+            yield entry.snapshot()
+            if entry.ended:
+                return
+            await changed.wait()
+
+    async def cancel(self, id: str) -> jobs_pb2.Job:
+        """Stop a job and return it when it has ended. Raises NotFound NO_SUCH_JOB."""
+        entry = self._entry(id)
+        if entry.job.state == jobs_pb2.JOB_STATE_QUEUED:
+            entry.end(jobs_pb2.JOB_STATE_CANCELLED)
+        elif not entry.ended:
+            entry.record.cancelling = True
+            entry.save()
+        while not entry.ended:
+            await entry.changed.wait()
+        return entry.snapshot()
+
+    def _entry(self, id: str) -> Entry:
+        if id not in self._entries:
+            raise NotFound("NO_SUCH_JOB", f"There is no job {id[:60]!r}; ListJobs lists them.")
+        return self._entries[id]
+
+    def _pump(self) -> None:
+        """Start queued jobs, oldest first, as many as may run."""
+        queued = [e for e in self._entries.values() if e.job.state == jobs_pb2.JOB_STATE_QUEUED]
+        for entry in queued[: max(0, self._parallel - len(self._running))]:
+            entry.job.state = jobs_pb2.JOB_STATE_RUNNING
+            self._run(entry)
+
+    def _run(self, entry: Entry) -> None:
+        task = asyncio.create_task(self._supervisor.run(entry), name=entry.job.id)
+        self._running[entry.job.id] = task
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        del self._running[task.get_name()]
+        self._pump()
+        task.result()  # a bug shows in the log by the loop's exception handler
+
+    def _forget_oldest(self) -> None:
+        ended = [e for e in self._entries.values() if e.ended]
+        for entry in ended[: max(0, len(ended) + 1 - self._keep)]:
+            del self._entries[entry.job.id]
+            self._requests.pop(entry.record.request_id, None)
+            entry.folder.remove()

@@ -1,0 +1,22 @@
+"""What the core needs from others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Source:
+    """A version that a job starts from."""
+
+    ref: str  # `name@version`
+    format: str  # `gguf`, `safetensors` or `onnx`; "" when not known
+    task: str  # `generate`, `embed` or `predict`; "" when not known
+
+
+class Catalog(Protocol):
+    """Storage."""
+
+    async def find(self, ref: str) -> Source:
+        """Return the version that `ref` means. Raises NotFound NO_SUCH_MODEL, NO_SUCH_VERSION."""
