@@ -16,6 +16,7 @@ from llmos.api.init.v1 import init_pb2, init_pb2_grpc
 from llmos.clients.ctl.session import Session
 from llmos.lib.config import run_dir
 from llmos.lib.errors import FailedPrecondition, InvalidArgument, Unavailable
+from llmos.lib.family import members
 from llmos.lib.host import ProcessRecord, records
 
 _POLL_S = 0.1
@@ -117,7 +118,7 @@ def shut_down(session: Session) -> Iterator[tuple[str, bool]]:
 
 def orphans(session: Session) -> list[ProcessRecord]:
     """Return the processes that run though their init is gone."""
-    return list(records(run_dir(session.state_dir))) if session.state_dir.exists() else []
+    return list(members(run_dir(session.state_dir))) if session.state_dir.exists() else []
 
 
 def stop_orphans(found: list[ProcessRecord]) -> None:

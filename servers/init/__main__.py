@@ -12,9 +12,10 @@ import sys
 from pathlib import Path
 
 from llmos.api.init.v1 import init_pb2_grpc
-from llmos.lib import log
+from llmos.lib import log as logs
 from llmos.lib.config import load_or_exit
-from llmos.lib.errors import AlreadyExists, InvalidArgument, LLMOSError
+from llmos.lib.errors import AlreadyExists, InvalidArgument, LLMOSError, Unavailable
+from llmos.lib.family import mark
 from llmos.lib.rpc import from_exception
 from llmos.lib.serve import Server
 from llmos.servers.init import manifest as manifests
@@ -28,12 +29,13 @@ from llmos.servers.init.supervisor import Supervisor
 from llmos.servers.init.unit import World
 
 _ANSWER_S = 2.0  # for callers to hear the end of a shutdown
+log = logging.getLogger("llmos.servers.init")
 
 
 def main() -> None:
     """Run until everything is shut down."""
     config = load_or_exit(InitConfig, "init", "Boots LLM OS and keeps its processes running.")
-    log.setup("init", config.log_level)
+    logs.setup("init", config.log_level)
     try:
         manifest = manifests.load(_config_path())
         run_dir = config.run_dir()
@@ -60,7 +62,7 @@ async def _supervise(config: InitConfig, manifest: manifests.Manifest, run_dir: 
     log_folder.mkdir(exist_ok=True)
     world = World(
         policy=config.policy(),
-        spawner=LocalSpawner(),
+        spawner=LocalSpawner(mark(run_dir)),
         probe=GrpcProbe(),
         journal=Journal(run_dir / "init.json"),
         run_dir=run_dir,
@@ -70,33 +72,40 @@ async def _supervise(config: InitConfig, manifest: manifests.Manifest, run_dir: 
         argv=lambda spec: spec.argv(manifest.path, config.state_dir),
     )
     supervisor = Supervisor(manifest, world)
-    # init serves on its own socket from the first moment, and through the kernel once there is one.
-    alone = dataclasses.replace(config, kernel="none")
-    servers = [Server("init", alone)]
-    if config.kernel != "none" and "kernel" in supervisor.units:
-        servers.append(Server("init", dataclasses.replace(config, listen=""), listen=False))
-    for server in servers:
-        server.add(init_pb2_grpc.add_InitServicer_to_server, InitService(supervisor, log_folder))
     loop = asyncio.get_running_loop()
     ending: set[asyncio.Task[None]] = set()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lambda: ending.add(loop.create_task(_drain(supervisor))))
-    await servers[0].start()
-    attach = asyncio.create_task(_attach(supervisor, servers[1:]))
+    # init serves on its own socket from the first moment, and through the kernel once there is one.
+    service = InitService(supervisor, log_folder)
+    alone = Server("init", dataclasses.replace(config, kernel="none"))
+    alone.add(init_pb2_grpc.add_InitServicer_to_server, service)
+    await alone.start()
+    attach = asyncio.create_task(_attach(config, supervisor, service))
     try:
         await supervisor.boot()
-        logging.getLogger("llmos.servers.init").info("everything is ready")
+        log.info("everything is ready")
         await supervisor.gone.wait()
     finally:
         attach.cancel()
-        for server in reversed(servers):
+        await asyncio.wait([attach])
+        await alone.stop(_ANSWER_S)
+
+
+async def _attach(config: InitConfig, supervisor: Supervisor, service: InitService) -> None:
+    """Serve through the kernel until cancelled. The port reconnects by itself once attached."""
+    kernel = supervisor.units.get("kernel")
+    while kernel is not None and config.kernel != "none":
+        await kernel.ready.wait()
+        server = Server("init", config, listen=False)
+        server.add(init_pb2_grpc.add_InitServicer_to_server, service)
+        try:
+            await server.start()
+            await asyncio.Event().wait()
+        except Unavailable as exc:  # the kernel died again before we were attached
+            log.warning("not attached to the kernel: %s", exc)
+        finally:
             await server.stop(_ANSWER_S)
-
-
-async def _attach(supervisor: Supervisor, servers: list[Server]) -> None:
-    for server in servers:
-        await supervisor.units["kernel"].ready.wait()
-        await server.start()
 
 
 async def _drain(supervisor: Supervisor) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -97,6 +97,10 @@ class LocalHandle:
 class LocalSpawner:
     """Runs processes on this host, each in a session of its own so that it outlives init."""
 
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        """Give every process `environment` on top of init's own."""
+        self._environment = {**os.environ, **environment}
+
     def spawn(self, argv: Sequence[str], log: Path) -> LocalHandle:
         """Start a process detached from init, its output appended to `log`. Raises OSError."""
         with log.open("ab") as output:
@@ -106,6 +110,7 @@ class LocalSpawner:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
+                env=self._environment,
             )
         return LocalHandle(child.pid, child)
 

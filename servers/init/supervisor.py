@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import psutil
 
 from llmos.lib.errors import FailedPrecondition, NotFound, Unavailable
+from llmos.lib.family import members
 from llmos.lib.host import ProcessRecord, records
 from llmos.servers.init.life import State
 from llmos.servers.init.manifest import Manifest
@@ -200,13 +201,14 @@ class Supervisor:
         """Stop the processes that other servers started, and those which these start meanwhile."""
         for _ in range(_SWEEPS):
             others = [
-                r
-                for r in records(self._world.run_dir)
-                if r.name not in self.units and r.pid != os.getpid()
+                r for r in members(self._world.run_dir) if r.pid not in (os.getpid(), *self._pids())
             ]
             if not others:
                 return
             await asyncio.gather(*map(self._stop_other, others))
+
+    def _pids(self) -> set[int]:
+        return {u.handle.pid for u in self.units.values() if u.handle is not None}
 
     async def _stop_other(self, record: ProcessRecord) -> None:
         handle = self._world.spawner.adopt(record)

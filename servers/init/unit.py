@@ -205,9 +205,9 @@ class Unit:
 
     def _given_up(self, how: str) -> FailedPrecondition:
         lines, _ = logs.tail(self.log, logs.CRASH_LINES, self._log_start)
-        said = logs.last_words(lines) or how
+        said = logs.last_words(lines).removeprefix(f"llmos-{self.spec.name}: ") or how
         return FailedPrecondition(
-            "START_FAILED", f"{self.spec.name} does not start ({how}): {said} (log: {self.log})"
+            "START_FAILED", f"{self.spec.name} does not start: {said} (log: {self.log})"
         )
 
 

@@ -187,12 +187,18 @@ class Server:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.request_stop)
-        await self.start()
-        if ready is not None:
-            ready()
+        starting = loop.create_task(self.start())
+        stopping = loop.create_task(self._stopping.wait())
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         try:
-            await self._stopping.wait()
+            if starting.done():
+                starting.result()
+                if ready is not None:
+                    ready()
+                await stopping
         finally:
+            starting.cancel()  # it may wait for a kernel that never comes
+            stopping.cancel()
             await self.stop()
 
 
