@@ -15,7 +15,7 @@ import grpc
 from llmos.api.kernel.v1 import port_pb2 as pb
 from llmos.lib import log as logs
 from llmos.lib import rpc
-from llmos.lib.errors import Cancelled, InvalidArgument, Unimplemented
+from llmos.lib.errors import Cancelled, Unimplemented
 from llmos.lib.session import Session, make_status, metadata_from_wire, metadata_to_wire
 from llmos.lib.stream import ServerStream
 
@@ -55,7 +55,7 @@ class PortContext(grpc.aio.ServicerContext[Any, Any]):
     async def read(self) -> Any:
         """Return the next request, or grpc.aio.EOF."""
         message = await self._stream.receive()
-        return grpc.aio.EOF if message is None else decode(self._deserialize, message)
+        return grpc.aio.EOF if message is None else rpc.decode(self._deserialize, message)
 
     async def write(self, message: Any) -> None:
         """Send a reply of a stream."""
@@ -162,16 +162,6 @@ class PortContext(grpc.aio.ServicerContext[Any, Any]):
     def done(self) -> bool:
         """Return whether the call has ended."""
         return self._stream.ended
-
-
-def decode(deserialize: Any, message: bytes) -> Any:
-    """Return the request. Raises InvalidArgument BAD_MESSAGE when the bytes do not parse."""
-    if deserialize is None:
-        return message
-    try:
-        return deserialize(message)
-    except Exception as exc:  # whatever a deserializer raises, the bytes are the caller's fault
-        raise InvalidArgument("BAD_MESSAGE", f"The request does not parse: {exc}") from exc
 
 
 def _plain(message: Any) -> Any:

@@ -71,14 +71,33 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         return None if handler is None else wrap(handler)
 
 
+def decode(deserialize: Any, message: bytes) -> Any:
+    """Return the request. Raises InvalidArgument BAD_MESSAGE when the bytes do not parse."""
+    if deserialize is None:
+        return message
+    try:
+        return deserialize(message)
+    except Exception as exc:  # whatever a deserializer raises, the bytes are the caller's fault
+        raise errors.InvalidArgument("BAD_MESSAGE", f"The request does not parse: {exc}") from exc
+
+
 def wrap(handler: Any) -> Any:
-    """Return an RpcMethodHandler that ends with a proper status whatever its behaviour raises."""
+    """Return an RpcMethodHandler that ends with a proper status whatever its behaviour raises.
+
+    It takes bytes and parses them itself, so that a request that does not parse is the caller's
+    INVALID_ARGUMENT and not our UNKNOWN.
+    """
+    parse = handler.request_deserializer
+
+    def request_of(data: Any) -> Any:
+        return _parsed(parse, data) if handler.request_streaming else decode(parse, data)
+
     if handler.response_streaming:
         inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
 
-        async def stream(request: Any, context: Any) -> Any:
+        async def stream(data: Any, context: Any) -> Any:
             try:
-                async for reply in inner(request, context):
+                async for reply in inner(request_of(data), context):
                     yield reply
             except grpc.aio.AbortError:
                 raise
@@ -90,12 +109,12 @@ def wrap(handler: Any) -> Any:
             if handler.request_streaming
             else grpc.unary_stream_rpc_method_handler
         )
-        return make(stream, handler.request_deserializer, handler.response_serializer)
+        return make(stream, None, handler.response_serializer)
     unary_inner = handler.stream_unary if handler.request_streaming else handler.unary_unary
 
-    async def unary(request: Any, context: Any) -> Any:
+    async def unary(data: Any, context: Any) -> Any:
         try:
-            return await unary_inner(request, context)
+            return await unary_inner(request_of(data), context)
         except grpc.aio.AbortError:
             raise
         except Exception as exc:  # as above
@@ -106,4 +125,9 @@ def wrap(handler: Any) -> Any:
         if handler.request_streaming
         else grpc.unary_unary_rpc_method_handler
     )
-    return make_unary(unary, handler.request_deserializer, handler.response_serializer)
+    return make_unary(unary, None, handler.response_serializer)
+
+
+async def _parsed(parse: Any, messages: Any) -> Any:
+    async for message in messages:
+        yield decode(parse, message)

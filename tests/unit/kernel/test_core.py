@@ -1,0 +1,521 @@
+"""The kernel's pure core: routing, credits, classes, faults, deadlines, deaths."""
+
+from __future__ import annotations
+
+import pytest
+from kernel_sim import BUFFERS, CREATE, EXECUTION, GENERATE, LOAD, UNARY, Sim
+
+from llmos.api.execution.v1 import execution_pb2
+from llmos.api.kernel.v1 import port_pb2 as pb
+from llmos.kernel.core.events import CancelRequested, DrainRequested
+from llmos.kernel.core.limits import Limits
+
+PAGER_FAULT = "/llmos.api.kernel.v1.Pager/Fault"
+
+
+def generate(model: str) -> bytes:
+    return execution_pb2.GenerateRequest(model=model, prompt="p").SerializeToString()
+
+
+def empty(sim: Sim) -> None:
+    """Assert that nothing of any call is left."""
+    core = sim.core
+    assert not core.calls.table
+    assert core.scheduler.queued == 0
+    for port in core.ports.values():
+        assert not port.opened and not port.serving
+        assert all(e.running == 0 for e in port.exports.values())
+    assert not any(s.queues for s in core.scheduler.services.values())
+
+
+def test_a_call_reaches_its_server_and_the_reply_its_client() -> None:
+    sim = Sim()
+    server, client = sim.attach("memory"), sim.attach("client")
+    server.export(BUFFERS)
+    server.take()
+    call = client.open(CREATE, b"request", timeout_s=2)
+    opened = server.one()
+    assert (opened.kind, opened.payload, opened.flags) == (pb.KIND_OPEN, b"request", UNARY)
+    assert opened.call % 2 == 0
+    assert opened.open.caller == "instance-2"
+    assert opened.open.caller_host == "host"
+    assert opened.open.tenant == "local"
+    assert opened.open.call_class == pb.CALL_CLASS_NORMAL
+    assert 0 < opened.open.timeout_us <= 2_000_000
+    server.end(opened.call, b"reply")
+    end = client.one()
+    assert (end.kind, end.call, end.payload, end.status.code) == (pb.KIND_END, call, b"reply", 0)
+    empty(sim)
+
+
+def test_status_and_trailers_pass_unchanged() -> None:
+    sim = Sim()
+    server, client = sim.attach("memory"), sim.attach("client")
+    server.export(BUFFERS)
+    server.take()
+    client.open()
+    call = server.one().call
+    trailers = [pb.Metadatum(key="x-bin", value=b"\x00\xff")]
+    status = pb.Status(code=5, message="gone", trailers=trailers)
+    server.send(pb.Envelope(call=call, kind=pb.KIND_END, status=status))
+    assert client.one().status == status
+
+
+def test_calls_go_to_the_port_with_the_key() -> None:
+    sim = Sim()
+    a, b, client = sim.attach("a"), sim.attach("b"), sim.attach("client")
+    a.export(EXECUTION, ("llama", "llama@1"))
+    b.export(EXECUTION, ("qwen",))
+    a.take(), b.take()
+    client.open(GENERATE, generate("qwen"))
+    assert b.one().open.key == "qwen"
+    assert not a.take()
+    client.open(GENERATE, b"", flags=0, key="llama@1")
+    assert a.one().open.key == "llama@1"
+
+
+def test_the_port_with_fewest_running_calls_is_chosen() -> None:
+    sim = Sim()
+    a, b, client = sim.attach("a"), sim.attach("b"), sim.attach("client")
+    a.export(BUFFERS)
+    b.export(BUFFERS)
+    a.take(), b.take()
+    for _ in range(6):
+        client.open()
+    assert len(a.take()) == len(b.take()) == 3
+
+
+def test_credits_bound_what_runs_and_come_back() -> None:
+    sim = Sim()
+    server, client = sim.attach("memory"), sim.attach("client")
+    server.export(BUFFERS, credits=2)
+    server.take()
+    for _ in range(5):
+        client.open()
+    running = [e.call for e in server.take()]
+    assert len(running) == 2 and sim.core.scheduler.queued == 3
+    server.end(running[0])
+    assert len(server.take()) == 1
+    server.send(pb.Envelope(kind=pb.KIND_CREDIT, credit=pb.Credit(service=BUFFERS, credits=4)))
+    assert len(server.take()) == 2 and sim.core.scheduler.queued == 0
+
+
+def test_a_cancelled_call_holds_its_credit_until_its_work_has_stopped() -> None:
+    sim = Sim()
+    server, client = sim.attach("memory"), sim.attach("client")
+    server.export(BUFFERS, credits=1)
+    server.take()
+    first = client.open()
+    client.open()
+    running = server.one().call
+    client.cancel(first)
+    assert server.one().kind == pb.KIND_CANCEL
+    server.end(running, code=1)
+    assert server.one().kind == pb.KIND_OPEN
+    assert not client.take()  # the opener has given up: nothing is passed on
+
+
+def test_higher_classes_go_first() -> None:
+    sim = Sim()
+    server, client = sim.attach("memory"), sim.attach("client")
+    server.export(BUFFERS, credits=1)
+    server.take()
+    client.open()
+    running = server.one().call
+    for name in (pb.CALL_CLASS_BATCH, 0, pb.CALL_CLASS_INTERACTIVE, pb.CALL_CLASS_SYSTEM):
+        client.open(call_class=name)
+    order = []
+    for _ in range(4):
+        server.end(running)
+        opened = server.one()
+        running = opened.call
+        order.append(opened.open.call_class)
+    assert order == [1, 2, 3, 4]
+
+
+def test_a_cold_key_is_faulted_once_and_all_waiting_calls_run() -> None:
+    sim = Sim()
+    manager, client = sim.attach("execution"), sim.attach("client")
+    manager.export(EXECUTION, fault_handler=True)
+    manager.take()
+    for _ in range(10):
+        client.open(GENERATE, generate("m"))
+    fault = manager.one()
+    assert fault.open.method == PAGER_FAULT
+    worker = sim.attach("worker")
+    worker.export(EXECUTION, ("m",))
+    assert len([e for e in worker.take() if e.kind == pb.KIND_OPEN]) == 10
+    manager.end(fault.call)
+    assert not manager.take()
+    assert sim.core.stats.faults == 1
+
+
+def test_a_failed_fault_ends_the_waiting_calls_with_its_status() -> None:
+    sim = Sim()
+    manager, client = sim.attach("execution"), sim.attach("client")
+    manager.export(EXECUTION, fault_handler=True)
+    manager.take()
+    client.open(GENERATE, generate("nope"))
+    manager.end(manager.one().call, code=5)
+    assert client.one().status.code == 5
+    empty(sim)
+
+
+def test_a_fault_that_changes_nothing_is_not_repeated_for_ever() -> None:
+    sim = Sim()
+    manager, client = sim.attach("execution"), sim.attach("client")
+    manager.export(EXECUTION, fault_handler=True)
+    manager.take()
+    client.open(GENERATE, generate("m"))
+    for _ in range(sim.core.limits.max_fault_tries):
+        manager.end(manager.one().call)
+    assert client.error() == (14, "FAULT_WITHOUT_EFFECT")
+    empty(sim)
+
+
+def test_a_fault_handler_that_dies_is_asked_again_when_it_is_back() -> None:
+    sim = Sim()
+    manager, client = sim.attach("execution"), sim.attach("client")
+    manager.export(EXECUTION, fault_handler=True)
+    manager.take()
+    client.open(GENERATE, generate("m"))
+    manager.die()
+    sim.advance(1)
+    assert not client.take()
+    again = sim.attach("execution")
+    again.export(EXECUTION, fault_handler=True)
+    assert [e.open.method for e in again.take() if e.kind == pb.KIND_OPEN] == [PAGER_FAULT]
+
+
+def test_an_operator_can_cancel_a_fault() -> None:
+    sim = Sim()
+    manager, client = sim.attach("execution"), sim.attach("client")
+    manager.export(EXECUTION, fault_handler=True)
+    manager.take()
+    client.open(GENERATE, generate("m"))
+    fault = manager.one().call
+    fault_id = max(sim.core.calls.table)
+    sim.feed(CancelRequested(fault_id))
+    assert client.error() == (1, "CANCELLED_BY_OPERATOR")
+    manager.end(fault, code=1)
+    empty(sim)
+
+
+def test_a_deadline_ends_the_call_and_its_work() -> None:
+    sim = Sim()
+    server, client = sim.attach("memory"), sim.attach("client")
+    server.export(BUFFERS, credits=1)
+    server.take()
+    client.open(timeout_s=1)
+    client.open(timeout_s=2)
+    running = server.one().call
+    sim.advance(1.001)
+    assert client.error() == (4, "DEADLINE")
+    assert server.one().kind == pb.KIND_CANCEL
+    sim.advance(1)
+    assert client.error() == (4, "DEADLINE")  # this one while it waited
+    server.end(running, code=1)
+    empty(sim)
+
+
+def test_a_client_that_dies_stops_its_calls() -> None:
+    sim = Sim()
+    server, client = sim.attach("memory"), sim.attach("client")
+    server.export(BUFFERS, credits=1)
+    server.take()
+    client.open()
+    client.open()
+    running = server.one().call
+    client.die()
+    assert server.one().kind == pb.KIND_CANCEL
+    server.end(running, code=1)
+    empty(sim)
+
+
+def test_idempotent_calls_survive_their_server() -> None:
+    sim = Sim()
+    server, client = sim.attach("memory"), sim.attach("client")
+    server.export(BUFFERS)
+    server.take()
+    call = client.open(CREATE, b"request")
+    server.one()
+    server.die()
+    assert not client.take()
+    again = sim.attach("memory")
+    again.export(BUFFERS)
+    opened = next(e for e in again.take() if e.kind == pb.KIND_OPEN)
+    assert opened.payload == b"request" and opened.open.attempt == 1
+    again.end(opened.call)
+    assert client.one().call == call
+    assert sim.core.stats.redispatched == 1
+    empty(sim)
+
+
+def test_a_call_is_not_given_to_servers_for_ever() -> None:
+    sim = Sim()
+    client = sim.attach("client")
+    server = sim.attach("memory")
+    server.export(BUFFERS)
+    client.open()
+    for _ in range(sim.core.limits.max_attempts):
+        server.die()
+        server = sim.attach("memory")
+        server.export(BUFFERS)
+    assert client.error() == (14, "SERVER_DIED")
+    empty(sim)
+
+
+def test_calls_that_are_not_idempotent_are_not_repeated() -> None:
+    sim = Sim()
+    server, client = sim.attach("s"), sim.attach("client")
+    server.send(
+        pb.Envelope(call=1, kind=pb.KIND_EXPORT, export=pb.Export(service="a.B", keys=[""]))
+    )
+    server.take()
+    client.open("/a.B/C")
+    server.take()
+    server.die()
+    assert client.error() == (14, "SERVER_DIED_MAY_HAVE_RUN")
+    empty(sim)
+
+
+def test_a_stream_goes_on_with_its_resume_log() -> None:
+    sim = Sim()
+    worker, client = sim.attach("worker"), sim.attach("client")
+    worker.export(EXECUTION, ("m",))
+    worker.take()
+    client.open(GENERATE, generate("m"))
+    call = worker.one().call
+    worker.data(call, b"one", cookie=b"1")
+    worker.data(call, b"two", cookie=b"2")
+    assert [e.payload for e in client.take()] == [b"one", b"two"]
+    worker.die()
+    again = sim.attach("worker")
+    again.export(EXECUTION, ("m",))
+    opened = next(e for e in again.take() if e.kind == pb.KIND_OPEN)
+    assert opened.cookie == b"12" and opened.payload == generate("m")
+    again.data(opened.call, b"three", cookie=b"3")
+    again.end(opened.call, b"")
+    assert [e.payload for e in client.take()] == [b"three", b""]
+    empty(sim)
+
+
+def test_a_stream_without_resume_log_is_not_repeated_once_it_was_seen() -> None:
+    sim = Sim()
+    worker, client = sim.attach("worker"), sim.attach("client")
+    worker.export(EXECUTION, ("m",))
+    worker.take()
+    client.open(GENERATE, generate("m"))
+    worker.data(worker.one().call, b"one")
+    client.take()
+    worker.die()
+    assert client.error() == (14, "SERVER_DIED")
+    empty(sim)
+
+
+def test_children_inherit_class_and_deadline_and_end_with_their_parent() -> None:
+    sim = Sim()
+    a, b, client = sim.attach("a"), sim.attach("b"), sim.attach("client")
+    a.export(EXECUTION, ("",))
+    b.export(BUFFERS)
+    a.take(), b.take()
+    call = client.open(LOAD, call_class=pb.CALL_CLASS_BATCH, timeout_s=5)
+    parent = a.one().call
+    a.open(CREATE, parent=parent, call_class=pb.CALL_CLASS_SYSTEM, timeout_s=60)
+    child = b.one()
+    assert child.open.call_class == pb.CALL_CLASS_BATCH
+    assert child.open.timeout_us <= 5_000_000
+    assert child.open.parent == 0
+    client.cancel(call)
+    assert b.one().kind == pb.KIND_CANCEL
+    assert sorted(e.kind for e in a.take()) == [pb.KIND_END, pb.KIND_CANCEL]
+    a.end(parent, code=1)
+    b.end(child.call, code=1)
+    empty(sim)
+
+
+def test_a_forged_parent_gains_nothing() -> None:
+    sim = Sim()
+    server, client, liar = sim.attach("s"), sim.attach("client"), sim.attach("liar")
+    server.export(BUFFERS, credits=1)
+    server.take()
+    client.open(call_class=pb.CALL_CLASS_SYSTEM)
+    parent = server.one().call
+    liar.open(parent=parent)
+    assert liar.error() == (1, "PARENT_ENDED")
+
+
+def test_calls_wait_for_a_server_that_is_away_but_not_for_ever() -> None:
+    sim = Sim(Limits(absence_grace_s=10, startup_grace_s=0))
+    server, client = sim.attach("memory"), sim.attach("client")
+    server.export(BUFFERS)
+    server.die()
+    client.open()
+    sim.advance(5)
+    client.open()
+    sim.advance(5)
+    assert client.error() == (14, "NO_SERVER")
+    sim.advance(5)
+    assert client.error() == (14, "NO_SERVER")
+    empty(sim)
+
+
+def test_unknown_services_methods_and_keys() -> None:
+    sim = Sim(Limits(startup_grace_s=0))
+    server, client = sim.attach("s"), sim.attach("client")
+    server.export(EXECUTION, ("",))
+    server.take()
+    client.open("/no.Such/Method")
+    assert client.error() == (12, "NO_SUCH_SERVICE")
+    client.open(f"/{EXECUTION}/Nope")
+    assert client.error() == (12, "NO_SUCH_METHOD")
+    client.open("garbage")
+    assert client.error() == (12, "NO_SUCH_METHOD")
+    client.open(GENERATE, generate("m"))
+    assert client.error() == (5, "NO_SUCH_KEY")
+    client.open(GENERATE, b"\x0a\xff")
+    assert client.error() == (3, "BAD_MESSAGE")
+    assert list(sim.core.scheduler.services) == [EXECUTION]
+    empty(sim)
+
+
+def test_a_kernel_that_has_just_started_waits_for_servers_to_attach() -> None:
+    sim = Sim(Limits(startup_grace_s=5))
+    client = sim.attach("client")
+    client.open()
+    client.open("/no.Such/Method")
+    sim.advance(1)
+    server = sim.attach("memory")
+    server.export(BUFFERS)
+    assert [e.kind for e in server.take()] == [pb.KIND_EXPORTED, pb.KIND_OPEN]
+    sim.advance(5)
+    assert client.error() == (12, "NO_SUCH_SERVICE")
+
+
+def test_queues_are_bounded() -> None:
+    sim = Sim(Limits(max_queued_per_key=2))
+    server, client = sim.attach("memory"), sim.attach("client")
+    server.export(BUFFERS, credits=1)
+    for _ in range(3):
+        client.open()
+    assert not client.take()
+    client.open()
+    assert client.error() == (8, "QUEUE_FULL")
+
+
+def test_a_draining_port_finishes_and_gets_nothing_new() -> None:
+    sim = Sim()
+    old, new, client = sim.attach("old"), sim.attach("new"), sim.attach("client")
+    old.export(BUFFERS)
+    old.take()
+    client.open()
+    running = old.one().call
+    old.send(pb.Envelope(kind=pb.KIND_DRAIN))
+    assert old.one().kind == pb.KIND_DRAIN
+    client.open()
+    assert not old.take()
+    new.export(BUFFERS)
+    assert [e.kind for e in new.take()] == [pb.KIND_EXPORTED, pb.KIND_OPEN]
+    old.end(running)
+    assert client.one().kind == pb.KIND_END
+
+
+def test_draining_a_hot_port_faults_its_key_elsewhere() -> None:
+    sim = Sim()
+    manager, worker, client = sim.attach("m"), sim.attach("w"), sim.attach("client")
+    manager.export(EXECUTION, fault_handler=True)
+    worker.export(EXECUTION, ("m",))
+    manager.take(), worker.take()
+    sim.feed(DrainRequested(worker.port))
+    client.open(GENERATE, generate("m"))
+    assert manager.one().open.method == PAGER_FAULT
+
+
+def test_a_stalled_port_gets_nothing_new_until_it_finishes_work() -> None:
+    sim = Sim()
+    server, client = sim.attach("s"), sim.attach("client")
+    server.export(BUFFERS, stall_ms=1000)
+    server.take()
+    client.open()
+    running = server.one().call
+    sim.advance(2)
+    client.open()
+    assert not server.take()
+    server.end(running)
+    assert server.one().kind == pb.KIND_OPEN
+
+
+@pytest.mark.parametrize(
+    "envelope",
+    [
+        pb.Envelope(kind=pb.KIND_WELCOME),
+        pb.Envelope(kind=99),  # type: ignore[arg-type]
+        pb.Envelope(call=2, kind=pb.KIND_OPEN, open=pb.Open(method="/a.B/C")),
+        pb.Envelope(call=4, kind=pb.KIND_END),
+        pb.Envelope(call=5, kind=pb.KIND_DATA),
+        pb.Envelope(call=1, kind=pb.KIND_END),
+        pb.Envelope(kind=pb.KIND_CREDIT, credit=pb.Credit(service="x")),
+    ],
+)
+def test_whoever_breaks_the_protocol_is_disconnected_alone(envelope: pb.Envelope) -> None:
+    sim = Sim()
+    server, client, liar = sim.attach("s"), sim.attach("client"), sim.attach("liar")
+    server.export(BUFFERS)
+    server.take()
+    liar.open()
+    server.take()
+    liar.send(envelope)
+    assert sim.closed[liar.port].reason == "BAD_FRAME"
+    client.open()
+    opened = [e for e in server.take() if e.kind == pb.KIND_OPEN]
+    server.end(opened[0].call)
+    assert client.one().kind == pb.KIND_END
+
+
+def test_a_port_must_say_hello_first() -> None:
+    sim = Sim()
+    sim.attach("x")
+    from llmos.kernel.core.events import Attached, Received
+
+    sim.feed(Attached(50))
+    sim.feed(Received(50, [pb.Envelope(kind=pb.KIND_DRAIN)]))
+    assert sim.closed[50].reason == "BAD_FRAME"
+    sim.feed(Attached(51))
+    hello = pb.Hello(protocol=9, name="n", instance="instance-x")
+    sim.feed(Received(51, [pb.Envelope(kind=pb.KIND_HELLO, hello=hello)]))
+    assert sim.closed[51].reason == "PROTOCOL_VERSION"
+
+
+def test_large_requests_are_kept_only_up_to_a_bound() -> None:
+    sim = Sim(Limits(max_kept_bytes=100))
+    server, client = sim.attach("s"), sim.attach("client")
+    server.export(BUFFERS)
+    server.take()
+    call = client.open(CREATE, b"x" * 60, flags=pb.FLAG_MESSAGE | pb.FLAG_MORE)
+    client.data(call, b"y" * 60, flags=UNARY)
+    assert [len(e.payload) for e in server.take()] == [60, 60]
+    server.die()
+    assert client.error() == (14, "SERVER_DIED")
+    empty(sim)
+
+
+def test_an_export_without_keys_is_withdrawn() -> None:
+    sim = Sim(Limits(startup_grace_s=0))
+    server, client = sim.attach("s"), sim.attach("client")
+    server.export(BUFFERS)
+    server.export(BUFFERS, ())
+    server.take()
+    client.open()
+    assert not server.take()
+    sim.advance(sim.core.limits.absence_grace_s)
+    assert client.error() == (14, "NO_SERVER")
+
+
+def test_bad_descriptors_are_refused_and_change_nothing() -> None:
+    sim = Sim()
+    server = sim.attach("s")
+    export = pb.Export(service="a.B", keys=[""], files=[b"\xff\xff"])
+    server.send(pb.Envelope(call=3, kind=pb.KIND_EXPORT, export=export))
+    answer = server.one()
+    assert (answer.kind, answer.call, answer.status.code) == (pb.KIND_EXPORTED, 3, 3)
+    assert not sim.core.scheduler.services["a.B"].seen
