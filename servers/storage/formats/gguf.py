@@ -27,6 +27,7 @@ _STRING, _ARRAY = 8, 9
 _MIN_PAIR, _MIN_TENSOR = 13, 24  # bytes of the smallest metadata pair and tensor entry
 _MAX_NAME = 1024
 _MAX_DIMS = 4
+_MAX_ITEMS = 1 << 24  # strings in an array; the largest vocabularies have a fiftieth
 
 
 class _Walk:
@@ -63,10 +64,12 @@ class _Walk:
         if kind != _ARRAY or depth > 2:
             raise self.fault(f"unknown metadata type {kind}")
         inner, count = self.number("<I"), self.number("<Q")
+        if inner in (_STRING, _ARRAY) and count > _MAX_ITEMS:
+            raise self.fault(f"an array claims {count} items")
         if form := _SCALARS.get(inner):
             self.skip(struct.calcsize(form) * count)
         elif inner == _STRING:
-            for _ in range(count):  # ends at the end of the file at the latest
+            for _ in range(count):
                 self.skip(self.number("<Q"))
         else:
             for _ in range(count):

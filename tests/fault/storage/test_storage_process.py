@@ -1,0 +1,84 @@
+"""The real process: two at once, a clean stop in the middle of an import, paths by transport."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import grpc
+import pytest
+from model_files import tiny_gguf, tiny_safetensors
+from remote_storage import RemoteStorage
+from storage_process import command, start, storage
+
+from llmos.lib.config import socket_address
+from llmos.lib.errors import LLMOSError, NotFound
+from llmos.servers.storage.model import Progress
+
+
+@pytest.fixture
+def state_dir() -> Iterator[Path]:
+    with TemporaryDirectory(prefix="llmos-") as folder:
+        yield Path(folder)
+
+
+def test_a_second_server_changes_nothing(state_dir: Path) -> None:
+    with storage(state_dir) as first:
+        second = subprocess.run(command(state_dir), capture_output=True, text=True, timeout=60)
+        assert second.returncode == 1
+        assert second.stderr.startswith("llmos-storage: Another llmos-storage has")
+        assert second.stderr.count("\n") == 1
+        assert first.poll() is None
+
+
+async def test_stop_in_the_middle_of_an_import(state_dir: Path, tmp_path: Path) -> None:
+    source = tiny_safetensors(tmp_path / "big.safetensors", rows=1_500_000)
+    process = start(state_dir)
+    try:
+        async with grpc.aio.insecure_channel(socket_address(state_dir, "storage")) as channel:
+            remote = RemoteStorage(channel)
+            with pytest.raises((LLMOSError, StopAsyncIteration)):
+                async for step in remote.import_model(str(source), ""):
+                    if isinstance(step, Progress) and step.stage.startswith("copying"):
+                        process.terminate()
+                raise StopAsyncIteration  # it was quicker than the signal: done, and stopped
+        assert await asyncio.to_thread(process.wait, 30) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert list((state_dir / "storage" / "tmp").iterdir()) == []
+
+
+async def test_paths_only_for_callers_on_this_host(state_dir: Path, tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    source = tiny_gguf(tmp_path / "a.gguf")
+    process = subprocess.Popen(  # noqa: ASYNC220 - takes a millisecond
+        command(state_dir, "--listen", f"127.0.0.1:{port}"), stderr=subprocess.DEVNULL
+    )
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            await asyncio.wait_for(channel.channel_ready(), 30)
+            remote = RemoteStorage(channel)
+            async for step in remote.import_model(str(source), "m"):
+                last = step
+            assert not isinstance(last, Progress)
+            (file,) = last.version.files
+            assert file.path is None
+            data = b"".join([p async for p in remote.read_blob(file.sha256, 0, 0)])
+            assert data == source.read_bytes()
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0
+    with storage(state_dir):
+        async with grpc.aio.insecure_channel(socket_address(state_dir, "storage")) as channel:
+            remote = RemoteStorage(channel)
+            found = await remote.get_version("m")  # survived the restart
+            assert found.files[0].path is not None and found.files[0].path.is_file()
+            with pytest.raises(NotFound):
+                await remote.get_version("n")

@@ -1,0 +1,68 @@
+"""A real llmos-storage process for tests, which ends with them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from llmos.lib.config import socket_address
+
+
+def command(state_dir: Path, *flags: str) -> list[str]:
+    """Return the command line of a storage server that runs alone."""
+    python = [sys.executable, "-m", "llmos.servers.storage"]
+    return [*python, "--state-dir", str(state_dir), "--kernel", "none", *flags]
+
+
+def start(state_dir: Path, *flags: str, wrapper: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+    """Start a server and return it when it serves."""
+    state_dir.mkdir(parents=True, exist_ok=True)
+    env = {k: v for k, v in os.environ.items() if not k.startswith("LLMOS_")}
+    log = state_dir / "storage.log"
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [*wrapper, *command(state_dir, *flags)], stdout=output, stderr=output, env=env
+        )
+    try:
+        _wait(process, socket_address(state_dir, "storage"), log)
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    return process
+
+
+@contextmanager
+def storage(state_dir: Path, *flags: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a server; end it in any case."""
+    process = start(state_dir, *flags)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
+    deadline = time.monotonic() + 30
+    with grpc.insecure_channel(address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        while time.monotonic() < deadline and process.poll() is None:
+            try:
+                stub.Check(health_pb2.HealthCheckRequest(), timeout=5, wait_for_ready=True)
+                return
+            except grpc.RpcError:
+                time.sleep(0.02)
+    raise RuntimeError(f"storage did not start: {log.read_text()}")
