@@ -25,7 +25,7 @@ import grpc
 from llmos.api.kernel.v1 import port_pb2 as pb
 from llmos.lib import methods
 from llmos.lib.channel import PortChannel
-from llmos.lib.errors import FailedPrecondition, LLMOSError, Unavailable
+from llmos.lib.errors import FailedPrecondition, Internal, LLMOSError, Unavailable
 from llmos.lib.handlers import Handlers
 from llmos.lib.host import host_id, new_instance
 from llmos.lib.outbox import Outbox
@@ -152,7 +152,8 @@ class Port:
                     await self._attach(channel)
                     delay = 0.02
                 except LLMOSError as err:
-                    if not isinstance(err, Unavailable):
+                    # INTERNAL is what grpc says of a write that meets a connection just broken.
+                    if not isinstance(err, (Unavailable, Internal)):
                         self._refused = err
                         self._session.close(err)
                         self._attached.set()
