@@ -173,8 +173,10 @@ def _redirect(path: Path) -> None:
 
 def _thread_died(args: threading.ExceptHookArgs) -> None:
     """End the process: a worker without its engine's thread would look alive and answer nothing."""
-    name = args.thread.name if args.thread is not None else "?"
-    value = args.exc_value or args.exc_type()
-    log.critical("thread died", extra={"thread": name}, exc_info=value)
-    logging.shutdown()
-    os._exit(EXIT_THREAD_DIED)
+    try:
+        name = args.thread.name if args.thread is not None else "?"
+        value = args.exc_value or args.exc_type()
+        log.critical("a thread died", extra={"ended": name}, exc_info=value)
+        logging.shutdown()
+    finally:
+        os._exit(EXIT_THREAD_DIED)

@@ -20,10 +20,19 @@ MODULES = (
     "jinja2.sandbox",
     "uvloop",
     "psutil",
+    "asyncio",
+    "concurrent.futures.thread",
+    "google.rpc.error_details_pb2",
+    "llmos.api.execution.v1.execution_pb2",
+    "llmos.api.execution.v1.worker_pb2",
+    "llmos.api.inference.open_inference_pb2",
+    "llmos.api.kernel.v1.admin_pb2",
+    "llmos.lib.config",
+    "llmos.lib.host",
     "llmos.lib.log",
-    "llmos.api.execution.v1.zygote_pb2",
-    "llmos.servers.execution.engine.torch",
-    "llmos.servers.execution.engine.onnx",
+    "llmos.lib.status",
+    "llmos.servers.execution.engine.torch.engine",
+    "llmos.servers.execution.engine.onnx.engine",
 )
 
 log = logging.getLogger(__name__)
@@ -40,7 +49,7 @@ def preload() -> tuple[list[str], list[str]]:
             importlib.import_module(name)
         except ImportError as exc:
             # An extra that is not installed; the worker that needs it says so to its caller.
-            log.warning("cannot import", extra={"module": name, "cause": str(exc)})
+            log.warning("cannot import", extra={"wanted": name, "cause": str(exc)})
             missing.append(name)
         else:
             imported.append(name)
