@@ -5,9 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from llmos.clients.ctl.app import build
-from llmos.clients.ctl.exits import report
 from llmos.lib.errors import Cancelled, LLMOSError
+from llmos.lib.extras import needed
+
+with needed("ctl"):
+    from llmos.clients.ctl.app import build
+    from llmos.clients.ctl.exits import report
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -14,16 +14,19 @@ from llmos.lib import log as logs
 from llmos.lib.call import background
 from llmos.lib.config import load_or_exit
 from llmos.lib.errors import LLMOSError
+from llmos.lib.extras import needed
 from llmos.lib.serve import Server
-from llmos.servers.execution.config import ExecutionConfig
-from llmos.servers.execution.manager.adoption import adopt
-from llmos.servers.execution.manager.core import Manager
-from llmos.servers.execution.manager.memory import MemoryGrants
-from llmos.servers.execution.manager.routing import DirectRouter, KernelRouter
-from llmos.servers.execution.manager.storage import StorageCatalog
-from llmos.servers.execution.manager.zygote import ZygoteClient
-from llmos.servers.execution.oip.manager import ManagerInference
-from llmos.servers.execution.service import ExecutionService, PagerService
+
+with needed("execution"):
+    from llmos.servers.execution.config import ExecutionConfig
+    from llmos.servers.execution.manager.adoption import adopt
+    from llmos.servers.execution.manager.core import Manager
+    from llmos.servers.execution.manager.memory import MemoryGrants
+    from llmos.servers.execution.manager.routing import DirectRouter, KernelRouter
+    from llmos.servers.execution.manager.storage import StorageCatalog
+    from llmos.servers.execution.manager.zygote import ZygoteClient
+    from llmos.servers.execution.oip.manager import ManagerInference
+    from llmos.servers.execution.service import ExecutionService, PagerService
 
 log = logging.getLogger(__name__)
 

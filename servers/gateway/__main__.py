@@ -11,11 +11,14 @@ import uvloop
 from llmos.lib import log
 from llmos.lib.config import load_or_exit
 from llmos.lib.errors import LLMOSError
+from llmos.lib.extras import needed
 from llmos.lib.serve import Server
-from llmos.servers.gateway import web
-from llmos.servers.gateway.app import build
-from llmos.servers.gateway.config import GatewayConfig
-from llmos.servers.gateway.upstream import Upstream
+
+with needed("gateway"):
+    from llmos.servers.gateway import web
+    from llmos.servers.gateway.app import build
+    from llmos.servers.gateway.config import GatewayConfig
+    from llmos.servers.gateway.upstream import Upstream
 
 
 async def run(config: GatewayConfig) -> None:

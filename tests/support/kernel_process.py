@@ -16,8 +16,9 @@ from llmos.lib.config import socket_address
 class KernelProcess:
     """One kernel in a state directory; `start` again after `kill`."""
 
-    def __init__(self, state_dir: Path) -> None:
+    def __init__(self, state_dir: Path, python: str | Path = sys.executable) -> None:
         self.state_dir = state_dir
+        self.python = str(python)
         self.address = socket_address(state_dir, "kernel")
         self.log = state_dir / "kernel.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -29,7 +30,7 @@ class KernelProcess:
 
     def start(self) -> None:
         """Start and wait until it listens."""
-        command = [sys.executable, "-m", "llmos.kernel", "--tcp", "none"]
+        command = [self.python, "-m", "llmos.kernel", "--tcp", "none"]
         command += ["--state-dir", str(self.state_dir)]
         env = {k: v for k, v in os.environ.items() if not k.startswith("LLMOS_")}
         with self.log.open("ab") as output:
