@@ -41,7 +41,7 @@ class Manager:
         self._grants = grants
         self._router = router
         self._forge = forge
-        self._starter = Starter(config, catalog, grants, router, forge, self._evict)
+        self._starter = Starter(config, catalog, grants, router, forge, self._evict, self._report)
         self._workers: dict[str, Worker] = {}
         self._loads: dict[str, asyncio.Task[Worker]] = {}
         self._endings: dict[str, asyncio.Task[None]] = {}
@@ -276,18 +276,22 @@ class Manager:
         except LLMOSError as exc:  # memory is away: what is not reported is dropped there
             log.warning("cannot release", extra={"grant": grant, "cause": exc.message})
 
+    async def _report(self) -> None:
+        """Tell memory who holds what, and who is busy; loading and unloading count as busy."""
+        workers = [w for w in self._workers.values() if w.granted_bytes]
+        try:
+            busy = dict(await self._router.running())
+            busy.update({w.ref: 1 for w in workers if w.state is not State.READY})
+            await self._grants.report(workers, busy)
+        except LLMOSError as exc:
+            log.warning("cannot report grants", extra={"cause": exc.message})
+
     async def _report_for_ever(self) -> None:
         while True:
-            workers = [w for w in self._workers.values() if w.granted_bytes and w.process]
-            for worker in workers:
+            for worker in list(self._workers.values()):
                 if worker.process is not None:
                     worker.used_bytes = await asyncio.to_thread(worker.process.used_bytes)
                 if time.monotonic() - worker.ready_at > WINDOW_S:
                     self._starter.crashes.lived(worker.ref)
-            try:
-                busy = dict(await self._router.running())
-                busy.update({w.ref: 1 for w in workers if w.state is not State.READY})
-                await self._grants.report(workers, busy)
-            except LLMOSError as exc:
-                log.warning("cannot report grants", extra={"cause": exc.message})
+            await self._report()
             await asyncio.sleep(_REPORT_S)

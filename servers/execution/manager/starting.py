@@ -41,8 +41,9 @@ class Starter:
         router: Router,
         forge: Forge,
         evict: Callable[[str], Awaitable[None]],
+        report: Callable[[], Awaitable[None]],
     ) -> None:
-        """Take what is needed; `evict` ends the holder of a grant."""
+        """Take what is needed; `evict` ends the holder of a grant, `report` reports all."""
         self.crashes = CrashLog(time.monotonic)
         self._config = config
         self._catalog = catalog
@@ -50,6 +51,7 @@ class Starter:
         self._router = router
         self._forge = forge
         self._evict = evict
+        self._report = report
 
     async def start(self, worker: Worker, version: Version, keys: Sequence[str]) -> None:
         """Make `worker` ready under its ref and `keys`, or leave nothing behind.
@@ -112,11 +114,11 @@ class Starter:
 
     async def _acquire(self, worker: Worker, needed: int) -> None:
         for _ in range(_EVICTION_ROUNDS):
+            await self._report()  # who is idle by now can be evicted
             evict = await self._grants.acquire(worker, needed)
             if not evict:
                 worker.granted_bytes = needed
-                # So that nobody evicts it while it loads.
-                await self._grants.report([worker], {worker.ref: 1})
+                await self._report()  # who loads cannot
                 return
             for grant in evict:
                 log.info("evicting", extra={"grant": grant, "for": worker.ref})
