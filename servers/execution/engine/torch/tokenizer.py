@@ -37,6 +37,8 @@ class TextTokenizer:
         ids = {about.content: token for token, about in added.items()}
         self.ends = frozenset(ends | {ids[name] for name in _END_NAMES if name in ids})
         self._plain = {token for token in added if token not in self._special}
+        # Tokens of sentencepiece models spell bytes so; all others use GPT-2's characters.
+        self._byte_level = tokenizer.token_to_id("<0x0A>") is None
         self._bytes: dict[int, bytes] = {}
         self.size = tokenizer.get_vocab_size(with_added_tokens=True)
 
@@ -64,7 +66,7 @@ class TextTokenizer:
             return b""
         if token in self._plain:
             return text.encode()
-        if all(char in _FROM_LEVEL for char in text):
+        if self._byte_level and all(char in _FROM_LEVEL for char in text):
             return bytes(_FROM_LEVEL[char] for char in text)
         if one := _BYTE.fullmatch(text):
             return bytes([int(one[1], 16)])
