@@ -154,7 +154,7 @@ class Blobs:
     def recover(self) -> None:
         """Remove what a crash left: unfinished files, files without a row, rows without a file."""
         for left in self._temporary.iterdir():
-            shutil.rmtree(left)
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         with self._db.lock, self._db.write() as sql:
             rows = dict(sql.execute("SELECT sha256, size FROM blobs").fetchall())
             found = {file.name: file for file in self.folder.glob("*/*")}

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import logging
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from llmos.lib.errors import FailedPrecondition
+from llmos.lib.errors import FailedPrecondition, LLMOSError
 from llmos.servers.storage import importer, names
 from llmos.servers.storage.base import Storage
 from llmos.servers.storage.blobs import Blobs, damaged
@@ -19,9 +20,10 @@ from llmos.servers.storage.disk import writing
 from llmos.servers.storage.model import Draft, Page, Progress, Registered, Version
 from llmos.servers.storage.registry import Registry
 
+log = logging.getLogger(__name__)
 READ_CHUNK = 256 << 10  # bytes of one message: under the kernel's frame limit, over its overhead
 _READ_AHEAD = 1 << 20
-_TICK_S = 0.25
+_TICK_S = 0.1
 
 
 class LocalStorage(Storage):
@@ -60,7 +62,10 @@ class LocalStorage(Storage):
         """Collect abandoned uploads every `period_s`, until cancelled."""
         while True:
             await asyncio.sleep(period_s)
-            await asyncio.to_thread(self._blobs.collect, self._grace_s)
+            try:
+                await asyncio.to_thread(self._blobs.collect, self._grace_s)
+            except LLMOSError as exc:  # e.g. a full disk: the next time may find it better
+                log.warning("cannot collect abandoned uploads", extra={"cause": str(exc)})
 
     async def import_model(
         self, source: str, name: str

@@ -100,7 +100,9 @@ def _package(package: str) -> Source:
             f"The Python package {name} is not installed where llmos-storage runs; run: "
             f"pip install --no-deps {name}",
         ) from exc
-    origin = f"pkg:{found.metadata['Name']}=={found.version}"
+    about = found.metadata
+    origin = f"pkg:{about['Name']}=={found.version}"
+    licenses = [*(about.get_all("License-Expression") or []), *(about.get_all("License") or [])]
     roots: dict[Path, set[Kind]] = {}
     for entry in found.files or []:
         if entry.suffix in _CODE or entry.parts[0] == ".." or ".dist-info" in entry.parts[0]:
@@ -112,7 +114,7 @@ def _package(package: str) -> Source:
         _folder(_choose(origin, roots)),
         name=names.from_package(package),
         origin=origin,
-        license=spdx(found.metadata["License-Expression"] or found.metadata["License"] or ""),
+        license=spdx(licenses[0] if licenses else ""),
     )
 
 

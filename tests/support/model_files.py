@@ -38,6 +38,16 @@ def tiny_safetensors(path: Path, *, seed: int = 0, rows: int = 4, name: str = "w
     return path
 
 
+def sparse_safetensors(path: Path, size: int) -> Path:
+    """Write a valid file with one F32 tensor of `size` bytes of zeros, which takes no disk."""
+    tensor = {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}
+    header = json.dumps({"w": tensor}).encode()
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + size)
+    return path
+
+
 def tiny_encoder(folder: Path, *, seed: int = 0) -> Path:
     """Write a sentence-transformers-like folder: weights, config, tokenizer, pooling."""
     (folder / "1_Pooling").mkdir(parents=True)

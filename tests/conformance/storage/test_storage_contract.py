@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from model_files import tiny_encoder, tiny_gguf, tiny_onnx, tiny_safetensors
+from model_files import sparse_safetensors, tiny_encoder, tiny_gguf, tiny_onnx, tiny_safetensors
 
 from llmos.lib.errors import (
     DataLoss,
@@ -376,7 +376,7 @@ async def until_clean(state_dir: Path) -> None:
 async def test_cancelled_import_leaves_nothing(
     storage: Storage, tmp_path: Path, state_dir: Path
 ) -> None:
-    source = tiny_safetensors(tmp_path / "big.safetensors", rows=1_000_000)  # 128 MB
+    source = sparse_safetensors(tmp_path / "big.safetensors", 1 << 30)
     steps = storage.import_model(str(source), "big")
     async for step in steps:
         assert isinstance(step, Progress)
@@ -386,6 +386,10 @@ async def test_cancelled_import_leaves_nothing(
     await until_clean(state_dir)
     with pytest.raises(NotFound):
         await storage.get_version("big")
+
+
+async def test_progress_only_grows(storage: Storage, tmp_path: Path) -> None:
+    source = sparse_safetensors(tmp_path / "big.safetensors", 64 << 20)
     done = 0
     async for step in storage.import_model(str(source), "big"):
         if isinstance(step, Progress):

@@ -21,7 +21,6 @@ from llmos.servers.storage.formats.describe import describe
 from llmos.servers.storage.formats.kinds import Kind, kind_of
 from llmos.servers.storage.model import Format, Task
 
-
 Make = Callable[[Path], Path]
 
 
