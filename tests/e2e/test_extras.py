@@ -1,4 +1,4 @@
-"""One wheel, one extra per process: what `pip install llmos[kernel]` brings, and what it does not."""
+"""One wheel, one extra per process: what `pip install llmos[kernel]` brings and what it lacks."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=ignore)
         else:
             shutil.copy2(ROOT / name, copy / name)
-    pip("wheel", "--no-deps", "--no-build-isolation", "-w", str(folder), str(copy))
+    pip("wheel", "--no-deps", "-w", str(folder), str(copy))
     (built,) = folder.glob("*.whl")
     return built
 
