@@ -71,7 +71,14 @@ class Session:
         outs = [o for o in self._session.get_outputs() if o.type in _DTYPES]
         self.inputs = tuple(_spec(i) for i in self._in.values())
         self.outputs = tuple(_spec(o) for o in outs)
-        self._bfloat16 = any("bfloat16" in n.type for n in (*self._in.values(), *outs))
+        types = {n.type for n in (*self._in.values(), *outs)}
+        self._bfloat16 = "tensor(bfloat16)" in types
+        if self._bfloat16 and "tensor(string)" in types:
+            raise FailedPrecondition(
+                "NO_ENGINE",
+                f"{spec.ref} has tensors of strings and of bfloat16, which ONNX Runtime's Python "
+                "interface cannot run together; cast the latter to float32 in the model.",
+            )
 
     def check(self, inputs: Tensors, outputs: Sequence[str]) -> None:
         """Raise InvalidArgument BAD_TENSOR where a request does not fit the model."""
