@@ -19,6 +19,7 @@ from llmos.lib.family import mark
 from llmos.lib.rpc import from_exception
 from llmos.lib.serve import Server
 from llmos.servers.init import manifest as manifests
+from llmos.servers.init import standin
 from llmos.servers.init.config import InitConfig
 from llmos.servers.init.journal import Journal
 from llmos.servers.init.lock import locked
@@ -81,15 +82,25 @@ async def _supervise(config: InitConfig, manifest: manifests.Manifest, run_dir: 
     alone = Server("init", dataclasses.replace(config, kernel="none"))
     alone.add(init_pb2_grpc.add_InitServicer_to_server, service)
     await alone.start()
-    attach = asyncio.create_task(_attach(config, supervisor, service))
+    tasks = [asyncio.create_task(_attach(config, supervisor, service))]
     try:
         await supervisor.boot()
         log.info("everything is ready")
+        tasks.append(
+            asyncio.create_task(standin.keep(world.spawner, run_dir, log_folder / "init.log"))
+        )
+        await supervisor.stopping.wait()
+        await _end(tasks.pop())
         await supervisor.gone.wait()
     finally:
-        attach.cancel()
-        await asyncio.wait([attach])
+        for task in tasks:
+            await _end(task)
         await alone.stop(_ANSWER_S)
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
 
 
 async def _attach(config: InitConfig, supervisor: Supervisor, service: InitService) -> None:

@@ -58,7 +58,8 @@ class Supervisor:
         if not self._adoptable:
             world.journal.clear()  # a new life: counts begin at 0
         self.units = {spec.name: Unit(spec, world) for spec in manifest.specs}
-        self.gone = asyncio.Event()  # a shutdown has ended
+        self.stopping = asyncio.Event()  # a shutdown has begun
+        self.gone = asyncio.Event()  # it has ended
         self._boot: asyncio.Task[None] | None = None
         self._shutdown: asyncio.Task[None] | None = None
         self._steps: list[Step] = []
@@ -165,6 +166,7 @@ class Supervisor:
         if self._shutdown is None:
             if self._boot is not None:
                 self._boot.cancel()
+            self.stopping.set()
             self._shutdown = asyncio.create_task(self._stop_all())
         seen = 0
         while not self.gone.is_set() or seen < len(self._steps):
