@@ -9,19 +9,17 @@ from starlette.requests import ClientDisconnect, Request
 
 from llmos.lib.errors import Cancelled
 
-# A client that is answered while it still sends may never see the answer, so what is too large is
-# read on to its end and thrown away, up to this many times the limit.
-_DISCARD = 8
-
 
 async def read(request: Request, limit: int, timeout_s: float) -> bytes:
     """Return the body.
 
+    What is too large is read to its end and thrown away, because a client that is answered while
+    it still sends may never see the answer; one that sends `Expect` waits for it.
+
     Raises HTTPException 413 over `limit` bytes, 408 after `timeout_s`, Cancelled CLIENT_GONE.
     """
     declared = request.headers.get("content-length", "")
-    large = declared.isdigit() and int(declared) > limit
-    if large and ("expect" in request.headers or int(declared) > _DISCARD * limit):
+    if declared.isdigit() and int(declared) > limit and "expect" in request.headers:
         raise _too_large(limit)
     chunks: list[bytes] = []
     size = 0
@@ -31,14 +29,15 @@ async def read(request: Request, limit: int, timeout_s: float) -> bytes:
                 size += len(chunk)
                 if size > limit:
                     chunks.clear()
-                    if size > _DISCARD * limit:
-                        raise _too_large(limit)
                 else:
                     chunks.append(chunk)
     except TimeoutError:
-        raise HTTPException(
-            408, f"The body did not arrive within {timeout_s:g} s; send it faster."
-        ) from None
+        if size <= limit:
+            raise HTTPException(
+                408,
+                f"The body did not arrive within {timeout_s:g} s; send it faster.",
+                headers={"connection": "close"},
+            ) from None
     except ClientDisconnect:
         raise Cancelled("CLIENT_GONE", "The client went away.") from None
     if size > limit:

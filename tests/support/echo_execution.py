@@ -25,6 +25,7 @@ from llmos.lib.errors import (
     OutOfRange,
     ResourceExhausted,
     Unavailable,
+    Unimplemented,
 )
 from llmos.lib.serve import Server
 
@@ -36,6 +37,7 @@ MODELS = [
     ("echo", 1, "generate"),
     ("echo", 2, "generate"),
     ("endless", 1, "generate"),
+    ("flood", 1, "generate"),
     ("params", 1, "generate"),
     ("silent", 1, "generate"),
     ("vec", 1, "embed"),
@@ -48,6 +50,7 @@ class EchoModel:
     def __init__(self) -> None:
         self.running = 0
         self.cancelled = 0
+        self.made = 0
         self.metadata: dict[str, str] = {}
         self.remaining_s: float | None = None
 
@@ -79,6 +82,9 @@ class EchoModel:
         words = _words(request)
         if name == "params":
             words = [json_format.MessageToJson(request, preserving_proto_field_name=True)]
+        while name == "flood":
+            self.made += 1
+            yield pb.GenerateResponse(text="x" * 65536)
         if not words:
             raise InvalidArgument("EMPTY_PROMPT", "The prompt is empty.")
         limit = request.max_tokens or 256
@@ -104,7 +110,7 @@ class EchoModel:
                     raise Unavailable("MAY_HAVE_RUN", "The worker died.")
                 if name == "endless":
                     await asyncio.sleep(0.005)
-            if name != "endless":
+            if name != "endless" or sent == limit:
                 break
         usage = pb.Usage(prompt_tokens=len(words), completion_tokens=sent)
         yield pb.GenerateResponse(
@@ -190,6 +196,18 @@ class EchoService(execution_pb2_grpc.ExecutionServicer):
         self, request: pb.ListModelsRequest, context: Any
     ) -> pb.ListModelsResponse:
         return pb.ListModelsResponse(models=await self._model.list_models())
+
+    async def Tokenize(self, request: pb.TokenizeRequest, context: Any) -> pb.TokenizeResponse:
+        pieces = request.text.split()
+        return pb.TokenizeResponse(ids=[len(p) for p in pieces], pieces=pieces)
+
+    async def LoadModel(self, request: pb.LoadModelRequest, context: Any) -> pb.LoadModelResponse:
+        raise Unimplemented("ALWAYS_LOADED", "The echo models are always loaded.")
+
+    async def UnloadModel(
+        self, request: pb.UnloadModelRequest, context: Any
+    ) -> pb.UnloadModelResponse:
+        raise Unimplemented("ALWAYS_LOADED", "The echo models are always loaded.")
 
 
 class EchoBackend:
