@@ -163,7 +163,8 @@ export class Port {
       const entry = [settle(resolve), settle(reject)];
       const onAbort = () => entry[1](cancelled());
       const left = Math.min(PATIENCE_MS, (deadline ?? Infinity) - now());
-      const timer = setTimeout(() => entry[1](unreachable(this.address, this.lastError?.message)), Math.max(0, left));
+      const giveUp = () => entry[1](unreachable(this.address, this.lastError?.message));
+      const timer = setTimeout(giveUp, Math.max(0, left));
       signal?.addEventListener('abort', onAbort);
       this.waiting.add(entry);
       if (signal?.aborted) onAbort();
