@@ -46,6 +46,7 @@ _CONTENTS = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
+_WIDE = {"int_contents": "int32", "uint_contents": "uint32"}
 
 
 def bad(message: str) -> InvalidArgument:
@@ -171,7 +172,7 @@ def _from_contents(tensor: pb.ModelInferRequest.InferInputTensor) -> Array:
     values: Sequence[Any] = getattr(tensor.contents, field)
     if tensor.datatype == "BYTES":
         return _objects(values)
-    wide = np.array(values, np.dtype(DATATYPES[tensor.datatype]) if not values else None)
+    wide = np.array(values, _WIDE.get(field, DATATYPES[tensor.datatype]))
     narrow = wide.astype(DATATYPES[tensor.datatype])
     if tensor.datatype.startswith(("INT", "UINT")) and not np.array_equal(wide, narrow):
         raise bad(f"Tensor {tensor.name!r} has an element that does not fit {tensor.datatype}.")
