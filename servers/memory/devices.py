@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -30,7 +32,8 @@ class Device:
 def probe(ram_fraction: float, vram_fraction: float) -> list[Device]:
     """Return `cpu` and then the GPUs, with the shares that may be granted."""
     total = total_ram()
-    cpu = Device("cpu", f"RAM, {os.cpu_count()} cores", total, int(total * ram_fraction), ram_free)
+    budget = int(total * ram_fraction)
+    cpu = Device("cpu", f"RAM, {os.cpu_count()} cores", total, budget, available_ram)
     return [cpu, *_gpus(vram_fraction)]
 
 
@@ -39,13 +42,8 @@ def total_ram() -> int:
     return min([psutil.virtual_memory().total, *(limit for limit, _ in _limits())])
 
 
-def ram_free() -> int:
-    """Return the bytes of RAM that are free for this process, page cache counted as free."""
-    return available_ram()
-
-
 def available_ram() -> int:
-    """Return the lesser of what the system and each cgroup around this process has left."""
+    """Return what the system and each cgroup around this process have left, page cache included."""
     free = [psutil.virtual_memory().available]
     free += [max(0, limit - used) for limit, used in _limits()]
     return min(free)
@@ -53,20 +51,45 @@ def available_ram() -> int:
 
 def _limits() -> Iterator[tuple[int, int]]:
     """Yield (limit, use without reclaimable file pages) of each cgroup that limits us."""
-    for folder, limit_file, use_file, cache_key in _cgroups():
-        try:
-            text = (folder / limit_file).read_text().strip()
-            if text == "max" or int(text) >= _V1_UNLIMITED:
-                continue
-            used = int((folder / use_file).read_text())
-            pairs = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            cache = next((int(value) for key, value in pairs if key == cache_key), 0)
-        except (OSError, ValueError):
-            continue  # the root group has no such files
-        yield int(text), used - cache
+    for group in _limited():
+        with contextlib.suppress(OSError):  # moved to another group: the limit was the old one's
+            if (limit := group.read_limit()) is not None:
+                yield limit, group.read_use()
 
 
-def _cgroups(root: Path = Path("/sys/fs/cgroup")) -> Iterator[tuple[Path, str, str, str]]:
+@dataclass(frozen=True)
+class _Group:
+    """A memory cgroup, by the names of its files in version 1 or 2."""
+
+    folder: Path
+    limit: str
+    use: str
+    cache: str  # key in memory.stat
+
+    def read_limit(self) -> int | None:
+        text = (self.folder / self.limit).read_text().strip()
+        return None if text == "max" or int(text) >= _V1_UNLIMITED else int(text)
+
+    def read_use(self) -> int:
+        used = int((self.folder / self.use).read_text())
+        stat = (self.folder / "memory.stat").read_text()
+        return used - next(
+            (int(v) for k, v in map(str.split, stat.splitlines()) if k == self.cache), 0
+        )
+
+
+@functools.cache
+def _limited() -> list[_Group]:
+    """Return the groups that had a limit when first asked: reading them all takes its time."""
+    limited = []
+    for group in _cgroups():
+        with contextlib.suppress(OSError):  # the root group has no such files
+            if group.read_limit() is not None:
+                limited.append(group)
+    return limited
+
+
+def _cgroups(root: Path = Path("/sys/fs/cgroup")) -> Iterator[_Group]:
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -83,7 +106,7 @@ def _cgroups(root: Path = Path("/sys/fs/cgroup")) -> Iterator[tuple[Path, str, s
             continue
         folder = base / path.lstrip("/")
         while folder != base.parent:
-            yield folder, *names
+            yield _Group(folder, *names)
             folder = folder.parent
 
 

@@ -25,18 +25,17 @@ def test_cgroup_limits_bound_ram(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (folder / "memory.max").write_text(f"{limit}\n")
         (folder / "memory.current").write_text(f"{used}\n")
         (folder / "memory.stat").write_text(f"anon 3\ninactive_file {cache}\n")
-    rows = [
-        (folder, "memory.max", "memory.current", "inactive_file")
-        for folder in (own, own.parent, tmp_path, tmp_path / "not there")
-    ]
-    monkeypatch.setattr(devices, "_cgroups", lambda: iter(rows))
+    folders = (own, own.parent, tmp_path, tmp_path / "not there")
+    names = ("memory.max", "memory.current", "inactive_file")
+    monkeypatch.setattr(devices, "_cgroups", lambda: (devices._Group(f, *names) for f in folders))
+    monkeypatch.setattr(devices, "_limited", devices._limited.__wrapped__)
     assert list(devices._limits()) == [(1000, 500), (5000, 4900)]
     assert devices.total_ram() == 1000
     assert devices.available_ram() == 100
 
 
 def test_cgroups_are_searched_up_to_the_root() -> None:
-    folders = [folder for folder, *_ in devices._cgroups()]
+    folders = [group.folder for group in devices._cgroups()]
     assert all(str(f).startswith("/sys/fs/cgroup") for f in folders)
     assert not folders or len(folders[-1].parts) <= 5
 
