@@ -12,6 +12,7 @@ from llmos.api.memory.v1.residency_pb2_grpc import add_ResidencyServicer_to_serv
 from llmos.lib import log
 from llmos.lib.config import load_or_exit
 from llmos.lib.errors import LLMOSError
+from llmos.lib.rpc import from_exception
 from llmos.lib.serve import Server
 from llmos.servers.memory import devices, shm, watch
 from llmos.servers.memory.buffers import BufferStore
@@ -70,8 +71,8 @@ def main() -> None:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(config))
-    except LLMOSError as exc:
-        print(f"llmos-memory: {exc}", file=sys.stderr)
+    except (LLMOSError, OSError) as exc:
+        print(f"llmos-memory: {from_exception(exc)}", file=sys.stderr)
         sys.exit(1)
 
 

@@ -1,11 +1,14 @@
-"""The worlds in which the memory server's contract is tested: in process, and over gRPC."""
+"""The worlds in which the memory server's contract is tested.
+
+In process; over its own gRPC address; through a kernel by plain stubs; through a kernel by ports.
+"""
 
 from __future__ import annotations
 
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +19,9 @@ from llmos.api.memory.v1 import buffers_pb2 as pb
 from llmos.api.memory.v1 import residency_pb2 as rpb
 from llmos.api.memory.v1.buffers_pb2_grpc import BuffersStub, add_BuffersServicer_to_server
 from llmos.api.memory.v1.residency_pb2_grpc import ResidencyStub, add_ResidencyServicer_to_server
-from llmos.lib.config import ServerConfig
+from llmos.kernel.transport.server import KernelServer
+from llmos.lib.config import ServerConfig, socket_address
+from llmos.lib.port import Port
 from llmos.lib.rpc import from_rpc_error
 from llmos.lib.serve import Server
 from llmos.servers.memory.buffers import BufferStore
@@ -219,11 +224,17 @@ class World:
     store: BufferStore
     ledger: Ledger
     channel: grpc.aio.Channel | None = None
+    ports: list[Port] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
 
     def buffers(self, who: str = "anybody") -> Buffers:
         if self.channel is None:
             return LocalBuffers(self.store, f"grpc:{who}")
-        return RemoteBuffers(self.channel, who)
+        if not self.ports:
+            return RemoteBuffers(self.channel, who)
+        if who not in self.names:
+            self.names.append(who)
+        return RemoteBuffers(self.ports[self.names.index(who)].channel, who)
 
     def residency(self) -> Residency:
         return (
@@ -231,7 +242,7 @@ class World:
         )
 
 
-@pytest.fixture(params=["in process", "grpc"])
+@pytest.fixture(params=["in process", "grpc", "kernel", "ports"])
 async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
     store = BufferStore(Directory(tmp_path / "shm", tmp_path), budget=8 * MIB, max_size=4 * MIB)
     devices = [Device(name, "", 200, 100, lambda: 1 << 40) for name in ("cpu", "cuda:0")]
@@ -240,17 +251,32 @@ async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         yield world
         store.close()
         return
-    async with serving(world, tmp_path) as address:
-        async with grpc.aio.insecure_channel(address) as channel:
-            world.channel = channel
-            yield world
-    store.close()
+    async with AsyncExitStack() as stack:
+        stack.callback(store.close)
+        if request.param == "grpc":
+            address = await stack.enter_async_context(serving(world, tmp_path))
+        else:
+            kernel, address = KernelServer(), socket_address(tmp_path, "kernel")
+            await kernel.start([address])
+            stack.push_async_callback(kernel.stop, 0)
+            await stack.enter_async_context(serving(world, tmp_path, kernel=address))
+        channel = grpc.aio.insecure_channel(address)
+        world.channel = await stack.enter_async_context(channel)
+        if request.param == "ports":
+            for i in range(4):
+                world.ports.append(Port(address, f"client{i}"))
+                await world.ports[i].start()
+                stack.push_async_callback(world.ports[i].stop, 1)
+        yield world
 
 
 @asynccontextmanager
-async def serving(world: World, state_dir: Path, listen: str = "") -> AsyncIterator[str]:
+async def serving(
+    world: World, state_dir: Path, listen: str = "", kernel: str = "none"
+) -> AsyncIterator[str]:
     """Serve a world's store and ledger; yields the address."""
-    server = Server("memory", ServerConfig(state_dir=state_dir, kernel="none", listen=listen))
+    config = ServerConfig(state_dir=state_dir, kernel=kernel, listen=listen)
+    server = Server("memory", config)
     server.add(add_BuffersServicer_to_server, BuffersService(world.store))
     server.add(add_ResidencyServicer_to_server, ResidencyService(world.ledger))
     await server.start()
