@@ -18,14 +18,14 @@ _ROLES = ("system", "user", "assistant")
 
 
 class ChatTemplate:
-    """A model's chat template; `None` for models that have none."""
+    """A model's chat template, if it has one."""
 
-    def __init__(self, source: str | None, *, bos: str, eos: str) -> None:
-        """Compile `source`. A template with wrong syntax counts as none."""
+    def __init__(self, source: object, *, bos: str, eos: str) -> None:
+        """Compile `source`. None, no text, or wrong syntax: the model cannot chat."""
         self._names = {"bos_token": bos, "eos_token": eos}
         self._template: jinja2.Template | None = None
         self._why = "it has no chat template"
-        if source is None:
+        if not isinstance(source, str):
             return
         env = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]

@@ -142,21 +142,23 @@ def from_gguf(spec: ModelSpec, path: Path, header: GgufHeader) -> LlamaConfig:
 
 def from_hf(spec: ModelSpec, raw: Mapping[str, Any]) -> LlamaConfig:
     """Read the shapes from a config.json of a Hugging Face directory."""
-    names = raw.get("architectures") or ["of no name"]
-    arch = _HF.get(names[0])
+    names = raw.get("architectures")
+    name = names[0] if isinstance(names, list) and names else None
+    arch = _HF.get(str(name))
     if arch is None:
-        raise _no_engine(spec, f"its architecture is {names[0]!r}")
+        raise _no_engine(spec, f"its architecture is {name!r}")
     if raw.get("mlp_bias") or raw.get("attention_bias"):
         raise _no_engine(spec, "its linear layers have a bias")
     if raw.get("hidden_act", "silu") != "silu":
         raise _no_engine(spec, f"its activation is {raw['hidden_act']!r}")
     if "quantization_config" in raw:
         raise _no_engine(spec, "its safetensors are quantised; import the plain or a GGUF version")
-    rope = raw.get("rope_parameters") or {**(raw.get("rope_scaling") or {})}
-    rope.setdefault("rope_theta", raw.get("rope_theta", 10000.0))
+    given = raw.get("rope_parameters") or raw.get("rope_scaling")
+    rope = {"rope_theta": raw.get("rope_theta", 10000.0)}
+    rope |= given if isinstance(given, dict) else {}
     get, ropes = _Getter(Path("config.json"), raw), _Getter(Path("config.json"), rope)
     heads, hidden = get.count("num_attention_heads"), get.count("hidden_size")
-    window = raw.get("sliding_window") or 0
+    window = get.count("sliding_window", 0)
     if arch == "qwen2" and not raw.get("use_sliding_window"):
         window = 0
     return LlamaConfig(
@@ -208,7 +210,7 @@ class _Getter:
     def number(self, key: str, default: float | None = None) -> float:
         value = self._values.get(self._prefix + key)
         value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e15:
             raise damaged(self._path, f"{self._prefix}{key} is {value!r}, not a positive number")
         return float(value)
 

@@ -147,7 +147,7 @@ def _text_of_gguf(
     path: Path, ref: str, meta: Mapping[str, Any]
 ) -> tuple[TextTokenizer, ChatTemplate]:
     text = tokenizers.from_gguf(path, ref, meta)
-    eos = text.name(meta.get("tokenizer.ggml.eos_token_id"))
+    eos = text.name(tokenizers.token_id(meta, "tokenizer.ggml.eos_token_id"))
     source = meta.get("tokenizer.chat_template")
     return text, ChatTemplate(source, bos=text.name(text.bos), eos=eos)
 
@@ -158,7 +158,8 @@ def _text_of_directory(spec: ModelSpec) -> tuple[TextTokenizer, ChatTemplate]:
     text = tokenizers.from_json(spec, present)
     source = present[0].get("chat_template")
     if isinstance(source, list):  # several by name
-        source = next((t["template"] for t in source if t.get("name") == "default"), None)
+        named = {t.get("name"): t.get("template") for t in source if isinstance(t, dict)}
+        source = named.get("default")
     if source is None and "chat_template.jinja" in spec.files:
         source = spec.files["chat_template.jinja"].read_text("utf-8")
     eos = token_text(present[0].get("eos_token")) or ""

@@ -80,6 +80,7 @@ def from_gguf(path: Path, ref: str, metadata: Mapping[str, Any]) -> TextTokenize
     when parts are missing.
     """
     kind, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre", "default")
+    pre = str(pre)
     rule = pretokenizers.pre_tokenizer(pre)
     if kind != "gpt2" or rule is None:
         raise FailedPrecondition(
@@ -87,11 +88,11 @@ def from_gguf(path: Path, ref: str, metadata: Mapping[str, Any]) -> TextTokenize
             f"The torch engine cannot run {ref}: its GGUF tokenizer is {kind!r} with the "
             f"pre-tokenizer {pre!r}; import the model as safetensors with its tokenizer.json.",
         )
-    tokens: list[str] = metadata.get("tokenizer.ggml.tokens", [])
-    merges = [tuple(m.split(" ")) for m in metadata.get("tokenizer.ggml.merges", [])]
-    types: list[int] = metadata.get("tokenizer.ggml.token_type", [_NORMAL] * len(tokens))
-    if not tokens or not merges or len(types) != len(tokens) or any(len(m) != 2 for m in merges):
-        raise damaged(path, "its tokenizer is incomplete")
+    tokens = _texts(path, metadata, "tokens")
+    merges = [merge.partition(" ")[::2] for merge in _texts(path, metadata, "merges")]
+    types: list[Any] = metadata.get("tokenizer.ggml.token_type", [_NORMAL] * len(tokens))
+    if len(types) != len(tokens) or not all(right for _, right in merges):
+        raise damaged(path, "the parts of its tokenizer do not fit together")
     vocab = {token: i for i, token in enumerate(tokens)}
     try:
         model = models.BPE(
@@ -106,13 +107,27 @@ def from_gguf(path: Path, ref: str, metadata: Mapping[str, Any]) -> TextTokenize
     for special, wanted in ((True, _CONTROL), (False, _USER)):
         found = [t for t, kind in zip(tokens, types, strict=True) if kind == wanted]
         tokenizer.add_tokens([AddedToken(t, special=special, normalized=False) for t in found])
-    ids = (metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
+    ends = (token_id(metadata, f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
     return TextTokenizer(
         tokenizer,
-        bos=metadata.get("tokenizer.ggml.bos_token_id"),
-        ends={i for i in ids if i is not None},
-        add_bos=metadata.get("tokenizer.ggml.add_bos_token", pre in ("llama-bpe", "llama3")),
+        bos=token_id(metadata, "tokenizer.ggml.bos_token_id"),
+        ends={token for token in ends if token is not None},
+        add_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", pre in ("llama-bpe", "llama3"))),
     )
+
+
+def _texts(path: Path, metadata: Mapping[str, Any], name: str) -> list[str]:
+    values = metadata.get(f"tokenizer.ggml.{name}")
+    if not isinstance(values, list) or not values or not isinstance(values[0], str):
+        raise damaged(path, f"its tokenizer has no {name}")
+    return values
+
+
+def token_id(values: Mapping[str, Any], key: str) -> int | None:
+    """Return the token id under `key`; None when it is missing or none."""
+    value = values.get(key)
+    fits = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
+    return value if fits else None
 
 
 def from_json(spec: ModelSpec, configs: Sequence[Mapping[str, Any]]) -> TextTokenizer:
@@ -129,13 +144,14 @@ def from_json(spec: ModelSpec, configs: Sequence[Mapping[str, Any]]) -> TextToke
     bos: int | None = None
     for config in configs:
         end = config.get("eos_token_id")
-        ends |= {i for i in (end if isinstance(end, list) else [end]) if isinstance(i, int)}
+        ids = (token_id({"": i}, "") for i in (end if isinstance(end, list) else [end]))
+        ends |= {i for i in ids if i is not None}
         if isinstance(name := token_text(config.get("eos_token")), str):
             ends |= {i for i in [tokenizer.token_to_id(name)] if i is not None}
         if bos is None and isinstance(name := token_text(config.get("bos_token")), str):
             bos = tokenizer.token_to_id(name)
-        if bos is None and isinstance(first := config.get("bos_token_id"), int):
-            bos = first
+        if bos is None:
+            bos = token_id(config, "bos_token_id")
     return TextTokenizer(tokenizer, bos=bos, ends=ends)
 
 

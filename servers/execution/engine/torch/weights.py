@@ -64,14 +64,15 @@ class Weights(abc.ABC):
         Raises Unavailable LOAD_FAILED when one is missing, has another shape than the
         configuration says, or holds a number that is not finite.
         """
-        out = np.empty((sum(rows), *width), np.float32)
-        at = 0
         for name, count in zip(names, rows, strict=True):
             if self.shape(name) != (count, *width):
                 raise self.blame(
                     f"tensor {name} has shape {list(self.shape(name))} where the configuration "
                     f"says {[count, *width]}"
                 )
+        out = np.empty((sum(rows), *width), np.float32)
+        at = 0
+        for name, count in zip(names, rows, strict=True):
             part = out[at : at + count]
             self._fill(name, part)
             # The sum is not finite if any element is not: one pass and no array of booleans.

@@ -51,8 +51,10 @@ class ExecutionStub:
 
     Errors:
       INVALID_ARGUMENT EMPTY_PROMPT, BAD_SAMPLING (a parameter out of range, which is named),
-        BAD_CHAT (unknown role, or no chat template).
+        BAD_CHAT (unknown role, or no chat template), BAD_TOKENS (an id that the model lacks).
       OUT_OF_RANGE CONTEXT_OVERFLOW: prompt and max_tokens exceed the context; has the counts.
+      UNAVAILABLE CLOSING: the model is being unloaded; the next try loads it again.
+      INTERNAL STEP_FAILED, NOT_FINITE: the computation broke (memory, or a number of the model).
     """
     Embed: _grpc.UnaryUnaryMultiCallable[_execution_pb2.EmbedRequest, _execution_pb2.EmbedResponse]
     """Turns texts into vectors.
@@ -99,8 +101,10 @@ class ExecutionAsyncStub(ExecutionStub):
 
     Errors:
       INVALID_ARGUMENT EMPTY_PROMPT, BAD_SAMPLING (a parameter out of range, which is named),
-        BAD_CHAT (unknown role, or no chat template).
+        BAD_CHAT (unknown role, or no chat template), BAD_TOKENS (an id that the model lacks).
       OUT_OF_RANGE CONTEXT_OVERFLOW: prompt and max_tokens exceed the context; has the counts.
+      UNAVAILABLE CLOSING: the model is being unloaded; the next try loads it again.
+      INTERNAL STEP_FAILED, NOT_FINITE: the computation broke (memory, or a number of the model).
     """
     Embed: _aio.UnaryUnaryMultiCallable[_execution_pb2.EmbedRequest, _execution_pb2.EmbedResponse]  # type: ignore[assignment]
     """Turns texts into vectors.
@@ -150,8 +154,10 @@ class ExecutionServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
           INVALID_ARGUMENT EMPTY_PROMPT, BAD_SAMPLING (a parameter out of range, which is named),
-            BAD_CHAT (unknown role, or no chat template).
+            BAD_CHAT (unknown role, or no chat template), BAD_TOKENS (an id that the model lacks).
           OUT_OF_RANGE CONTEXT_OVERFLOW: prompt and max_tokens exceed the context; has the counts.
+          UNAVAILABLE CLOSING: the model is being unloaded; the next try loads it again.
+          INTERNAL STEP_FAILED, NOT_FINITE: the computation broke (memory, or a number of the model).
         """
 
     @_abc_1.abstractmethod
