@@ -70,6 +70,10 @@ class Calls:
         try:
             self._describe(call, port, envelope)
             self._inherit(call, port, envelope.open)
+            if call.parent is None:
+                tenant = scheduler.tenants.get(call.tenant)
+                tenant.admit(now)
+                call.used = tenant
             call.kept.append(envelope)
             call.kept_bytes = len(envelope.payload)
             call.cookie += envelope.cookie
@@ -93,6 +97,7 @@ class Calls:
             )
         opened = envelope.open
         call.replayable = call.method.idempotent
+        call.affinity = opened.affinity
         call.key = opened.key
         if not call.key and call.method.route:
             cut = bool(envelope.flags & pb.FLAG_MORE)
@@ -170,6 +175,9 @@ class Calls:
         self._now = now
         kind = envelope.kind
         port.last_progress = now
+        if port.stalled:
+            port.stalled = False
+            self.scheduler.port_changed(port, now)
         live = call.server_id == envelope.call
         if kind == pb.KIND_END:
             self._ended(port, call, envelope, live)
@@ -190,6 +198,8 @@ class Calls:
         code = envelope.status.code
         if code:
             port.failed += 1
+        if call.opener is not None:
+            self.scheduler.ended(call, envelope.status.cost, self._now)
         if not live:  # cancelled before; only now has the work stopped
             self._return_credit(port, call)
             return
@@ -216,6 +226,7 @@ class Calls:
             assert call.service is not None
             export = port.exports[call.service.name]
             export.running -= 1
+            export.work = max(0.0, export.work - call.expected) if export.running else 0.0
             self.scheduler.credit_returned(export, self._now)
 
     # Dispatch.
@@ -229,6 +240,8 @@ class Calls:
         port.serving[server_id] = call
         if call.opener is not None:
             export.running += 1
+            export.work += call.expected
+            call.dispatched_at = now
             if export.running == 1:
                 port.last_progress = now
         else:
@@ -255,6 +268,15 @@ class Calls:
         if not call.replayable:
             call.kept = []
 
+    def move_away(self, port: PortState, now: float) -> None:
+        """`port` hangs: give the calls that it runs and that can be repeated to others."""
+        self._now = now
+        running = [c for i, c in port.serving.items() if c.server_id == i and c.opener is not None]
+        for call in reversed(running):
+            if self._repeatable(call):
+                self._stop_server(call)
+                self._again(call)
+
     def server_died(self, port: PortState, now: float) -> None:
         """Give the calls that `port` ran to others, or end them truthfully."""
         self._now = now
@@ -263,6 +285,7 @@ class Calls:
         for call in reversed(calls):  # each goes to the head of its queue: oldest first again
             call.export = None
             call.server_id = 0
+            self.scheduler.ended(call, 0.0, now)
             if call.opener is None:
                 self._remove(call, 14)
                 self.scheduler.fault_lost(call, now)
@@ -275,10 +298,15 @@ class Calls:
                     else Unavailable("SERVER_DIED", _SAFE_AFTER_DEATH, retry_after_s=0.5),
                 )
 
+    def _repeatable(self, call: Call) -> bool:
+        return (
+            call.replayable
+            and (not call.delivered or bool(call.cookie))
+            and call.attempts + 1 < self._limits.max_attempts
+        )
+
     def _again(self, call: Call) -> bool:
-        if not call.replayable or (call.delivered and not call.cookie):
-            return False
-        if call.attempts + 1 >= self._limits.max_attempts:
+        if not self._repeatable(call):
             return False
         call.attempts += 1
         self._cancel_children(call)
@@ -316,6 +344,9 @@ class Calls:
         if call.opener is not None:
             call.opener.opened.pop(call.opener_id, None)
             self._stats.ended[code] = self._stats.ended.get(code, 0) + 1
+        if call.used is not None:
+            call.used.open -= 1
+            call.used = None
         call.kept = []
         if call.parent is not None and call.parent.children is not None:
             call.parent.children.discard(call)

@@ -76,6 +76,8 @@ class Core:
         self._actions = Actions()
         self.calls = Calls(self.limits, self.stats, lambda: self._actions)
         self.scheduler = self.calls.scheduler
+        self._watched: set[Export] = set()  # exports with a stall time
+        self._stall_check: float | None = None
         self.files_changed = False  # descriptors were added since the transport last looked
         self._port_level: dict[int, Callable[[PortState, pb.Envelope, float], None]] = {
             pb.KIND_EXPORT: self._export,
@@ -104,13 +106,28 @@ class Core:
         elif type(event) is DrainRequested:
             if (port := self.ports.get(event.port)) is not None:
                 port.draining = True
-                self.scheduler.port_draining(port, now)
+                self.scheduler.port_changed(port, now)
         elif type(event) is Tick:
             self.calls.expire(now)
             self.scheduler.expire(now)
-        times = [t for t in (self.calls.next_deadline(), self.scheduler.next_timer()) if t]
-        actions.wake = min(times) if times else None
+            self._check_stalls(now)
+        times = (self.calls.next_deadline(), self.scheduler.next_timer(), self._stall_check)
+        actions.wake = min((t for t in times if t is not None), default=None)
         return actions
+
+    def _check_stalls(self, now: float) -> None:
+        if self._stall_check is None or now < self._stall_check:
+            return
+        self._watched = {e for e in self._watched if e.stall_s and e.port.id in self.ports}
+        shortest = min((e.stall_s for e in self._watched), default=None)
+        self._stall_check = None if shortest is None else now + shortest / 4
+        for export in list(self._watched):
+            port = export.port
+            if export.late(now) and not port.stalled:
+                port.stalled = True
+                self.calls.move_away(port, now)
+                self.scheduler.port_changed(port, now)
+                self._changed(port, WatchEvent.EVENT_STALLED)
 
     def _received(self, port: PortState, envelopes: object, now: float) -> None:
         stats = self.stats
@@ -214,6 +231,10 @@ class Core:
             self._send(port, answer)
             return
         self._send(port, answer)
+        if export.stall_s:
+            self._watched.add(export)
+            check = now + export.stall_s / 4
+            self._stall_check = min(check, self._stall_check or check)
         self.scheduler.export_changed(export, old_keys, now)
         self._changed(port, WatchEvent.EVENT_EXPORTED)
 
@@ -260,7 +281,7 @@ class Core:
     def _drain(self, port: PortState, envelope: pb.Envelope, now: float) -> None:
         port.draining = True
         self._send(port, pb.Envelope(kind=pb.KIND_DRAIN))
-        self.scheduler.port_draining(port, now)
+        self.scheduler.port_changed(port, now)
 
     def _alive(self, port: PortState, envelope: pb.Envelope, now: float) -> None:
         port.last_progress = now

@@ -1,11 +1,11 @@
-"""Every bound of the kernel, in one place."""
+"""Every bound of the kernel, in one place. Admin may change them at run time."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
+@dataclass
 class Limits:
     """Bounds; times in seconds, sizes in bytes."""
 
@@ -18,6 +18,7 @@ class Limits:
     max_queued_per_key: int = 20_000  # calls waiting for one key
     max_kept_bytes: int = 16 << 20  # request bytes kept per call for its re-dispatch
     max_cookie_bytes: int = 64 << 10  # resume log per call
+    ageing_s: float = 10.0  # a call that waited so long gets every fourth turn
     max_fault_tries: int = 3  # faults that succeed without making the key hot
     max_exports: int = 1_000  # services per port
     max_keys: int = 100_000  # keys per export

@@ -1,19 +1,30 @@
 """Who serves a waiting call: keys, credits, classes, page faults, and servers that are away.
 
-Order within a key is class, then arrival. A port is chosen by hot key, free credits, fewest
-running calls. A key that is hot nowhere is faulted once, however many calls wait for it.
+The order within a key is that of `queues.KeyQueue`. A port is chosen by hot key, free credits,
+affinity (rendezvous hashing), least expected work. A key that is hot nowhere is faulted once,
+however many calls wait for it.
 """
 
 from __future__ import annotations
 
 import heapq
+import zlib
 from collections.abc import Callable
 
 from llmos.api.kernel.v1 import admin_pb2
 from llmos.api.kernel.v1 import port_pb2 as pb
 from llmos.kernel.core.limits import Limits
-from llmos.kernel.core.state import Call, Export, KeyQueue, PortState, Service, Stats
-from llmos.lib.errors import LLMOSError, NotFound, ResourceExhausted, Unavailable, Unimplemented
+from llmos.kernel.core.queues import KeyQueue
+from llmos.kernel.core.state import Call, Export, PortState, Service, Stats
+from llmos.kernel.core.tenants import Tenants
+from llmos.lib.errors import (
+    DeadlineExceeded,
+    LLMOSError,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+    Unimplemented,
+)
 
 FAULT = "/llmos.api.kernel.v1.Pager/Fault"
 
@@ -30,6 +41,7 @@ class Scheduler:
     ) -> None:
         """Start without services."""
         self.services: dict[str, Service] = {}
+        self.tenants = Tenants()
         self.queued = 0
         self.started: float | None = None
         self.next_call = 1
@@ -46,15 +58,16 @@ class Scheduler:
         """Dispatch a call or queue it. Raises what it must be refused with."""
         service = call.service
         assert service is not None
-        key = call.key
-        queue = service.queues.get(key)
+        queue = service.queues.get(call.key)
         if queue is None:
-            hot = service.hot.get(key)
-            if hot is not None and (export := self._pick(hot, now)) is not None:
-                self._deliver(call, export, now)
-                return
             self._refuse_unknown(service, call, now)
-            queue = service.queues[key] = KeyQueue(key)
+            queue = service.queues[call.key] = KeyQueue(call.key)
+        call.queued_at = now
+        if not queue.count:
+            hot = service.hot.get(call.key)
+            if hot is not None and (export := self._pick(hot, call, call.call_class)) is not None:
+                self._dispatch(queue, call, export, now)
+                return
         limits = self._limits
         if not call.attempts and (
             self.queued >= limits.max_queued or queue.count >= limits.max_queued_per_key
@@ -62,13 +75,50 @@ class Scheduler:
             self._tidy(service, queue)
             raise ResourceExhausted(
                 "QUEUE_FULL",
-                f"{queue.count} calls wait for {service.name} {key!r}; try again later.",
+                f"{queue.count} calls wait for {service.name} {call.key!r}; try again later.",
                 retry_after_s=1.0,
             )
-        call.queued_at = now
-        queue.push(call)
+        queue.push(call, self.tenants.get(call.tenant).limits.weight)
         self.queued += 1
+        service.waiting[call.key] = queue
+        fault = queue.fault
+        if fault is not None and call.call_class < fault.call_class:
+            self.boost(fault, call.call_class)  # it waits for the fault: no priority inversion
         self.serve_queue(service, queue, now)
+
+    def boost(self, call: Call, call_class: int) -> None:
+        """Give a call, and what is done for it, a better class, because a better call waits."""
+        if call_class >= call.call_class:
+            return
+        queue = call.queue
+        if queue is not None:
+            queue.take(call)
+        call.call_class = call_class
+        if queue is not None:
+            queue.push(call, self.tenants.get(call.tenant).limits.weight)
+        for child in call.children or ():
+            self.boost(child, call_class)
+
+    def _dispatch(self, queue: KeyQueue, call: Call, export: Export, now: float) -> None:
+        """Hand a call to a port, unless it is clear that it would be late."""
+        times = queue.times.get(call.path)
+        if call.deadline is not None and times is not None:
+            least = times.at_least()
+            if now + least > call.deadline:
+                self._fail(
+                    call,
+                    DeadlineExceeded(
+                        "DEADLINE_CANNOT_BE_MET",
+                        f"{call.path} takes at least {least:.3g} s here and "
+                        f"{max(0.0, call.deadline - now):.3g} s remain; it was not started.",
+                        details={"estimate_s": f"{least:.6f}"},
+                    ),
+                )
+                return
+        queue.charge(call, self.tenants.get(call.tenant).limits.weight)
+        call.share = queue
+        call.expected = times.mean if times is not None else 0.0
+        self._deliver(call, export, now)
 
     def _refuse_unknown(self, service: Service, call: Call, now: float) -> None:
         if not service.seen:
@@ -92,12 +142,15 @@ class Scheduler:
         queue = call.queue
         if queue is not None:
             assert call.service is not None
-            queue.remove(call)
+            queue.take(call)
             self.queued -= 1
             self._tidy(call.service, queue)
 
     def _tidy(self, service: Service, queue: KeyQueue) -> None:
-        if not queue.count and queue.fault is None:
+        if queue.count:
+            return
+        service.waiting.pop(queue.key, None)
+        if queue.fault is None and queue.key not in service.hot:
             if service.queues.get(queue.key) is queue:
                 del service.queues[queue.key]
             if not service.seen and not service.queues:
@@ -105,40 +158,65 @@ class Scheduler:
 
     # Choosing.
 
-    def _pick(self, hot: list[Export], now: float) -> Export | None:
+    def _pick(self, hot: list[Export], call: Call, call_class: int) -> Export | None:
         best: Export | None = None
         for export in hot:
             if (
-                export.free()
+                export.admits(call_class)
                 and not export.port.draining
-                and (best is None or export.running < best.running)
-                and not export.stalled(now)
+                and not export.port.stalled
+                and (best is None or (export.work, export.running) < (best.work, best.running))
             ):
                 best = export
-        return best
+        if best is None or not call.affinity or len(hot) == 1:
+            return best
+        # Highest random weight (Thaler and Ravishankar 1998): the same hint goes to the same port
+        # as long as that port is not clearly busier than the least busy one.
+        near = [
+            e
+            for e in hot
+            if e.admits(call_class)
+            and not e.port.draining
+            and not e.port.stalled
+            and e.running <= best.running + 2
+        ]
+        return max(near, key=lambda e: zlib.crc32(f"{call.affinity}/{e.port.id}".encode()))
 
     def serve_queue(self, service: Service, queue: KeyQueue, now: float) -> None:
         """Dispatch what can be; fault the key or wait for a server where it is hot nowhere."""
-        hot = service.hot.get(queue.key, ())
-        while queue.count and hot and (export := self._pick(hot, now)) is not None:
-            call = queue.pop()
-            assert call is not None
+        hot = service.hot.get(queue.key, [])
+        ageing_s = self._limits.ageing_s
+        while queue.count and hot:
+            call, aged = queue.next(now, ageing_s)
+            export = self._pick(hot, call, pb.CALL_CLASS_SYSTEM if aged else call.call_class)
+            if export is None:
+                break
+            queue.take(call)
             self.queued -= 1
-            self._deliver(call, export, now)
-        if queue.count and queue.fault is None and all(e.port.draining for e in hot):
+            self._dispatch(queue, call, export, now)
+        if queue.count and queue.fault is None and not _served(hot):
             self._absent(service, queue, now)
         self._tidy(service, queue)
 
     def credit_returned(self, export: Export, now: float) -> None:
         """Look whether calls wait for what `export` serves."""
         service = self.services.get(export.service)
-        if service is None or not service.queues:
+        if service is None or not service.waiting:
             return
         for key in export.keys:
-            if (queue := service.queues.get(key)) is not None and queue.count:
+            if (queue := service.waiting.get(key)) is not None:
                 self.serve_queue(service, queue, now)
-                if not export.free():
+                if not export.admits(pb.CALL_CLASS_SYSTEM):
                     return
+
+    def ended(self, call: Call, cost: float, now: float) -> None:
+        """Learn from a dispatched call that has ended."""
+        if call.share is not None:
+            seconds = now - call.dispatched_at
+            weight = self.tenants.get(call.tenant).limits.weight
+            call.share.settle(call, seconds, cost or seconds, weight)
+            call.share = None
+            self.tenants.get(call.tenant).bill(cost or seconds)
 
     def changed(self, service: Service, now: float) -> None:
         """Look at all queues of a service again, because its exports changed."""
@@ -149,7 +227,7 @@ class Scheduler:
 
     def _absent(self, service: Service, queue: KeyQueue, now: float) -> None:
         handler = next(
-            (e for e in service.exports.values() if e.fault_handler and not e.port.draining), None
+            (e for e in service.exports.values() if e.fault_handler and _takes_calls(e)), None
         )
         if queue.key and handler is not None:
             if queue.fault_tries >= self._limits.max_fault_tries:
@@ -169,7 +247,7 @@ class Scheduler:
             self._arm(service, queue, now)
 
     def _raise_fault(self, service: Service, queue: KeyQueue, handler: Export, now: float) -> None:
-        first = queue.calls()[0]
+        first, _ = queue.next(now, self._limits.ageing_s)
         fault = Call(self.next_call, None, 0, FAULT, now)
         self.next_call += 1
         fault.service = service
@@ -214,7 +292,7 @@ class Scheduler:
             self.serve_queue(service, queue, now)
 
     def _fail_all(self, service: Service, queue: KeyQueue, error: LLMOSError) -> None:
-        while (call := queue.pop()) is not None:
+        while (call := queue.pop_any()) is not None:
             self.queued -= 1
             self._fail(call, error)
         self._tidy(service, queue)
@@ -242,12 +320,12 @@ class Scheduler:
             queue.timer_at = None
             if service.queues.get(queue.key) is not queue or queue.fault is not None:
                 continue
-            hot = service.hot.get(queue.key, ())
-            if not all(e.port.draining for e in hot):
+            hot = service.hot.get(queue.key, [])
+            if _served(hot):
                 continue
             grace = self._grace(service)
             for call in [c for c in queue.calls() if now - c.queued_at >= grace - 1e-9]:
-                queue.remove(call)
+                queue.take(call)
                 self.queued -= 1
                 self._fail(call, _nobody(service, call, grace))
             self._tidy(service, queue)
@@ -272,6 +350,8 @@ class Scheduler:
             hot.remove(export)
             if not hot:
                 del service.hot[key]
+                if (queue := service.queues.get(key)) is not None:
+                    self._tidy(service, queue)
         for key in export.keys:
             if key not in old_keys:
                 service.hot.setdefault(key, []).append(export)
@@ -286,10 +366,18 @@ class Scheduler:
             queue.fault_tries = 0 if queue.fault is None else queue.fault_tries
         self.changed(service, now)
 
-    def port_draining(self, port: PortState, now: float) -> None:
-        """Look at the queues again, because `port` takes no new calls."""
+    def port_changed(self, port: PortState, now: float) -> None:
+        """Look at the queues again, because `port` takes no new calls any more, or does again."""
         for name in port.exports:
             self.changed(self.services[name], now)
+
+
+def _takes_calls(export: Export) -> bool:
+    return not export.port.draining and not export.port.stalled
+
+
+def _served(hot: list[Export]) -> bool:
+    return any(_takes_calls(export) for export in hot)
 
 
 def _nobody(service: Service, call: Call, grace: float) -> LLMOSError:

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass, field
 
 from llmos.api.kernel.v1 import port_pb2 as pb
+from llmos.kernel.core.queues import KeyQueue
+from llmos.kernel.core.tenants import Tenant
 from llmos.lib.methods import UNKNOWN, Method
-
-CLASSES = (
-    pb.CALL_CLASS_SYSTEM,
-    pb.CALL_CLASS_INTERACTIVE,
-    pb.CALL_CLASS_NORMAL,
-    pb.CALL_CLASS_BATCH,
-)
 
 
 class PortState:
@@ -33,6 +27,7 @@ class PortState:
         "own",
         "served",
         "serving",
+        "stalled",
     )
 
     def __init__(self, port: int, now: float, own: bool) -> None:
@@ -48,6 +43,7 @@ class PortState:
         self.last_opened = -1
         self.last_progress = now
         self.draining = False
+        self.stalled = False  # calls in progress and none finished within its stall time
         self.served = 0
         self.failed = 0
 
@@ -68,7 +64,16 @@ class Identity:
 class Export:
     """One port's declaration of one service."""
 
-    __slots__ = ("credits", "fault_handler", "keys", "port", "running", "service", "stall_s")
+    __slots__ = (
+        "credits",
+        "fault_handler",
+        "keys",
+        "port",
+        "running",
+        "service",
+        "stall_s",
+        "work",
+    )
 
     def __init__(self, port: PortState, service: str) -> None:
         """Start with nothing declared."""
@@ -79,6 +84,7 @@ class Export:
         self.fault_handler = False
         self.stall_s = 0.0
         self.running = 0
+        self.work = 0.0  # seconds that the running calls are expected to take, all together
 
     def declare(self, export: pb.Export) -> None:
         """Take what the port declares."""
@@ -87,60 +93,28 @@ class Export:
         self.fault_handler = export.fault_handler
         self.stall_s = export.stall_ms / 1000
 
-    def stalled(self, now: float) -> bool:
+    def late(self, now: float) -> bool:
         """Return whether work is in progress and none was finished within the stall time."""
         return (
             self.stall_s > 0 and self.running > 0 and now - self.port.last_progress > self.stall_s
         )
 
-    def free(self) -> bool:
-        """Return whether the port takes one more call."""
-        return not self.credits or self.running < self.credits
+    def admits(self, call_class: int) -> bool:
+        """Return whether the port takes one more call of a class.
 
-
-class KeyQueue:
-    """Calls that wait for one key of a service, by class."""
-
-    __slots__ = ("classes", "count", "fault", "fault_tries", "key", "timer_at")
-
-    def __init__(self, key: str) -> None:
-        """Start empty."""
-        self.key = key
-        self.classes: dict[int, deque[Call]] = {c: deque() for c in CLASSES}
-        self.count = 0
-        self.fault: Call | None = None  # the fault being handled
-        self.fault_tries = 0
-        self.timer_at: float | None = None  # when absence is looked at again
-
-    def push(self, call: Call) -> None:
-        """Queue a call; one that was running before goes to the head."""
-        queue = self.classes[call.call_class]
-        if call.attempts:
-            queue.appendleft(call)
-        else:
-            queue.append(call)
-        call.queue = self
-        self.count += 1
-
-    def pop(self) -> Call | None:
-        """Take the first call of the best class."""
-        for queue in self.classes.values():
-            if queue:
-                call = queue.popleft()
-                call.queue = None
-                self.count -= 1
-                return call
-        return None
-
-    def remove(self, call: Call) -> None:
-        """Take a call out of the middle."""
-        self.classes[call.call_class].remove(call)
-        call.queue = None
-        self.count -= 1
-
-    def calls(self) -> list[Call]:
-        """Return the waiting calls in the order in which they would be dispatched."""
-        return [call for queue in self.classes.values() for call in queue]
+        Credits are held back for better classes, so that a port full of BATCH work still takes an
+        INTERACTIVE call at once: of c credits BATCH leaves c/4 free (at least one when c > 1), and
+        NORMAL c/8.
+        """
+        credits = self.credits
+        if not credits:
+            return True
+        free = credits - self.running
+        if call_class >= pb.CALL_CLASS_BATCH:
+            return free > (max(1, credits // 4) if credits > 1 else 0)
+        if call_class == pb.CALL_CLASS_NORMAL:
+            return free > credits // 8
+        return free > 0
 
 
 class Service:
@@ -156,6 +130,7 @@ class Service:
         "name",
         "queues",
         "seen",
+        "waiting",
     )
 
     def __init__(self, name: str) -> None:
@@ -166,7 +141,8 @@ class Service:
         self.exports: dict[int, Export] = {}  # by port
         self.hot: dict[str, list[Export]] = {}  # by key
         self.known_keys: set[str] = set()  # keys that were hot since the kernel started
-        self.queues: dict[str, KeyQueue] = {}  # only while calls wait or a fault is handled
+        self.queues: dict[str, KeyQueue] = {}  # of hot keys, and of keys that calls wait for
+        self.waiting: dict[str, KeyQueue] = {}  # those of them in which calls wait
         self.methods: dict[str, Method] = {}
         self.files: tuple[bytes, ...] = ()
 
@@ -175,13 +151,17 @@ class Call:
     """One call, from OPEN to END."""
 
     __slots__ = (
+        "affinity",
         "attempts",
         "call_class",
         "caller",
+        "charged",
         "children",
         "cookie",
         "deadline",
         "delivered",
+        "dispatched_at",
+        "expected",
         "export",
         "id",
         "kept",
@@ -198,7 +178,9 @@ class Call:
         "replayable",
         "server_id",
         "service",
+        "share",
         "tenant",
+        "used",
     )
 
     def __init__(
@@ -220,7 +202,13 @@ class Call:
         self.children: set[Call] | None = None
         self.opened_at = now
         self.queued_at = now
-        self.queue: KeyQueue | None = None
+        self.dispatched_at = now
+        self.queue: KeyQueue | None = None  # while it waits
+        self.share: KeyQueue | None = None  # where its cost is settled
+        self.used: Tenant | None = None  # who has it counted as open; None for nested calls
+        self.charged = 0.0
+        self.expected = 0.0  # seconds it is expected to run
+        self.affinity = ""
         self.export: Export | None = None  # who runs it
         self.server_id = 0
         self.attempts = 0

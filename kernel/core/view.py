@@ -37,7 +37,7 @@ def port_info(port: PortState, now: float) -> admin.PortInfo:
         served=port.served,
         failed=port.failed,
         draining=port.draining,
-        stalled=any(e.stalled(now) for e in exports),
+        stalled=port.stalled,
     )
 
 
@@ -60,6 +60,7 @@ def services(core: Core, now: float) -> list[admin.ServiceInfo]:
                     oldest_s=max((now - c.queued_at for c in q.calls()), default=0.0),
                 )
                 for q in s.queues.values()
+                if q.count or q.fault is not None
             ],
             methods=sorted(s.methods),
         )

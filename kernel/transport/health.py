@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -37,9 +36,8 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         service = self._hub.core.scheduler.services.get(service_name)
         if service is None or not service.seen:
             return int(Response.SERVICE_UNKNOWN)
-        now = time.monotonic()
         exports = service.hot.get(key, []) if key else service.exports.values()
-        if any(not e.port.draining and not e.stalled(now) for e in exports):
+        if any(not e.port.draining and not e.port.stalled for e in exports):
             return int(Response.SERVING)
         return int(Response.NOT_SERVING)
 

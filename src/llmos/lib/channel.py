@@ -27,7 +27,7 @@ MAX_METADATA = 64 << 10
 
 
 def apply_metadata(opened: pb.Open, metadata: Iterable[tuple[str, Any]]) -> None:
-    """Put gRPC metadata into an OPEN; `llmos-class`, `llmos-key` and `llmos-request-id` steer it.
+    """Put gRPC metadata into an OPEN; the keys `llmos-*` steer it.
 
     Raises InvalidArgument BAD_CLASS, METADATA_TOO_LARGE.
     """
@@ -43,6 +43,8 @@ def apply_metadata(opened: pb.Open, metadata: Iterable[tuple[str, Any]]) -> None
             opened.call_class = CLASSES[text]
         elif key == "llmos-key":
             opened.key = text
+        elif key == "llmos-affinity":
+            opened.affinity = text
         elif key == "llmos-request-id":
             opened.request_id = text
         else:

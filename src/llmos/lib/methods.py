@@ -82,5 +82,4 @@ def lookup(path: str) -> Method:
                 if name == service:
                     _known.update({m.path: m for m in methods})
                     method = _known.get(path, UNKNOWN)
-        _known[path] = method
     return method

@@ -25,7 +25,9 @@ def empty(sim: Sim) -> None:
     for port in core.ports.values():
         assert not port.opened and not port.serving
         assert all(e.running == 0 for e in port.exports.values())
-    assert not any(s.queues for s in core.scheduler.services.values())
+    queues = [q for s in core.scheduler.services.values() for q in s.queues.values()]
+    assert not any(q.count or q.fault for q in queues)
+    assert all(t.open == 0 for t in core.scheduler.tenants.table.values())
 
 
 def test_a_call_reaches_its_server_and_the_reply_its_client() -> None:
@@ -431,18 +433,43 @@ def test_draining_a_hot_port_faults_its_key_elsewhere() -> None:
     assert manager.one().open.method == PAGER_FAULT
 
 
-def test_a_stalled_port_gets_nothing_new_until_it_finishes_work() -> None:
+def test_a_hung_port_loses_its_calls_to_another_and_gets_them_no_more() -> None:
+    sim = Sim()
+    hung, watcher, client = sim.attach("hung"), sim.attach("watcher"), sim.attach("client")
+    hung.export(BUFFERS, stall_ms=1000)
+    hung.take()
+    call = client.open()
+    running = hung.one().call
+    other = sim.attach("other")
+    other.export(BUFFERS)
+    other.take()
+    sim.advance(2)
+    assert hung.one().kind == pb.KIND_CANCEL
+    moved = other.one()
+    assert (moved.kind, moved.open.attempt) == (pb.KIND_OPEN, 1)
+    client.open()
+    assert not hung.take()
+    other.end(moved.call, b"other")
+    assert (client.one().call, sim.core.ports[hung.port].stalled) == (call, True)
+    hung.end(running, code=1)  # it has finished something: it is trusted again
+    assert not sim.core.ports[hung.port].stalled
+    assert not client.take() and not watcher.take()
+
+
+def test_a_busy_port_that_makes_progress_is_never_called_hung() -> None:
     sim = Sim()
     server, client = sim.attach("s"), sim.attach("client")
-    server.export(BUFFERS, stall_ms=1000)
+    server.export(EXECUTION, ("m",), stall_ms=1000)
     server.take()
-    client.open()
+    client.open(GENERATE, generate("m"))
     running = server.one().call
-    sim.advance(2)
-    client.open()
-    assert not server.take()
-    server.end(running)
-    assert server.one().kind == pb.KIND_OPEN
+    for _ in range(50):
+        sim.advance(0.9)
+        server.data(running, b"x")
+    for _ in range(50):
+        sim.advance(0.9)
+        server.send(pb.Envelope(kind=pb.KIND_ALIVE))
+    assert not sim.core.ports[server.port].stalled
 
 
 @pytest.mark.parametrize(

@@ -548,6 +548,8 @@ class WatchPortsResponse(_message.Message):
         """All ports that were attached at the start have been sent."""
         EVENT_EXPORTED: WatchPortsResponse._Event.ValueType  # 4
         """The exports of `port` changed."""
+        EVENT_STALLED: WatchPortsResponse._Event.ValueType  # 5
+        """`port` has calls in progress and finished none within its stall time."""
 
     class Event(_Event, metaclass=_EventEnumTypeWrapper):
         """What happened."""
@@ -562,6 +564,8 @@ class WatchPortsResponse(_message.Message):
     """All ports that were attached at the start have been sent."""
     EVENT_EXPORTED: WatchPortsResponse.Event.ValueType  # 4
     """The exports of `port` changed."""
+    EVENT_STALLED: WatchPortsResponse.Event.ValueType  # 5
+    """`port` has calls in progress and finished none within its stall time."""
 
     EVENT_FIELD_NUMBER: _builtins.int
     PORT_FIELD_NUMBER: _builtins.int

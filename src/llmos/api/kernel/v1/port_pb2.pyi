@@ -289,6 +289,7 @@ class Open(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     TRACE_FIELD_NUMBER: _builtins.int
     CALLER_HOST_FIELD_NUMBER: _builtins.int
+    AFFINITY_FIELD_NUMBER: _builtins.int
     method: _builtins.str
     """Full method path, `/package.Service/Method`."""
     key: _builtins.str
@@ -321,6 +322,10 @@ class Open(_message.Message):
     """Set by the kernel on the way to a server: host of the process that called (Hello.host), or
     empty when it is not known.
     """
+    affinity: _builtins.str
+    """Calls with the same hint go to the same port while that one is not clearly busier than others,
+    e.g. a hash of a prompt's beginning whose cache is worth finding again. May be empty.
+    """
     @_builtins.property
     def metadata(self) -> _containers.RepeatedCompositeFieldContainer[Global___Metadatum]:
         """Request metadata, as gRPC metadata; keys that end in `-bin` have binary values."""
@@ -340,10 +345,11 @@ class Open(_message.Message):
         attempt: _builtins.int = ...,
         trace: _builtins.str = ...,
         caller_host: _builtins.str = ...,
+        affinity: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "call_class", b"call_class", "caller", b"caller", "caller_host", b"caller_host", "key", b"key", "metadata", b"metadata", "method", b"method", "parent", b"parent", "request_id", b"request_id", "tenant", b"tenant", "timeout_us", b"timeout_us", "trace", b"trace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["affinity", b"affinity", "attempt", b"attempt", "call_class", b"call_class", "caller", b"caller", "caller_host", b"caller_host", "key", b"key", "metadata", b"metadata", "method", b"method", "parent", b"parent", "request_id", b"request_id", "tenant", b"tenant", "timeout_us", b"timeout_us", "trace", b"trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -408,10 +414,15 @@ class Status(_message.Message):
     CODE_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     TRAILERS_FIELD_NUMBER: _builtins.int
+    COST_FIELD_NUMBER: _builtins.int
     code: _builtins.int
     """gRPC status code, 0 = OK."""
     message: _builtins.str
     """For people: cause and cure."""
+    cost: _builtins.float
+    """What the call cost, in units that the service's servers agree on (e.g. tokens): the base of
+    fair shares and quotas. 0 = not said, then the kernel takes the seconds it ran.
+    """
     @_builtins.property
     def trailers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Metadatum]:
         """Trailing metadata, `grpc-status-details-bin` included."""
@@ -422,10 +433,11 @@ class Status(_message.Message):
         code: _builtins.int = ...,
         message: _builtins.str = ...,
         trailers: _abc.Iterable[Global___Metadatum] | None = ...,
+        cost: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message", "trailers", b"trailers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "cost", b"cost", "message", b"message", "trailers", b"trailers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

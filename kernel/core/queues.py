@@ -1,0 +1,237 @@
+"""Calls that wait for one key: classes, fair shares between tenants, deadlines, ageing.
+
+Between classes the order is strict, but every AGED_EVERY-th turn goes to the call that has waited
+longest over the ageing bound. Within a class tenants share by start-time fair queueing (Goyal, Vin
+and Cheng, "Start-Time Fair Queueing", SIGCOMM 1996): the tenant with the smallest start tag is
+next, and its tag advances by cost / weight. The cost of a call is known only at its end, so it is
+charged by the tenant's running mean at dispatch and corrected at the end. Within a tenant the
+earliest deadline is first.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from llmos.api.kernel.v1 import port_pb2 as pb
+
+if TYPE_CHECKING:
+    from llmos.kernel.core.state import Call
+
+CLASSES = (
+    pb.CALL_CLASS_SYSTEM,
+    pb.CALL_CLASS_INTERACTIVE,
+    pb.CALL_CLASS_NORMAL,
+    pb.CALL_CLASS_BATCH,
+)
+AGED_EVERY = 4
+_MAX_FLOWS = 1000  # idle tenants remembered per class before those without debt are dropped
+_FIRST_COST = 0.01  # charged before anything was measured
+_GAIN = 1 / 8  # of the running means, as TCP's round-trip estimator (RFC 6298)
+
+
+class Estimate:
+    """Running mean and mean deviation of a measured quantity."""
+
+    __slots__ = ("count", "deviation", "mean")
+
+    def __init__(self) -> None:
+        """Start without a measurement."""
+        self.count = 0
+        self.mean = 0.0
+        self.deviation = 0.0
+
+    def add(self, value: float) -> None:
+        """Take a measurement."""
+        if not self.count:
+            self.mean, self.deviation = value, value / 2
+        else:
+            error = value - self.mean
+            self.mean += error * _GAIN
+            self.deviation += (abs(error) - self.deviation) * _GAIN
+        self.count += 1
+
+    def at_least(self) -> float:
+        """Return what the next value will hardly be below."""
+        return max(0.0, self.mean - 4 * self.deviation) if self.count >= 8 else 0.0
+
+
+class Flow:
+    """One tenant's calls in one class of one queue."""
+
+    __slots__ = ("active", "calls", "cost", "count", "finish", "start", "weight")
+
+    def __init__(self, virtual: float, weight: float) -> None:
+        """Start without debt."""
+        self.calls: list[tuple[float, int, Call]] = []  # heap by deadline, then arrival
+        self.count = 0
+        self.start = virtual
+        self.finish = virtual
+        self.weight = weight
+        self.cost = Estimate()
+        self.active = False  # it has an entry in the class's heap
+
+    def first(self) -> Call:
+        """Return the call with the earliest deadline."""
+        while self.calls[0][2].queue is None:  # withdrawn
+            heapq.heappop(self.calls)
+        return self.calls[0][2]
+
+
+class ClassQueue:
+    """The tenants of one class."""
+
+    __slots__ = ("_arrivals", "_heap", "_seq", "count", "flows", "virtual")
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self.flows: dict[str, Flow] = {}
+        self.count = 0
+        self.virtual = 0.0  # start tag of the last dispatched call
+        self._heap: list[tuple[float, int, Flow]] = []  # entries with an old tag are skipped
+        self._arrivals: deque[Call] = deque()
+        self._seq = 0
+
+    def flow(self, tenant: str, weight: float) -> Flow:
+        """Return the flow of a tenant."""
+        flow = self.flows.get(tenant)
+        if flow is None:
+            if len(self.flows) >= _MAX_FLOWS:
+                self.flows = {
+                    t: f for t, f in self.flows.items() if f.count or f.finish > self.virtual
+                }
+            flow = self.flows[tenant] = Flow(self.virtual, weight)
+        flow.weight = weight
+        return flow
+
+    def push(self, call: Call, weight: float) -> None:
+        """Queue a call; one that was running before goes to the head of its tenant."""
+        flow = self.flow(call.tenant, weight)
+        self._seq += 1
+        urgency = -1.0 if call.attempts else math.inf if call.deadline is None else call.deadline
+        heapq.heappush(flow.calls, (urgency, self._seq, call))
+        flow.count += 1
+        self.count += 1
+        if call.attempts:
+            self._arrivals.appendleft(call)
+        else:
+            self._arrivals.append(call)
+        if len(self._arrivals) > 64 + 2 * self.count:
+            self._arrivals = deque(c for c in self._arrivals if c.queue is not None)
+        if flow.count == 1:
+            flow.start = max(self.virtual, flow.finish)
+            self._enter(flow)
+
+    def _enter(self, flow: Flow) -> None:
+        self._seq += 1
+        heapq.heappush(self._heap, (flow.start, self._seq, flow))
+
+    def first(self) -> Call:
+        """Return the next call in fair order; there must be one."""
+        while True:
+            tag, _, flow = self._heap[0]
+            if flow.count and tag == flow.start:
+                return flow.first()
+            heapq.heappop(self._heap)
+
+    def oldest(self) -> Call:
+        """Return the call that has waited longest; there must be one."""
+        while self._arrivals[0].queue is None:
+            self._arrivals.popleft()
+        return self._arrivals[0]
+
+    def charge(self, flow: Flow) -> float:
+        """Charge a tenant for a call that is dispatched; return the cost assumed."""
+        cost = flow.cost.mean if flow.cost.count else _FIRST_COST
+        start = max(self.virtual, flow.finish)
+        self.virtual = max(self.virtual, start)
+        flow.finish = start + cost / flow.weight
+        if flow.count:
+            flow.start = flow.finish
+            self._enter(flow)
+        return cost
+
+    def settle(self, flow: Flow, assumed: float, cost: float) -> None:
+        """Correct the charge of a call that has ended."""
+        flow.cost.add(cost)
+        flow.finish += (cost - assumed) / flow.weight
+        if flow.count:
+            flow.start = max(flow.finish, self.virtual)
+            self._enter(flow)
+
+    def calls(self) -> Iterator[Call]:
+        """Yield the waiting calls by arrival."""
+        return (call for call in self._arrivals if call.queue is not None)
+
+
+class KeyQueue:
+    """Everything that waits for one key of a service."""
+
+    __slots__ = ("_turn", "classes", "count", "fault", "fault_tries", "key", "timer_at", "times")
+
+    def __init__(self, key: str) -> None:
+        """Start empty."""
+        self.key = key
+        self.classes: dict[int, ClassQueue] = {c: ClassQueue() for c in CLASSES}
+        self.count = 0
+        self.fault: Call | None = None  # the fault being handled
+        self.fault_tries = 0
+        self.timer_at: float | None = None  # when absence is looked at again
+        self.times: dict[str, Estimate] = {}  # service time by method
+        self._turn = 0
+
+    def push(self, call: Call, weight: float) -> None:
+        """Queue a call."""
+        call.queue = self
+        self.classes[call.call_class].push(call, weight)
+        self.count += 1
+
+    def next(self, now: float, ageing_s: float) -> tuple[Call, bool]:
+        """Return the next call and whether it is its age that makes it so; there must be one."""
+        if self._turn % AGED_EVERY == 0:
+            for waiting in reversed(self.classes.values()):
+                if waiting.count and now - (call := waiting.oldest()).queued_at >= ageing_s:
+                    return call, True
+        for waiting in self.classes.values():
+            if waiting.count:
+                return waiting.first(), False
+        raise LookupError("the queue is empty")
+
+    def take(self, call: Call) -> None:
+        """Take a waiting call out, to dispatch it or because it is withdrawn."""
+        waiting = self.classes[call.call_class]
+        call.queue = None
+        waiting.flows[call.tenant].count -= 1
+        waiting.count -= 1
+        self.count -= 1
+
+    def charge(self, call: Call, weight: float) -> None:
+        """Charge the tenant of a call that is being dispatched."""
+        self._turn += 1
+        waiting = self.classes[call.call_class]
+        call.charged = waiting.charge(waiting.flow(call.tenant, weight))
+
+    def settle(self, call: Call, seconds: float, cost: float, weight: float) -> None:
+        """Learn from a call that has ended: how long it ran, and what it cost."""
+        waiting = self.classes[call.call_class]
+        waiting.settle(waiting.flow(call.tenant, weight), call.charged, cost)
+        times = self.times.get(call.path)
+        if times is None:
+            times = self.times[call.path] = Estimate()
+        times.add(seconds)
+
+    def calls(self) -> list[Call]:
+        """Return the waiting calls by class and arrival."""
+        return [call for waiting in self.classes.values() for call in waiting.calls()]
+
+    def pop_any(self) -> Call | None:
+        """Take out some call."""
+        for waiting in self.classes.values():
+            if waiting.count:
+                call = waiting.oldest()
+                self.take(call)
+                return call
+        return None
