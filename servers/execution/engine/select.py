@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import importlib
-from typing import Protocol, cast
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Protocol, cast
 
 from llmos.lib.errors import FailedPrecondition
-from llmos.servers.execution.engine.base import Engine, ModelSpec
+
+if TYPE_CHECKING:  # it needs NumPy, and the manager does without
+    from llmos.servers.execution.engine.base import Engine, ModelSpec
 
 _ENGINES = {
     ("gguf", "generate"): "torch",
     ("safetensors", "generate"): "torch",
     ("onnx", "embed"): "onnx",
     ("onnx", "predict"): "onnx",
+}
+_NEEDS = {
+    "torch": ("numpy", "setproctitle", "torch", "tokenizers"),
+    "onnx": ("numpy", "setproctitle", "onnxruntime"),
 }
 _ABLE = "torch runs causal language models (GGUF, safetensors), onnx runs ONNX models"
 
@@ -35,21 +42,33 @@ def engine_for(format: str, task: str) -> str:
     return _ENGINES.get((format, task), "")
 
 
-def module_for(spec: ModelSpec) -> EngineModule:
-    """Import and return the engine that runs `spec`.
+def require(ref: str, format: str, task: str) -> str:
+    """Return the name of the engine for a version; imports nothing.
 
-    Raises FailedPrecondition NO_ENGINE; ModuleNotFoundError (see `missing_extra`).
+    Raises FailedPrecondition NO_ENGINE, MISSING_EXTRA.
     """
-    name = engine_for(spec.format, spec.task)
+    name = engine_for(format, task)
     if not name:
         hint = ""
-        if spec.format == "safetensors" and spec.task == "embed":
+        if format == "safetensors" and task == "embed":
             hint = "; export it to ONNX by an optimizer job first"
         raise FailedPrecondition(
             "NO_ENGINE",
-            f"No engine runs {spec.ref}, a {spec.format or 'unknown'} model for "
-            f"{spec.task or 'an unknown task'}: {_ABLE}{hint}.",
+            f"No engine runs {ref}, a {format or 'unknown'} model for "
+            f"{task or 'an unknown task'}: {_ABLE}{hint}.",
         )
+    for package in _NEEDS[name]:
+        if find_spec(package) is None:
+            raise missing_extra(ref, name, package)
+    return name
+
+
+def module_for(spec: ModelSpec) -> EngineModule:
+    """Import and return the engine that runs `spec`.
+
+    Raises as `require`; ModuleNotFoundError when what is installed is broken.
+    """
+    name = require(spec.ref, spec.format, spec.task)
     module = importlib.import_module(f"llmos.servers.execution.engine.{name}")
     return cast(EngineModule, module)
 

@@ -7,6 +7,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Sequence
+from typing import Any
 
 from llmos.lib.call import background
 from llmos.lib.errors import LLMOSError
@@ -60,12 +61,12 @@ class Manager:
 
     async def close(self) -> None:
         """Give up what is half done. Ready workers go on; the next manager adopts them."""
-        tasks = [*self._loads.values()]
+        tasks: list[asyncio.Task[Any]] = [*self._loads.values(), *self._endings.values()]
         if self._reporter is not None:
-            tasks.append(self._reporter)  # type: ignore[arg-type]
+            tasks.append(self._reporter)
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, *self._endings.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         for worker in self._workers.values():
             if worker.process is not None:
                 worker.process.close()

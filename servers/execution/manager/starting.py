@@ -12,6 +12,7 @@ from pathlib import Path
 from llmos.api.execution.v1 import zygote_pb2 as pb
 from llmos.lib.errors import LLMOSError, ResourceExhausted, Unavailable
 from llmos.servers.execution.config import ExecutionConfig
+from llmos.servers.execution.engine.select import require
 from llmos.servers.execution.manager.crashes import CrashLog, describe_exit, last_line
 from llmos.servers.execution.manager.model import State, Version, Worker
 from llmos.servers.execution.manager.seams import (
@@ -56,8 +57,10 @@ class Starter:
     async def start(self, worker: Worker, version: Version, keys: Sequence[str]) -> None:
         """Make `worker` ready under its ref and `keys`, or leave nothing behind.
 
-        Raises Unavailable CRASH_LOOP, LOAD_FAILED; ResourceExhausted OVER_BUDGET; the engine's.
+        Raises FailedPrecondition NO_ENGINE, MISSING_EXTRA; Unavailable CRASH_LOOP, LOAD_FAILED;
+        ResourceExhausted OVER_BUDGET.
         """
+        require(worker.ref, version.format, version.task)
         self.crashes.check(worker.ref)
         files = await self._catalog.fetch(version)
         order = await self._order(worker, version, files, keys)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -16,14 +17,11 @@ def main() -> None:
     """Import, listen, fork."""
     import logging
 
-    from setproctitle import setproctitle
-
     from llmos.lib import config, log
     from llmos.servers.execution.zygote.imports import preload
     from llmos.servers.execution.zygote.server import AlreadyRunning, Zygote
 
     state_dir, level = Path(sys.argv[1]), sys.argv[2]
-    setproctitle(f"llmos-zygote {state_dir}")
     log.setup("zygote", level)
     run_dir = config.run_dir(state_dir)
     try:
@@ -31,6 +29,10 @@ def main() -> None:
     except AlreadyRunning:
         logging.info("another zygote serves this state directory")
         return
+    with contextlib.suppress(ImportError):  # a part of the extra, which may be missing
+        from setproctitle import setproctitle
+
+        setproctitle(f"llmos-zygote {state_dir}")
     started = time.monotonic()
     imported, missing = preload()
     logging.info(

@@ -31,6 +31,8 @@ MODULES = (
     "llmos.lib.host",
     "llmos.lib.log",
     "llmos.lib.status",
+    "setproctitle",
+    "llmos.servers.execution.worker.birth",
     "llmos.servers.execution.engine.torch.engine",
     "llmos.servers.execution.engine.onnx.engine",
 )

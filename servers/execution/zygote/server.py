@@ -16,7 +16,6 @@ from pathlib import Path
 from llmos.api.execution.v1 import zygote_pb2 as pb
 from llmos.lib.host import ProcessRecord
 from llmos.servers.execution.wire import BadFrame, pack, unpack
-from llmos.servers.execution.worker.birth import be_worker
 
 SOCKET = "zygote.sock"
 _TICK_S = 5.0
@@ -159,6 +158,9 @@ class Zygote:
         if pid == 0:
             ours.close()
             self._forget()
+            # `preload` has it, unless the extra is missing: then nobody orders workers.
+            from llmos.servers.execution.worker.birth import be_worker
+
             be_worker(order.worker, theirs)  # never returns
         theirs.close()
         newborn = Peer(ours, pid, owner)

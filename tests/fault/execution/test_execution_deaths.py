@@ -191,3 +191,18 @@ async def test_a_worker_whose_thread_dies_exits() -> None:
     _, err = await process.communicate()
     assert process.returncode == 70
     assert b"ZeroDivisionError" in err
+
+
+async def test_a_killed_kernel_finds_the_same_workers(
+    running: Stack, llmos: Client, model: str
+) -> None:
+    expected = await llmos.infer(model)
+    worker = running.record(f"worker/{model}").pid
+    running.kill("kernel")
+    asking = asyncio.create_task(llmos.infer(model))
+    await asyncio.sleep(0.2)
+    running.start("kernel")
+    np.testing.assert_array_equal(await asking, expected)
+    for _ in range(20):
+        np.testing.assert_array_equal(await llmos.infer(model), expected)
+    assert running.record(f"worker/{model}").pid == worker
