@@ -15,6 +15,8 @@ from llmos.lib import rpc
 from llmos.lib.errors import InvalidArgument, LLMOSError, ResourceExhausted
 from llmos.lib.outbox import Outbox
 
+_LAST_WRITE_S = 2.0  # a peer that does not even read gets no status
+
 
 class Attachment:
     """The transport's side of one port."""
@@ -44,7 +46,11 @@ class Attachment:
                 if future.done():
                     future.result()
         except LLMOSError as err:
-            await rpc.abort(context, err)
+            # gRPC takes no status while a write is in flight.
+            self._outbox.close()
+            done, _ = await asyncio.wait({writer}, timeout=_LAST_WRITE_S)
+            if done:
+                await rpc.abort(context, err)
         finally:
             self._hub.detach(port)
             self._closed.cancel()

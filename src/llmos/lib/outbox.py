@@ -24,6 +24,7 @@ class Outbox:
         self._idle = asyncio.Event()
         self._idle.set()
         self._full = False
+        self._closed = False
         self.on_full: Callable[[bool], None] | None = None
 
     def put(self, envelope: pb.Envelope) -> None:
@@ -106,11 +107,16 @@ class Outbox:
         return frame.SerializeToString()
 
     async def run(self, write: Callable[[bytes], Awaitable[object]]) -> None:
-        """Write frames as they come, for ever."""
-        while True:
+        """Write frames as they come, until `close` or for ever."""
+        while not self._closed:
             await self._wake.wait()
             self._wake.clear()
             self._idle.clear()
-            while (data := self.take()) is not None:
+            while not self._closed and (data := self.take()) is not None:
                 await write(data)
             self._idle.set()
+
+    def close(self) -> None:
+        """Let `run` return as soon as the write in flight, if any, is done."""
+        self._closed = True
+        self._wake.set()
