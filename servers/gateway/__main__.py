@@ -25,7 +25,8 @@ async def run(config: GatewayConfig) -> None:
     """Serve until SIGTERM or SIGINT, then drain. Raises LLMOSError when it cannot start."""
     sock = web.listen(config.host, config.port)
     server = Server("gateway", config, requires=["execution"])
-    app = build(Upstream(server.channel("execution")), config)
+    far_end = "execution" if server.port is None else "kernel"
+    app = build(Upstream(server.channel("execution"), far_end), config)
     uvicorn = web.HttpServer(app, config.drain_s)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

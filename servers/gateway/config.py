@@ -18,7 +18,7 @@ class GatewayConfig(ServerConfig):
     body_timeout_s: float = option(60.0, "how long a client may take to send a body, seconds")
     max_body_bytes: int = option(16 << 20, "largest request body, bytes")
     max_prompts: int = option(128, "most prompts in one completions request")
-    drain_s: float = option(10.0, "how long running answers may go on after SIGTERM, seconds")
+    drain_s: float = option(8.0, "how long running answers may go on after SIGTERM, seconds")
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work. Raises InvalidArgument BAD_CONFIG."""
