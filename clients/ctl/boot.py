@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import psutil
 from llmos.api.init.v1 import init_pb2, init_pb2_grpc
 from llmos.clients.ctl.session import Session
 from llmos.lib.config import run_dir
-from llmos.lib.errors import FailedPrecondition, InvalidArgument, Unavailable
+from llmos.lib.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
 from llmos.lib.family import members
 from llmos.lib.host import ProcessRecord, records
 
@@ -23,6 +24,7 @@ _POLL_S = 0.1
 _GRACE_S = 12.0
 _INIT_END_S = 20.0
 _LOG_CAP = 16 << 20
+_NO_ROOM = 1 << 16  # bytes
 
 Processes = list[init_pb2.Process]
 
@@ -36,10 +38,17 @@ class Boot:
     log_start: int
 
     def last_words(self) -> str:
-        """Return what init said last, without its name in front."""
+        """Return what init said last, without its name in front.
+
+        Raises ResourceExhausted DISK_FULL when it could not even say it.
+        """
         with self.log.open("rb") as file:
             file.seek(self.log_start)
             lines = file.read().decode(errors="replace").strip().splitlines()
+        if not lines and shutil.disk_usage(self.log.parent).free < _NO_ROOM:
+            raise ResourceExhausted(
+                "DISK_FULL", f"No room on the disk of {self.log.parent}; free some and try again."
+            )
         return lines[-1].removeprefix("llmos-init: ") if lines else "init ended without a word."
 
 

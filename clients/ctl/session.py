@@ -186,7 +186,8 @@ class Session:
             channel = grpc.insecure_channel(address, options=[(k, MAX_MESSAGE) for k in limits])
             self._channels[address] = channel
             try:
-                grpc.channel_ready_future(channel).result(timeout=_CONNECT_S)
+                patience = min(_CONNECT_S, self._timeout or _CONNECT_S)
+                grpc.channel_ready_future(channel).result(timeout=patience)
             except grpc.FutureTimeoutError:
                 raise Unavailable(
                     "UNREACHABLE",

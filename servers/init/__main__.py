@@ -35,10 +35,11 @@ log = logging.getLogger("llmos.servers.init")
 
 def main() -> None:
     """Run until everything is shut down."""
+    path = _config_path()
     config = load_or_exit(InitConfig, "init", "Boots LLM OS and keeps its processes running.")
     logs.setup("init", config.log_level)
     try:
-        manifest = manifests.load(_config_path())
+        manifest = manifests.load(path)
         run_dir = config.run_dir()
         with locked(run_dir, config.state_dir):
             asyncio.run(_supervise(config, manifest, run_dir))
@@ -54,6 +55,7 @@ def _config_path() -> Path | None:
     parser.add_argument("--config", type=Path)
     named: Path | None = parser.parse_known_args()[0].config
     if named is None and (path := os.environ.get("LLMOS_CONFIG")):
+        sys.argv += ["--config", path]  # where its own settings are read from, too
         return Path(path)
     return named
 

@@ -13,6 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
+
+from llmos.api.init.v1 import init_pb2, init_pb2_grpc
+from llmos.clients.ctl.output import as_value
 from llmos.lib.config import run_dir
 from llmos.lib.family import members
 
@@ -53,10 +57,11 @@ class TinyOS:
         return done
 
     def ps(self) -> dict[str, dict[str, Any]]:
-        """Return what `ps` says, by name."""
-        done = self.ctl("ps", "-o", "json")
-        assert done.returncode == 0, done.stderr
-        return {process["name"]: process for process in json.loads(done.stdout)}
+        """Return what init lists, by name."""
+        with grpc.insecure_channel(f"unix:{run_dir(self.state_dir)}/init.sock") as channel:
+            request = init_pb2.ListProcessesRequest()
+            reply = init_pb2_grpc.InitStub(channel).ListProcesses(request, timeout=10)
+        return {process.name: as_value(process) for process in reply.processes}
 
     def pid(self, name: str) -> int:
         """Return the pid of a running process, from its record."""
@@ -74,6 +79,19 @@ class TinyOS:
     def alive(self) -> list[str]:
         """Return the names of all its processes that run."""
         return sorted(r.name for r in members(run_dir(self.state_dir)))
+
+    def end_init(self) -> None:
+        """Kill init, and its stand-in first, so that nobody supervises."""
+        for name in ("stand-in", "init"):
+            os.kill(self.pid(name), signal.SIGKILL)
+
+    def wait_for(self, names: list[str], limit_s: float = 20) -> None:
+        """Wait until exactly these processes run (and the stand-in, when init is among them)."""
+        deadline = time.monotonic() + limit_s
+        wanted = [*names, "stand-in"] if "init" in names else names
+        while self.alive() != wanted:
+            assert time.monotonic() < deadline, self.alive()
+            time.sleep(0.05)
 
     def log(self, name: str) -> str:
         """Return a log file's text."""

@@ -1,0 +1,127 @@
+"""The command line as a user sees it without a running LLM OS."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from llmos.clients.ctl import run
+from llmos.clients.ctl.__main__ import main
+
+COMMANDS = [
+    *([name] for name in "up down ps logs restart run chat embed demo".split()),
+    *(["model", verb] for verb in "import ls show rm load unload".split()),
+    *(["job", verb] for verb in ("ls", "watch", "cancel", "submit")),
+    ["job", "submit", "export-onnx"],
+    *(["kernel", verb] for verb in "ports services calls stats cancel drain".split()),
+]
+
+
+def ctl(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    out, err = capsys.readouterr()
+    return int(caught.value.code or 0), out, err
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_command_explains_itself(
+    capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    code, out, _ = ctl(capsys, *words, "--help")
+    assert code == 0
+    assert out.startswith("Usage: llmos-ctl " + " ".join(words))
+    if words != ["job", "submit"]:
+        assert "--state-dir" in out and "--output" in out
+
+
+def test_help_is_quick_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; sys.argv = ['llmos-ctl', '--help']\n"
+        "from llmos.clients.ctl.__main__ import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'grpc', 'torch', 'numpy', 'psutil', 'asyncio', 'rich'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    begin = time.monotonic()
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+    assert time.monotonic() - begin < 5  # 0.25 s where nothing else runs
+
+
+@pytest.mark.parametrize(
+    "words", [["ps"], ["logs", "kernel"], ["model", "ls"], ["run", "m", "hi"], ["kernel", "stats"]]
+)
+def test_not_running_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, words: list[str]
+) -> None:
+    state = tmp_path / "none"
+    code, out, err = ctl(capsys, *words, "--state-dir", str(state))
+    assert (code, out) == (8, "")
+    assert err == (
+        f"llmos-ctl: LLM OS is not running (state directory {state}): "
+        "start it with `llmos-ctl up`.\n"
+    )
+    assert not state.exists()  # looking changes nothing
+
+
+def test_options_go_before_or_after_the_command(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for words in (
+        ["--state-dir", str(tmp_path), "-o", "json", "ps"],
+        ["ps", "-o", "json", "--state-dir", str(tmp_path)],
+        ["--output=json", "ps", "--state-dir", str(tmp_path)],
+    ):
+        code, _, err = ctl(capsys, *words)
+        assert code == 8
+        assert json.loads(err)["error"]["reason"] == "NOT_RUNNING"
+
+
+def test_down_of_nothing_is_fine(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, out, _ = ctl(capsys, "down", "--state-dir", str(tmp_path))
+    assert code == 0 and "nothing to stop" in out
+
+
+def test_wrong_words_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["nope"], ["run", "m"], ["run", "m", "p", "--seed", "-1"], ["ps", "-o", "xml"]):
+        code, out, err = ctl(capsys, *words)
+        assert code == 2 and not out and "Traceback" not in err
+
+
+def test_address_that_nobody_serves(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    address = f"unix:{tmp_path}/none.sock"
+    code, _, err = ctl(capsys, "kernel", "stats", "--address", address, "--timeout", "0.5")
+    assert code == 8
+    assert err == f"llmos-ctl: Nothing answers at {address}; check --address (or LLMOS_ADDRESS).\n"
+
+
+def test_a_state_directory_that_cannot_be_written(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    done = subprocess.run(
+        [sys.executable, "-m", "llmos.clients.ctl", "up", "--state-dir", str(file / "state")],
+        capture_output=True,
+        text=True,
+        env=os.environ,
+        timeout=60,
+    )
+    assert done.returncode == 7 and not done.stdout
+    assert done.stderr.startswith(f"llmos-ctl: Cannot write the state directory {file}/state (")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_request_has_only_what_was_given() -> None:
+    request = run.build("m", [("system", "s"), ("user", "u")], run.Settings(temperature=0.0))
+    assert [(m.role, m.content) for m in request.chat.messages] == [("system", "s"), ("user", "u")]
+    assert request.sampling.HasField("temperature") and request.sampling.temperature == 0
+    assert not request.sampling.HasField("seed") and request.max_tokens == 0
+    raw = run.build("m", "text", run.Settings(seed=3, stop=("a", "b"), max_tokens=5))
+    assert raw.WhichOneof("input") == "prompt" and list(raw.stop) == ["a", "b"]
+    assert (raw.sampling.seed, raw.max_tokens) == (3, 5)
