@@ -44,7 +44,7 @@ async def main(kernel, address, lease_s, shared):
     mine = [await client.create(100_000) for _ in range(3)]
     theirs = await client.open(BufferHandle.FromString(bytes.fromhex(shared)))
     mine[0].view[:5] = theirs.view[:5]
-    print("ready", flush=True)
+    os.write(1, b"ready\\n")  # in one piece, beside 49 others
     await asyncio.sleep(600)
 
 for _ in range(int(sys.argv[1]) - 1):
