@@ -9,7 +9,7 @@ from llmos.servers.execution.engine.base import ModelSpec
 from llmos.servers.execution.engine.torch.config import LlamaConfig
 
 DTYPES = {"float32": 4, "bfloat16": 2}
-KV_TOKENS = 32_768  # positions of all running sequences together, unless the context is longer
+KV_TOKENS = 16_384  # positions of all running sequences together, unless the context is longer
 WORKSPACE = 128 << 20  # activations, tokenizer, the tensor being unpacked
 
 
