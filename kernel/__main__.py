@@ -8,10 +8,12 @@ import logging
 import os
 import signal
 import sys
+from pathlib import Path
 
 import uvloop
 
 from llmos.kernel.config import KernelConfig
+from llmos.kernel.record import replay
 from llmos.kernel.transport.server import KernelServer
 from llmos.lib import log as logs
 from llmos.lib.config import load_or_exit, run_dir, socket_address
@@ -25,7 +27,7 @@ async def serve(config: KernelConfig) -> None:
     """Serve until SIGTERM or SIGINT."""
     address = config.listen or socket_address(config.state_dir, "kernel")
     addresses = [address] + ([config.tcp] if config.tcp not in ("", "none") else [])
-    kernel = KernelServer()
+    kernel = KernelServer(record=Path(config.record) if config.record else None)
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
@@ -46,6 +48,10 @@ def main() -> None:
     config = load_or_exit(KernelConfig, "kernel", __doc__ or "")
     logs.setup("kernel", config.log_level)
     try:
+        if config.replay:
+            for line in replay(Path(config.replay)):
+                print(line)
+            return
         uvloop.run(serve(config))
     except LLMOSError as err:
         print(f"llmos-kernel: {err}", file=sys.stderr)

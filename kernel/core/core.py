@@ -96,7 +96,7 @@ class Core:
             if port is not None:
                 self._received(port, event.envelopes, now)
         elif type(event) is Attached:
-            self.ports[event.port] = PortState(event.port, now, event.own)
+            self.ports[event.port] = PortState(event.port, now, event.own, now)
         elif type(event) is Detached:
             self._detached(event.port, now)
         elif type(event) is CancelRequested:

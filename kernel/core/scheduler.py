@@ -279,6 +279,8 @@ class Scheduler:
         queue.fault = None
         if error is not None:
             self._fail_all(service, queue, error)
+        elif _served(service.hot.get(fault.key, [])):
+            queue.fault_tries = 0
         self.serve_queue(service, queue, now)
 
     def fault_lost(self, fault: Call, now: float) -> None:

@@ -10,49 +10,6 @@ from llmos.kernel.core.tenants import Tenant
 from llmos.lib.methods import UNKNOWN, Method
 
 
-class PortState:
-    """One attached process."""
-
-    __slots__ = (
-        "attached_at",
-        "draining",
-        "exports",
-        "failed",
-        "hello",
-        "id",
-        "identity",
-        "last_opened",
-        "last_progress",
-        "opened",
-        "own",
-        "served",
-        "serving",
-        "stalled",
-    )
-
-    def __init__(self, port: int, now: float, own: bool) -> None:
-        """Start without HELLO."""
-        self.id = port
-        self.own = own
-        self.hello: pb.Hello | None = None
-        self.identity: Identity = Identity()
-        self.attached_at = now
-        self.exports: dict[str, Export] = {}
-        self.opened: dict[int, Call] = {}  # by the port's own id
-        self.serving: dict[int, Call] = {}  # by the id given to the port; cancelled ones included
-        self.last_opened = -1
-        self.last_progress = now
-        self.draining = False
-        self.stalled = False  # calls in progress and none finished within its stall time
-        self.served = 0
-        self.failed = 0
-
-    @property
-    def name(self) -> str:
-        """Return the process's name."""
-        return self.hello.name if self.hello is not None else ""
-
-
 @dataclass(frozen=True)
 class Identity:
     """What a credential stands for."""
@@ -61,30 +18,44 @@ class Identity:
     best_class: int = pb.CALL_CLASS_SYSTEM  # the highest class that its calls may have
 
 
+@dataclass(slots=True, eq=False)
+class PortState:
+    """One attached process; without `hello` until it has said it."""
+
+    id: int
+    attached_at: float
+    own: bool
+    last_progress: float
+    hello: pb.Hello | None = None
+    identity: Identity = Identity()
+    exports: dict[str, Export] = field(default_factory=dict)
+    opened: dict[int, Call] = field(default_factory=dict)  # by the port's own id
+    serving: dict[int, Call] = field(default_factory=dict)  # by the id given to the port;
+    # cancelled calls stay until the port has answered END
+    last_opened: int = -1
+    draining: bool = False
+    stalled: bool = False  # calls in progress and none finished within its stall time
+    served: int = 0
+    failed: int = 0
+
+    @property
+    def name(self) -> str:
+        """Return the process's name."""
+        return self.hello.name if self.hello is not None else ""
+
+
+@dataclass(slots=True, eq=False)
 class Export:
     """One port's declaration of one service."""
 
-    __slots__ = (
-        "credits",
-        "fault_handler",
-        "keys",
-        "port",
-        "running",
-        "service",
-        "stall_s",
-        "work",
-    )
-
-    def __init__(self, port: PortState, service: str) -> None:
-        """Start with nothing declared."""
-        self.port = port
-        self.service = service
-        self.keys: tuple[str, ...] = ()
-        self.credits = 0
-        self.fault_handler = False
-        self.stall_s = 0.0
-        self.running = 0
-        self.work = 0.0  # seconds that the running calls are expected to take, all together
+    port: PortState
+    service: str
+    keys: tuple[str, ...] = ()
+    credits: int = 0
+    fault_handler: bool = False
+    stall_s: float = 0.0
+    running: int = 0
+    work: float = 0.0  # seconds that the running calls are expected to take, all together
 
     def declare(self, export: pb.Export) -> None:
         """Take what the port declares."""
@@ -117,109 +88,59 @@ class Export:
         return free > 0
 
 
+@dataclass(slots=True, eq=False)
 class Service:
     """One service name: who exports it, and the calls that wait."""
 
-    __slots__ = (
-        "exports",
-        "files",
-        "handled",
-        "hot",
-        "known_keys",
-        "methods",
-        "name",
-        "queues",
-        "seen",
-        "waiting",
-    )
-
-    def __init__(self, name: str) -> None:
-        """Start without exports."""
-        self.name = name
-        self.seen = False  # somebody exported it since the kernel started
-        self.handled = False  # ... with a fault handler
-        self.exports: dict[int, Export] = {}  # by port
-        self.hot: dict[str, list[Export]] = {}  # by key
-        self.known_keys: set[str] = set()  # keys that were hot since the kernel started
-        self.queues: dict[str, KeyQueue] = {}  # of hot keys, and of keys that calls wait for
-        self.waiting: dict[str, KeyQueue] = {}  # those of them in which calls wait
-        self.methods: dict[str, Method] = {}
-        self.files: tuple[bytes, ...] = ()
+    name: str
+    seen: bool = False  # somebody exported it since the kernel started
+    handled: bool = False  # ... with a fault handler
+    exports: dict[int, Export] = field(default_factory=dict)  # by port
+    hot: dict[str, list[Export]] = field(default_factory=dict)  # by key
+    known_keys: set[str] = field(default_factory=set)  # hot at some time since the kernel started
+    queues: dict[str, KeyQueue] = field(default_factory=dict)  # of hot and of wanted keys
+    waiting: dict[str, KeyQueue] = field(default_factory=dict)  # those in which calls wait
+    methods: dict[str, Method] = field(default_factory=dict)
+    files: tuple[bytes, ...] = ()
 
 
+@dataclass(slots=True, eq=False)
 class Call:
     """One call, from OPEN to END."""
 
-    __slots__ = (
-        "affinity",
-        "attempts",
-        "call_class",
-        "caller",
-        "charged",
-        "children",
-        "cookie",
-        "deadline",
-        "delivered",
-        "dispatched_at",
-        "expected",
-        "export",
-        "id",
-        "kept",
-        "kept_bytes",
-        "key",
-        "method",
-        "opened_at",
-        "opener",
-        "opener_id",
-        "parent",
-        "path",
-        "queue",
-        "queued_at",
-        "replayable",
-        "server_id",
-        "service",
-        "share",
-        "tenant",
-        "used",
-    )
-
-    def __init__(
-        self, call_id: int, opener: PortState | None, opener_id: int, path: str, now: float
-    ) -> None:
-        """Start undispatched; `opener` is None for the kernel's own faults."""
-        self.id = call_id
-        self.opener = opener
-        self.opener_id = opener_id
-        self.path = path
-        self.method: Method = UNKNOWN
-        self.service: Service | None = None
-        self.key = ""
-        self.call_class: int = pb.CALL_CLASS_NORMAL
-        self.tenant = ""
-        self.caller = ""
-        self.deadline: float | None = None
-        self.parent: Call | None = None
-        self.children: set[Call] | None = None
-        self.opened_at = now
-        self.queued_at = now
-        self.dispatched_at = now
-        self.queue: KeyQueue | None = None  # while it waits
-        self.share: KeyQueue | None = None  # where its cost is settled
-        self.used: Tenant | None = None  # who has it counted as open; None for nested calls
-        self.charged = 0.0
-        self.expected = 0.0  # seconds it is expected to run
-        self.affinity = ""
-        self.export: Export | None = None  # who runs it
-        self.server_id = 0
-        self.attempts = 0
-        self.kept: list[pb.Envelope] = []  # OPEN and what followed it, for the (next) server
-        self.kept_bytes = 0
-        self.replayable = False
-        self.delivered = False  # a reply message was passed on
-        self.cookie = bytearray()
+    id: int
+    opener: PortState | None  # None for the kernel's own faults
+    opener_id: int
+    path: str
+    opened_at: float
+    method: Method = UNKNOWN
+    service: Service | None = None
+    key: str = ""
+    call_class: int = pb.CALL_CLASS_NORMAL
+    tenant: str = ""
+    caller: str = ""
+    affinity: str = ""
+    deadline: float | None = None
+    parent: Call | None = None
+    children: set[Call] | None = None
+    queue: KeyQueue | None = None  # while it waits
+    queued_at: float = 0.0
+    dispatched_at: float = 0.0
+    export: Export | None = None  # who runs it
+    server_id: int = 0
+    attempts: int = 0
+    kept: list[pb.Envelope] = field(default_factory=list)  # OPEN and what followed it, for servers
+    kept_bytes: int = 0
+    replayable: bool = False
+    delivered: bool = False  # a reply message was passed on
+    cookie: bytearray = field(default_factory=bytearray)
+    used: Tenant | None = None  # who has it counted as open; None for nested calls
+    share: KeyQueue | None = None  # where its cost is settled
+    charged: float = 0.0
+    expected: float = 0.0  # seconds it is expected to run
 
 
-@dataclass
+@dataclass(slots=True)
 class Stats:
     """Counters since the start."""
 

@@ -58,6 +58,7 @@ def services(core: Core, now: float) -> list[admin.ServiceInfo]:
                     queued=q.count,
                     faulting=q.fault is not None,
                     oldest_s=max((now - c.queued_at for c in q.calls()), default=0.0),
+                    by_class=[waiting.count for waiting in q.classes.values()],
                 )
                 for q in s.queues.values()
                 if q.count or q.fault is not None
@@ -115,4 +116,33 @@ def stats(core: Core, started: float, pid: int, now: float) -> admin.GetStatsRes
         running=len(core.calls.table) - queued,
         ports=sum(p.hello is not None for p in core.ports.values()),
         pid=pid,
+    )
+
+
+def tenants(core: Core) -> admin.ListTenantsResponse:
+    """Return the tenants by name, and the kernel's limits."""
+    limits = core.limits
+    return admin.ListTenantsResponse(
+        tenants=[
+            admin.TenantInfo(
+                limits=admin.TenantLimits(
+                    tenant=t.name,
+                    weight=t.limits.weight,
+                    max_calls=t.limits.max_calls,
+                    calls_per_s=t.limits.calls_per_s,
+                    cost_per_s=t.limits.cost_per_s,
+                ),
+                open=t.open,
+                ended=t.ended,
+                cost=t.cost,
+            )
+            for _, t in sorted(core.scheduler.tenants.table.items())
+        ],
+        limits=admin.KernelLimits(
+            max_queued=limits.max_queued,
+            max_queued_per_key=limits.max_queued_per_key,
+            ageing_s=limits.ageing_s,
+            absence_grace_s=limits.absence_grace_s,
+            max_attempts=limits.max_attempts,
+        ),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import AsyncIterator
@@ -14,6 +15,8 @@ from llmos.kernel.core import view
 from llmos.kernel.core.events import CancelRequested, DrainRequested, PortChange
 from llmos.kernel.transport.hub import Hub
 from llmos.lib.errors import InvalidArgument, NotFound, ResourceExhausted
+
+log = logging.getLogger(__name__)
 
 MAX_BEHIND = 10_000
 MAX_PAGE = 10_000
@@ -29,26 +32,21 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         self._core = hub.core
 
     async def ListPorts(self, request: Any, context: Any) -> admin_pb2.ListPortsResponse:
-        """See admin.proto."""
         return admin_pb2.ListPortsResponse(ports=view.ports(self._core, time.monotonic()))
 
     async def ListServices(self, request: Any, context: Any) -> admin_pb2.ListServicesResponse:
-        """See admin.proto."""
         return admin_pb2.ListServicesResponse(services=view.services(self._core, time.monotonic()))
 
     async def ListCalls(self, request: Any, context: Any) -> admin_pb2.ListCallsResponse:
-        """See admin.proto."""
         if request.page_size > MAX_PAGE:
             raise InvalidArgument("BAD_PAGE", f"page_size is at most {MAX_PAGE}.")
         limit = request.page_size or 1000
         return view.calls(self._core, request.service, limit, time.monotonic())
 
     async def GetStats(self, request: Any, context: Any) -> admin_pb2.GetStatsResponse:
-        """See admin.proto."""
         return view.stats(self._core, self._hub.started, os.getpid(), time.monotonic())
 
     async def CancelCall(self, request: Any, context: Any) -> admin_pb2.CancelCallResponse:
-        """See admin.proto."""
         try:
             call = int(request.id, 16)
         except ValueError:
@@ -59,17 +57,34 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         return admin_pb2.CancelCallResponse()
 
     async def DrainPort(self, request: Any, context: Any) -> admin_pb2.DrainPortResponse:
-        """See admin.proto."""
         port = self._core.ports.get(request.port)
         if port is None or port.hello is None or port.own:
             raise NotFound("NO_SUCH_PORT", f"No port {request.port} is attached.")
         self._hub.feed(DrainRequested(port.id))
         return admin_pb2.DrainPortResponse(running=len(port.serving))
 
+    async def ListTenants(self, request: Any, context: Any) -> admin_pb2.ListTenantsResponse:
+        return view.tenants(self._core)
+
+    async def UpdateLimits(self, request: Any, context: Any) -> admin_pb2.UpdateLimitsResponse:
+        pairs: list[tuple[Any, Any]] = [(request.limits, self._core.limits)]
+        for change in request.tenants:
+            tenant = self._core.scheduler.tenants.get(change.tenant)
+            pairs.append((change, tenant.limits))
+        for change, _ in pairs:
+            for field, value in change.ListFields():
+                if field.name != "tenant" and (value < 0 or (field.name == "weight" and not value)):
+                    raise InvalidArgument("BAD_LIMIT", f"{field.name} = {value} is no limit.")
+        for change, limits in pairs:
+            for field, value in change.ListFields():
+                if field.name != "tenant":
+                    setattr(limits, field.name, value)
+        log.info("limits changed", extra={"limits": str(request)})
+        return admin_pb2.UpdateLimitsResponse()
+
     async def WatchPorts(
         self, request: Any, context: Any
     ) -> AsyncIterator[admin_pb2.WatchPortsResponse]:
-        """See admin.proto."""
         queue: asyncio.Queue[PortChange | None] = asyncio.Queue(MAX_BEHIND)
         behind = False
 
@@ -112,7 +127,6 @@ class IntrospectionService(admin_pb2_grpc.IntrospectionServicer):
         self._services = services
 
     async def Introspect(self, request: Any, context: Any) -> admin_pb2.IntrospectResponse:
-        """See admin.proto."""
         return admin_pb2.IntrospectResponse(
             name="kernel",
             version=version("llmos"),

@@ -104,6 +104,5 @@ class ReflectionService(reflection_pb2_grpc.ServerReflectionServicer):  # type: 
         return self._current
 
     async def ServerReflectionInfo(self, request_iterator: Any, context: Any) -> Any:
-        """See grpc.reflection.v1alpha."""
         async for reply in self._servicer().ServerReflectionInfo(request_iterator, context):
             yield reply

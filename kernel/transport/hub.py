@@ -19,6 +19,7 @@ from llmos.kernel.core.events import (
     Received,
     Tick,
 )
+from llmos.kernel.record import Recorder
 from llmos.lib.errors import LLMOSError
 from llmos.lib.handlers import Handlers
 from llmos.lib.host import host_id, new_instance
@@ -43,6 +44,7 @@ class Hub:
         self.core = core
         self.started = time.monotonic()
         self.watchers: set[Callable[[PortChange], None]] = set()
+        self.recorder: Recorder | None = None
         self._sinks: dict[int, Sink] = {}
         self._next_port = 1
         self._timer: asyncio.TimerHandle | None = None
@@ -50,7 +52,14 @@ class Hub:
 
     def feed(self, event: Event) -> None:
         """Let the core handle an event now, and carry out what it says."""
-        self._carry_out(self.core.handle(event, time.monotonic()))
+        now = time.monotonic()
+        if self.recorder is None:
+            self._carry_out(self.core.handle(event, now))
+            return
+        record = self.recorder.describe(event, now)
+        actions = self.core.handle(event, now)
+        self.recorder.finish(record, actions)
+        self._carry_out(actions)
 
     def _carry_out(self, actions: Actions) -> None:
         for port, envelopes in actions.frames.items():

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 
-from llmos.api.kernel.v1 import admin_pb2_grpc
+from llmos.api.kernel.v1 import admin_pb2_grpc, events_pb2_grpc
 from llmos.kernel.core.core import Core
+from llmos.kernel.record import Recorder as EventRecorder
 from llmos.kernel.transport.admin import AdminService, IntrospectionService
 from llmos.kernel.transport.attach import Attachment
 from llmos.kernel.transport.entry import Entry
+from llmos.kernel.transport.events import EventsService
 from llmos.kernel.transport.health import HealthService, ReflectionService
 from llmos.kernel.transport.hub import HOST, Hub, OwnPort
 from llmos.lib import methods
@@ -43,10 +46,12 @@ class _PortEntry(grpc.GenericRpcHandler):
 class KernelServer:
     """One kernel: core, hub and gRPC server."""
 
-    def __init__(self, core: Core | None = None) -> None:
-        """Build; `start` listens."""
+    def __init__(self, core: Core | None = None, record: Path | None = None) -> None:
+        """Build; `start` listens. record: file to write every event to. Raises OSError."""
         self.core = core or Core(new_instance(), HOST)
         self.hub = Hub(self.core)
+        if record is not None:
+            self.hub.recorder = EventRecorder(record, self.core)
         self._server = grpc.aio.server(options=OPTIONS)
         self._own = OwnPort(self.hub, "kernel", HOST)
         self._entry = OwnPort(self.hub, "grpc-clients")
@@ -56,6 +61,7 @@ class KernelServer:
     def _serve_own(self) -> None:
         recorder: Any = Recorder()
         admin_pb2_grpc.add_AdminServicer_to_server(AdminService(self.hub), recorder)
+        events_pb2_grpc.add_EventsServicer_to_server(EventsService(), recorder)
         health_pb2_grpc.add_HealthServicer_to_server(HealthService(self.hub), recorder)
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
             ReflectionService(self.core), recorder
@@ -77,3 +83,6 @@ class KernelServer:
     async def stop(self, grace_s: float = 2.0) -> None:
         """Stop listening, let plain clients' calls finish for `grace_s`, close all streams."""
         await self._server.stop(grace_s)
+        if self.hub.recorder is not None:
+            self.hub.recorder.close()
+            self.hub.recorder = None

@@ -264,6 +264,7 @@ class QueueInfo(_message.Message):
     QUEUED_FIELD_NUMBER: _builtins.int
     FAULTING_FIELD_NUMBER: _builtins.int
     OLDEST_S_FIELD_NUMBER: _builtins.int
+    BY_CLASS_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     """The key; empty for keyless calls."""
     queued: _builtins.int
@@ -272,6 +273,10 @@ class QueueInfo(_message.Message):
     """A fault for the key is being handled."""
     oldest_s: _builtins.float
     """Age of the oldest waiting call, seconds."""
+    @_builtins.property
+    def by_class(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Calls waiting per class: SYSTEM, INTERACTIVE, NORMAL, BATCH."""
+
     def __init__(
         self,
         *,
@@ -279,10 +284,11 @@ class QueueInfo(_message.Message):
         queued: _builtins.int = ...,
         faulting: _builtins.bool = ...,
         oldest_s: _builtins.float = ...,
+        by_class: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["faulting", b"faulting", "key", b"key", "oldest_s", b"oldest_s", "queued", b"queued"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by_class", b"by_class", "faulting", b"faulting", "key", b"key", "oldest_s", b"oldest_s", "queued", b"queued"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -782,3 +788,243 @@ class IntrospectResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___IntrospectResponse: _TypeAlias = IntrospectResponse  # noqa: Y015
+
+@_typing.final
+class ListTenantsRequest(_message.Message):
+    """Request of ListTenants."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTenantsRequest: _TypeAlias = ListTenantsRequest  # noqa: Y015
+
+@_typing.final
+class ListTenantsResponse(_message.Message):
+    """Answer of ListTenants."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANTS_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tenants(self) -> _containers.RepeatedCompositeFieldContainer[Global___TenantInfo]:
+        """By name."""
+
+    @_builtins.property
+    def limits(self) -> Global___KernelLimits:
+        """Limits of the kernel."""
+
+    def __init__(
+        self,
+        *,
+        tenants: _abc.Iterable[Global___TenantInfo] | None = ...,
+        limits: Global___KernelLimits | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "tenants", b"tenants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTenantsResponse: _TypeAlias = ListTenantsResponse  # noqa: Y015
+
+@_typing.final
+class TenantInfo(_message.Message):
+    """One tenant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMITS_FIELD_NUMBER: _builtins.int
+    OPEN_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
+    COST_FIELD_NUMBER: _builtins.int
+    open: _builtins.int
+    """Calls queued or running now, nested ones not counted."""
+    ended: _builtins.int
+    """Calls ended, nested ones included."""
+    cost: _builtins.float
+    """Cost of these, in the units of their services (seconds where they say nothing)."""
+    @_builtins.property
+    def limits(self) -> Global___TenantLimits:
+        """Name and limits."""
+
+    def __init__(
+        self,
+        *,
+        limits: Global___TenantLimits | None = ...,
+        open: _builtins.int = ...,
+        ended: _builtins.int = ...,
+        cost: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "ended", b"ended", "limits", b"limits", "open", b"open"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TenantInfo: _TypeAlias = TenantInfo  # noqa: Y015
+
+@_typing.final
+class TenantLimits(_message.Message):
+    """What a tenant may use; 0 = unlimited."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    MAX_CALLS_FIELD_NUMBER: _builtins.int
+    CALLS_PER_S_FIELD_NUMBER: _builtins.int
+    COST_PER_S_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """Name of the tenant."""
+    weight: _builtins.float
+    """Share relative to other tenants, over 0; 1 unless set."""
+    max_calls: _builtins.int
+    """Calls queued and running."""
+    calls_per_s: _builtins.float
+    """New calls per second."""
+    cost_per_s: _builtins.float
+    """Cost per second."""
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        weight: _builtins.float | None = ...,
+        max_calls: _builtins.int | None = ...,
+        calls_per_s: _builtins.float | None = ...,
+        cost_per_s: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_calls_per_s", b"_calls_per_s", "_cost_per_s", b"_cost_per_s", "_max_calls", b"_max_calls", "_weight", b"_weight", "calls_per_s", b"calls_per_s", "cost_per_s", b"cost_per_s", "max_calls", b"max_calls", "weight", b"weight"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_calls_per_s", b"_calls_per_s", "_cost_per_s", b"_cost_per_s", "_max_calls", b"_max_calls", "_weight", b"_weight", "calls_per_s", b"calls_per_s", "cost_per_s", b"cost_per_s", "max_calls", b"max_calls", "tenant", b"tenant", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__calls_per_s: _TypeAlias = _typing.Literal["calls_per_s"]  # noqa: Y015
+    _WhichOneofArgType__calls_per_s: _TypeAlias = _typing.Literal["_calls_per_s", b"_calls_per_s"]  # noqa: Y015
+    _WhichOneofReturnType__cost_per_s: _TypeAlias = _typing.Literal["cost_per_s"]  # noqa: Y015
+    _WhichOneofArgType__cost_per_s: _TypeAlias = _typing.Literal["_cost_per_s", b"_cost_per_s"]  # noqa: Y015
+    _WhichOneofReturnType__max_calls: _TypeAlias = _typing.Literal["max_calls"]  # noqa: Y015
+    _WhichOneofArgType__max_calls: _TypeAlias = _typing.Literal["_max_calls", b"_max_calls"]  # noqa: Y015
+    _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
+    _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__calls_per_s) -> _WhichOneofReturnType__calls_per_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cost_per_s) -> _WhichOneofReturnType__cost_per_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_calls) -> _WhichOneofReturnType__max_calls | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
+
+Global___TenantLimits: _TypeAlias = TenantLimits  # noqa: Y015
+
+@_typing.final
+class KernelLimits(_message.Message):
+    """Bounds of the kernel; unset = not changed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_QUEUED_FIELD_NUMBER: _builtins.int
+    MAX_QUEUED_PER_KEY_FIELD_NUMBER: _builtins.int
+    AGEING_S_FIELD_NUMBER: _builtins.int
+    ABSENCE_GRACE_S_FIELD_NUMBER: _builtins.int
+    MAX_ATTEMPTS_FIELD_NUMBER: _builtins.int
+    max_queued: _builtins.int
+    """Calls waiting in the kernel."""
+    max_queued_per_key: _builtins.int
+    """Calls waiting for one key."""
+    ageing_s: _builtins.float
+    """A call that waited so long, seconds, gets every fourth turn."""
+    absence_grace_s: _builtins.float
+    """How long calls wait for a server that is away, seconds."""
+    max_attempts: _builtins.int
+    """Servers that one call is given to."""
+    def __init__(
+        self,
+        *,
+        max_queued: _builtins.int | None = ...,
+        max_queued_per_key: _builtins.int | None = ...,
+        ageing_s: _builtins.float | None = ...,
+        absence_grace_s: _builtins.float | None = ...,
+        max_attempts: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_absence_grace_s", b"_absence_grace_s", "_ageing_s", b"_ageing_s", "_max_attempts", b"_max_attempts", "_max_queued", b"_max_queued", "_max_queued_per_key", b"_max_queued_per_key", "absence_grace_s", b"absence_grace_s", "ageing_s", b"ageing_s", "max_attempts", b"max_attempts", "max_queued", b"max_queued", "max_queued_per_key", b"max_queued_per_key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_absence_grace_s", b"_absence_grace_s", "_ageing_s", b"_ageing_s", "_max_attempts", b"_max_attempts", "_max_queued", b"_max_queued", "_max_queued_per_key", b"_max_queued_per_key", "absence_grace_s", b"absence_grace_s", "ageing_s", b"ageing_s", "max_attempts", b"max_attempts", "max_queued", b"max_queued", "max_queued_per_key", b"max_queued_per_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__absence_grace_s: _TypeAlias = _typing.Literal["absence_grace_s"]  # noqa: Y015
+    _WhichOneofArgType__absence_grace_s: _TypeAlias = _typing.Literal["_absence_grace_s", b"_absence_grace_s"]  # noqa: Y015
+    _WhichOneofReturnType__ageing_s: _TypeAlias = _typing.Literal["ageing_s"]  # noqa: Y015
+    _WhichOneofArgType__ageing_s: _TypeAlias = _typing.Literal["_ageing_s", b"_ageing_s"]  # noqa: Y015
+    _WhichOneofReturnType__max_attempts: _TypeAlias = _typing.Literal["max_attempts"]  # noqa: Y015
+    _WhichOneofArgType__max_attempts: _TypeAlias = _typing.Literal["_max_attempts", b"_max_attempts"]  # noqa: Y015
+    _WhichOneofReturnType__max_queued: _TypeAlias = _typing.Literal["max_queued"]  # noqa: Y015
+    _WhichOneofArgType__max_queued: _TypeAlias = _typing.Literal["_max_queued", b"_max_queued"]  # noqa: Y015
+    _WhichOneofReturnType__max_queued_per_key: _TypeAlias = _typing.Literal["max_queued_per_key"]  # noqa: Y015
+    _WhichOneofArgType__max_queued_per_key: _TypeAlias = _typing.Literal["_max_queued_per_key", b"_max_queued_per_key"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__absence_grace_s) -> _WhichOneofReturnType__absence_grace_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ageing_s) -> _WhichOneofReturnType__ageing_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_attempts) -> _WhichOneofReturnType__max_attempts | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_queued) -> _WhichOneofReturnType__max_queued | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_queued_per_key) -> _WhichOneofReturnType__max_queued_per_key | None: ...
+
+Global___KernelLimits: _TypeAlias = KernelLimits  # noqa: Y015
+
+@_typing.final
+class UpdateLimitsRequest(_message.Message):
+    """Request of UpdateLimits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMITS_FIELD_NUMBER: _builtins.int
+    TENANTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def limits(self) -> Global___KernelLimits:
+        """Bounds of the kernel."""
+
+    @_builtins.property
+    def tenants(self) -> _containers.RepeatedCompositeFieldContainer[Global___TenantLimits]:
+        """Limits of tenants."""
+
+    def __init__(
+        self,
+        *,
+        limits: Global___KernelLimits | None = ...,
+        tenants: _abc.Iterable[Global___TenantLimits] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "tenants", b"tenants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateLimitsRequest: _TypeAlias = UpdateLimitsRequest  # noqa: Y015
+
+@_typing.final
+class UpdateLimitsResponse(_message.Message):
+    """Answer of UpdateLimits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateLimitsResponse: _TypeAlias = UpdateLimitsResponse  # noqa: Y015

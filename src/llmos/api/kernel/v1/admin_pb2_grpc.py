@@ -71,6 +71,16 @@ class AdminStub(object):
                 request_serializer=llmos_dot_api_dot_kernel_dot_v1_dot_admin__pb2.DrainPortRequest.SerializeToString,
                 response_deserializer=llmos_dot_api_dot_kernel_dot_v1_dot_admin__pb2.DrainPortResponse.FromString,
                 _registered_method=True)
+        self.ListTenants = channel.unary_unary(
+                '/llmos.api.kernel.v1.Admin/ListTenants',
+                request_serializer=llmos_dot_api_dot_kernel_dot_v1_dot_admin__pb2.ListTenantsRequest.SerializeToString,
+                response_deserializer=llmos_dot_api_dot_kernel_dot_v1_dot_admin__pb2.ListTenantsResponse.FromString,
+                _registered_method=True)
+        self.UpdateLimits = channel.unary_unary(
+                '/llmos.api.kernel.v1.Admin/UpdateLimits',
+                request_serializer=llmos_dot_api_dot_kernel_dot_v1_dot_admin__pb2.UpdateLimitsRequest.SerializeToString,
+                response_deserializer=llmos_dot_api_dot_kernel_dot_v1_dot_admin__pb2.UpdateLimitsResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer(object):
@@ -136,6 +146,22 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListTenants(self, request, context):
+        """Lists tenants with their limits and what they have used.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateLimits(self, request, context):
+        """Changes limits of the kernel or of tenants, at once. They hold until the kernel restarts.
+
+        Errors: INVALID_ARGUMENT BAD_LIMIT: negative, or a weight of 0; nothing is changed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -173,6 +199,16 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.DrainPort,
                     request_deserializer=llmos_dot_api_dot_kernel_dot_v1_dot_admin__pb2.DrainPortRequest.FromString,
                     response_serializer=llmos_dot_api_dot_kernel_dot_v1_dot_admin__pb2.DrainPortResponse.SerializeToString,
+            ),
+            'ListTenants': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTenants,
+                    request_deserializer=llmos_dot_api_dot_kernel_dot_v1_dot_admin__pb2.ListTenantsRequest.FromString,
+                    response_serializer=llmos_dot_api_dot_kernel_dot_v1_dot_admin__pb2.ListTenantsResponse.SerializeToString,
+            ),
+            'UpdateLimits': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateLimits,
+                    request_deserializer=llmos_dot_api_dot_kernel_dot_v1_dot_admin__pb2.UpdateLimitsRequest.FromString,
+                    response_serializer=llmos_dot_api_dot_kernel_dot_v1_dot_admin__pb2.UpdateLimitsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -366,6 +402,60 @@ class Admin(object):
             '/llmos.api.kernel.v1.Admin/DrainPort',
             llmos_dot_api_dot_kernel_dot_v1_dot_admin__pb2.DrainPortRequest.SerializeToString,
             llmos_dot_api_dot_kernel_dot_v1_dot_admin__pb2.DrainPortResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTenants(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmos.api.kernel.v1.Admin/ListTenants',
+            llmos_dot_api_dot_kernel_dot_v1_dot_admin__pb2.ListTenantsRequest.SerializeToString,
+            llmos_dot_api_dot_kernel_dot_v1_dot_admin__pb2.ListTenantsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateLimits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmos.api.kernel.v1.Admin/UpdateLimits',
+            llmos_dot_api_dot_kernel_dot_v1_dot_admin__pb2.UpdateLimitsRequest.SerializeToString,
+            llmos_dot_api_dot_kernel_dot_v1_dot_admin__pb2.UpdateLimitsResponse.FromString,
             options,
             channel_credentials,
             insecure,

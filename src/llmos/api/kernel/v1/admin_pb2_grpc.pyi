@@ -62,6 +62,13 @@ class AdminStub:
 
     Errors: NOT_FOUND NO_SUCH_PORT: no port with that number is attached.
     """
+    ListTenants: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListTenantsRequest, _admin_pb2.ListTenantsResponse]
+    """Lists tenants with their limits and what they have used."""
+    UpdateLimits: _grpc.UnaryUnaryMultiCallable[_admin_pb2.UpdateLimitsRequest, _admin_pb2.UpdateLimitsResponse]
+    """Changes limits of the kernel or of tenants, at once. They hold until the kernel restarts.
+
+    Errors: INVALID_ARGUMENT BAD_LIMIT: negative, or a weight of 0; nothing is changed.
+    """
 
 @_typing.type_check_only
 class AdminAsyncStub(AdminStub):
@@ -96,6 +103,13 @@ class AdminAsyncStub(AdminStub):
     """Stops giving new calls to a port; running ones finish.
 
     Errors: NOT_FOUND NO_SUCH_PORT: no port with that number is attached.
+    """
+    ListTenants: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListTenantsRequest, _admin_pb2.ListTenantsResponse]  # type: ignore[assignment]
+    """Lists tenants with their limits and what they have used."""
+    UpdateLimits: _aio.UnaryUnaryMultiCallable[_admin_pb2.UpdateLimitsRequest, _admin_pb2.UpdateLimitsResponse]  # type: ignore[assignment]
+    """Changes limits of the kernel or of tenants, at once. They hold until the kernel restarts.
+
+    Errors: INVALID_ARGUMENT BAD_LIMIT: negative, or a weight of 0; nothing is changed.
     """
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
@@ -170,6 +184,25 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         """Stops giving new calls to a port; running ones finish.
 
         Errors: NOT_FOUND NO_SUCH_PORT: no port with that number is attached.
+        """
+
+    @_abc_1.abstractmethod
+    def ListTenants(
+        self,
+        request: _admin_pb2.ListTenantsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListTenantsResponse, _abc.Awaitable[_admin_pb2.ListTenantsResponse]]:
+        """Lists tenants with their limits and what they have used."""
+
+    @_abc_1.abstractmethod
+    def UpdateLimits(
+        self,
+        request: _admin_pb2.UpdateLimitsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.UpdateLimitsResponse, _abc.Awaitable[_admin_pb2.UpdateLimitsResponse]]:
+        """Changes limits of the kernel or of tenants, at once. They hold until the kernel restarts.
+
+        Errors: INVALID_ARGUMENT BAD_LIMIT: negative, or a weight of 0; nothing is changed.
         """
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
