@@ -1,0 +1,1 @@
+"""Clients of LLM OS: the command line here, other languages in their own folders."""
