@@ -38,7 +38,15 @@ _CODES = {
     "NO_SUCH_VERSION": "model_not_found",
     "CONTEXT_OVERFLOW": "context_length_exceeded",
 }
-_MODEL_PARAM = frozenset({"NO_SUCH_MODEL", "NO_SUCH_VERSION", "BAD_NAME", "WRONG_TASK"})
+# The parameter at fault, where the error does not say it in its details.
+_PARAMS = {
+    "NO_SUCH_MODEL": "model",
+    "NO_SUCH_VERSION": "model",
+    "BAD_NAME": "model",
+    "WRONG_TASK": "model",
+    "BAD_CHAT": "messages",
+    "EMPTY_INPUT": "input",
+}
 _DEFAULT_RETRY_S = 1.0
 
 
@@ -50,7 +58,7 @@ def row(exc: LLMOSError) -> Row:
 def body(exc: LLMOSError) -> dict[str, Any]:
     """Return the error object for `exc`."""
     code = _CODES.get(exc.reason, exc.reason.lower())
-    param = exc.details.get("param") or ("model" if exc.reason in _MODEL_PARAM else None)
+    param = exc.details.get("param") or _PARAMS.get(exc.reason)
     return error_object(exc.message or f"The call failed ({code}).", row(exc).type, code, param)
 
 

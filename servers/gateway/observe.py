@@ -23,6 +23,7 @@ ROUTES = frozenset(
         "/v1/embeddings",
     }
 )
+_POLLED = frozenset({"/healthz", "/readyz", "/metrics"})
 log = logging.getLogger(__name__)
 
 
@@ -65,7 +66,9 @@ class Observed:
             seconds = time.monotonic() - start
             code = trace.failed or trace.status or 500
             self._metrics.ended(route, code, trace.model, seconds)
-            log.info(
+            # Probes and scrapes come every few seconds for ever; they are no news.
+            log.log(
+                logging.DEBUG if route in _POLLED else logging.INFO,
                 "request",
                 extra={
                     "method": scope["method"],

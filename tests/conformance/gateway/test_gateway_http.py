@@ -54,7 +54,7 @@ async def test_parameters_reach_the_os(world: World) -> None:
     assert seen["sampling"] == {"temperature": 0.5, "top_p": 0.25, "seed": "7"}
     assert (seen["max_tokens"], seen["stop"]) == (9, ["a", "b"])
     assert world.model.metadata["llmos-class"] == "interactive"
-    assert 590 < world.model.remaining_s <= 600
+    assert 590 < world.model.remaining_s <= 602  # gRPC rounds up
 
 
 async def test_stop_and_length(world: World) -> None:

@@ -108,7 +108,7 @@ def test_models(client: OpenAI) -> None:
             {"messages": [*PARIS, {"role": "assistant", "content": "I"}]},
             openai.BadRequestError,
             "bad_chat",
-            None,
+            "messages",
         ),
     ],
 )
