@@ -10,7 +10,7 @@ import grpc
 from llmos.api.execution.v1 import execution_pb2 as pb
 from llmos.api.execution.v1 import execution_pb2_grpc
 from llmos.api.kernel.v1 import admin_pb2, admin_pb2_grpc
-from llmos.lib.errors import FailedPrecondition
+from llmos.lib.errors import FailedPrecondition, NotFound
 from llmos.lib.rpc import from_rpc_error
 from llmos.servers.execution.manager.core import Manager
 from llmos.servers.execution.manager.listing import Row
@@ -35,8 +35,10 @@ class ExecutionService(execution_pb2_grpc.ExecutionServicer):
     async def LoadModel(self, request: pb.LoadModelRequest, context: Any) -> pb.LoadModelResponse:
         """Load."""
         worker = await self._manager.load(request.model, pin=request.pin)
-        rows = [r for r in await self._manager.rows() if r.version.ref == worker.ref]
-        return pb.LoadModelResponse(model=_model(rows[0]))
+        for row in await self._manager.rows():
+            if row.version.ref == worker.ref:
+                return pb.LoadModelResponse(model=_model(row))
+        raise NotFound("NO_SUCH_VERSION", f"{worker.ref} was deleted while it was loading.")
 
     async def UnloadModel(
         self, request: pb.UnloadModelRequest, context: Any
@@ -49,11 +51,14 @@ class ExecutionService(execution_pb2_grpc.ExecutionServicer):
     ) -> AsyncIterator[pb.GenerateResponse]:
         """Pass on."""
         stub = await self._worker(request.model)
+        call = stub.Generate(request, timeout=context.time_remaining())
         try:
-            async for reply in stub.Generate(request, timeout=context.time_remaining()):
+            async for reply in call:
                 yield reply
         except grpc.RpcError as exc:
             raise from_rpc_error(exc) from exc
+        finally:
+            call.cancel()  # the caller may have gone away; nothing happens when it has ended
 
     async def Embed(self, request: pb.EmbedRequest, context: Any) -> pb.EmbedResponse:
         """Pass on."""

@@ -97,11 +97,13 @@ class Manager:
         if holder is not None and holder.state is State.READY:
             if await self._comes_back(holder, key):
                 return
-            if holder.process is not None and self._workers.get(holder.ref) is holder:
+            if holder.process is not None and holder.state is State.READY and holder.alive():
                 log.error("killing a worker that lost the kernel", extra={"worker": holder.ref})
                 await holder.process.kill()
                 self._bury(holder)
-        await self.load(key)
+        # Again when somebody unloads it at once: the answer must be true when it is sent.
+        while (await self.load(key)).state is not State.READY:
+            await asyncio.sleep(0)
 
     async def unload(self, ref: str) -> bool:
         """End a model's worker after its running calls; False when it was not loaded.
@@ -179,7 +181,7 @@ class Manager:
         deadline = time.monotonic() + _ATTACH_S
         while worker.alive() and worker.state is State.READY and time.monotonic() < deadline:
             if await self._router.serves(worker, key):
-                return True
+                return worker.state is State.READY
             await asyncio.sleep(0.05)
         return False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from pathlib import Path
 
@@ -11,12 +12,13 @@ import grpc
 import numpy as np
 import psutil
 import pytest
-from execution_stack import Client, Stack, client, stack
+from execution_stack import Client, Stack, client, stack, until
 from model_files import tiny_encoder, tiny_gguf, tiny_onnx
 
 from llmos.api.execution.v1 import execution_pb2 as pb
 from llmos.api.kernel.v1 import admin_pb2
 from llmos.api.memory.v1 import residency_pb2
+from llmos.lib.config import run_dir
 from llmos.lib.errors import LLMOSError
 from llmos.lib.rpc import from_rpc_error
 
@@ -44,15 +46,33 @@ async def refused(call: Awaitable[object]) -> LLMOSError:
 
 async def test_the_zygote_has_one_thread_and_no_grpc(running: Stack, llmos: Client) -> None:
     await llmos.models()
-    for _ in range(600):
-        if running.records("zygote"):
-            break
-        await asyncio.sleep(0.1)
+    await until(lambda: bool(running.records("zygote")), 60)
     zygote = psutil.Process(running.record("zygote").pid)
     assert zygote.num_threads() == 1
     assert not [m.path for m in zygote.memory_maps() if "cygrpc" in m.path]
     assert any("torch" in m.path for m in zygote.memory_maps())
     assert zygote.name().startswith("llmos-zygote")
+
+
+async def test_garbage_on_the_zygotes_socket_and_a_second_zygote_change_nothing(
+    running: Stack, llmos: Client, tmp_path: Path
+) -> None:
+    path = run_dir(running.state_dir) / "zygote.sock"
+    await until(lambda: bool(running.records("zygote")), 60)
+    zygote = running.record("zygote").pid
+    for garbage in (b"\xff" * 64, b"\x02\x00\x00\x00\xff\xff", b"\x01"):
+        _, writer = await asyncio.open_unix_connection(path)
+        writer.write(garbage)
+        await writer.drain()
+        writer.close()
+    second = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "llmos.servers.execution.zygote", running.state_dir, "info"),
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert await second.wait() == 0
+    await llmos.import_model(str(tiny_onnx(tmp_path / "m.onnx", seed=9)), "garbage")
+    await llmos.infer("garbage")
+    assert running.record("zygote").pid == zygote
 
 
 async def test_many_first_calls_share_one_load(
