@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import logging
 import os
 import time
 from collections.abc import AsyncIterator
@@ -23,6 +24,7 @@ from llmos.servers.optimizer.seams import Catalog
 from llmos.servers.optimizer.supervisor import Supervisor
 
 LISTED = 1000
+log = logging.getLogger(__name__)
 
 
 class Jobs:
@@ -174,8 +176,12 @@ class Jobs:
 
     def _done(self, task: asyncio.Task[None]) -> None:
         del self._running[task.get_name()]
+        entry = self._entries[task.get_name()]
+        if (bug := task.exception()) is not None:
+            log.error("a job's supervision failed", extra={"job": entry.job.id}, exc_info=bug)
+            error = f"Internal error ({type(bug).__name__}); see the server's log."
+            entry.end(jobs_pb2.JOB_STATE_FAILED, error)
         self._pump()
-        task.result()  # a bug shows in the log by the loop's exception handler
 
     def _forget_oldest(self) -> None:
         ended = [e for e in self._entries.values() if e.ended]

@@ -107,6 +107,10 @@ class Report:
         serialize_length_prefixed(message, buffer)
         self._file.write(buffer.getvalue())
 
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
 
 class Tail:
     """The reading end: yields every message once, from the beginning, as they come."""

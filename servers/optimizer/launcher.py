@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+import psutil
+
 from llmos.lib.host import ProcessRecord, records
 from llmos.servers.optimizer.folder import Folder
 
+_APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND
 COMMAND = (sys.executable, "-m", "llmos.servers.optimizer.job")
 
 
@@ -46,71 +48,82 @@ class Launcher:
         """Start a process. Raises OSError, e.g. when there is no room for its files."""
         lock = folder.lock()
         try:
-            with folder.log.open("ab") as log:
-                # The lock goes along as its standard input: held from here to its end without a
-                # gap, also when this server dies right now.
-                child = subprocess.Popen(
-                    [*self._command, str(folder.path)],
-                    stdin=lock,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
+            # The lock goes along as its standard input: held from here to its end without a gap,
+            # also when this server dies right now.
+            pid = os.posix_spawn(
+                self._command[0],
+                [*self._command, str(folder.path)],
+                os.environ,
+                file_actions=[
+                    (os.POSIX_SPAWN_DUP2, lock, 0),
+                    (os.POSIX_SPAWN_OPEN, 1, folder.log, _APPEND, 0o600),
+                    (os.POSIX_SPAWN_DUP2, 1, 2),
+                ],
+                setsid=True,
+            )
         finally:
             os.close(lock)
-        process = _Job(self._run_dir, job, folder, child)
-        with contextlib.suppress(OSError):  # it writes its record itself as well
-            ProcessRecord.of(child.pid, f"job/{job}", log=str(folder.log)).write(self._run_dir)
-        return process
+        with contextlib.suppress(OSError, psutil.Error):  # it writes its record itself as well
+            ProcessRecord.of(pid, f"job/{job}", log=str(folder.log)).write(self._run_dir)
+        return _Child(pid)
 
     def find(self, job: str, folder: Folder) -> Process | None:
         """Return the job's process that an earlier server started, if it still runs."""
-        return _Job(self._run_dir, job, folder, None) if folder.locked() else None
+        return _Adopted(self._run_dir, job, folder) if folder.locked() else None
 
 
-class _Job:
-    def __init__(
-        self, run_dir: Path, job: str, folder: Folder, child: subprocess.Popen[bytes] | None
-    ) -> None:
+class _Child:
+    """A process that this server started."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._status: int | None = None  # negative: a signal
+
+    def pid(self) -> int:
+        return self._pid
+
+    def alive(self) -> bool:
+        if self._status is None:
+            pid, status = os.waitpid(self._pid, os.WNOHANG)
+            if pid:
+                self._status = os.waitstatus_to_exitcode(status)
+        return self._status is None
+
+    def ending(self) -> str:
+        if self._status is None or self._status >= 0:
+            return f"with exit status {self._status}"
+        with contextlib.suppress(ValueError):
+            return f"by {signal.Signals(-self._status).name}"
+        return f"by signal {-self._status}"
+
+    def signal(self, number: int) -> None:
+        if self.alive():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._pid, number)
+
+
+class _Adopted:
+    """A process that an earlier server started; it is known by its record and its lock."""
+
+    def __init__(self, run_dir: Path, job: str, folder: Folder) -> None:
         self._run_dir = run_dir
         self._name = f"job/{job}"
         self._folder = folder
-        self._child = child
 
     def pid(self) -> int:
-        if self._child is not None:
-            return self._child.pid
-        record = self._record()
-        return record.pid if record is not None else 0
+        found = [r for r in records(self._run_dir) if r.name == self._name]
+        return found[-1].pid if found else 0
 
     def alive(self) -> bool:
-        if self._child is not None:
-            return self._child.poll() is None
         return self._folder.locked()
 
     def ending(self) -> str:
-        if self._child is None or self._child.returncode is None:
-            return "for an unknown reason"
-        code = self._child.returncode
-        if code >= 0:
-            return f"with exit status {code}"
-        with contextlib.suppress(ValueError):
-            return f"by {signal.Signals(-code).name}"
-        return f"by signal {-code}"
+        return "for a reason that only the server before this one could have seen"
 
     def signal(self, number: int) -> None:
-        if self._child is not None:
-            pid = self._child.pid if self._child.poll() is None else 0
-        else:
-            record = self._record()
-            pid = record.pid if record is not None else 0
-        if pid:
+        if pid := self.pid():
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, number)
-
-    def _record(self) -> ProcessRecord | None:
-        found = [r for r in records(self._run_dir) if r.name == self._name]
-        return found[-1] if found else None
 
 
 def new_id(after: str) -> str:

@@ -13,26 +13,34 @@ from llmos.servers.optimizer.launcher import Launcher, Process
 
 _POLL_S = 0.1  # how often a job's reports are read
 _PAUSE_S = 1.0  # before a job whose process died is started again
-_GRACE_S = 5.0  # from SIGTERM, or from the last word, to SIGKILL
 log = logging.getLogger(__name__)
 
 
 class Supervisor:
     """Runs jobs. Cancelling `run` leaves the job's process running, for the next server."""
 
-    def __init__(self, launcher: Launcher, launch: process_pb2.JobLaunch, max_crashes: int) -> None:
+    def __init__(
+        self,
+        launcher: Launcher,
+        launch: process_pb2.JobLaunch,
+        max_crashes: int,
+        grace_s: float = 5.0,
+    ) -> None:
         """Give every process a copy of `launch`; fail a job whose process died max_crashes times.
 
-        Deaths that no server saw, e.g. when the whole system was stopped, do not count.
+        Deaths that no server saw, e.g. when the whole system was stopped, do not count. A process
+        has `grace_s` from SIGTERM, or from its last word, to its end.
         """
+        self._grace_s = grace_s
         self._launcher = launcher
         self._launch = launch
         self._max_crashes = max_crashes
 
     async def run(self, entry: Entry) -> None:
         """Run a job to its end, from wherever an earlier server left it."""
-        process = self._launcher.find(entry.job.id, entry.folder)
+        process: Process | None = None
         try:
+            process = self._launcher.find(entry.job.id, entry.folder)
             if process is None and entry.job.attempts:
                 # Its process ended while no server watched: with a last word, or not.
                 self._conclude(entry, entry.read(entry.tail()), None)
@@ -79,7 +87,7 @@ class Supervisor:
                 asked = time.monotonic()
                 if entry.record.cancelling:
                     process.signal(signal.SIGTERM)
-            elif asked is not None and time.monotonic() - asked > _GRACE_S:
+            elif asked is not None and time.monotonic() - asked > self._grace_s:
                 process.signal(signal.SIGKILL)
             await asyncio.sleep(_POLL_S)
 

@@ -48,7 +48,7 @@ def main() -> None:
     record = ProcessRecord.of(os.getpid(), f"job/{launch.id}", log=str(folder.log))
     record.write(ServerConfig(state_dir=Path(launch.state_dir)).run_dir())
     os.nice(_NICE)
-    report = Report(folder.progress(launch.attempt))
+    report = Report(folder.progress(launch.attempt))  # open to the end of the process
     try:
         asyncio.run(_run(launch, folder, report))
     except LLMOSError as exc:

@@ -170,7 +170,7 @@ def _gate(what: str, which: str, cosine: float, least: float) -> None:
         raise FailedPrecondition(
             "TOO_FAR",
             f"The {what} version is too far from the original: its {which} cosine over {TEXTS} "
-            f"texts is {cosine:.6f}, at least {least:g} was asked; it was not registered.",
+            f"texts is {cosine:.6f}, at least {least} was asked; it was not registered.",
         )
 
 
