@@ -10,7 +10,7 @@ from llmos.kernel.core.events import Actions
 from llmos.kernel.core.limits import Limits
 from llmos.kernel.core.route import string_field
 from llmos.kernel.core.scheduler import Scheduler
-from llmos.kernel.core.state import Call, Export, PortState, Stats
+from llmos.kernel.core.state import Call, Export, PortState, Service, Stats
 from llmos.lib.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -80,6 +80,22 @@ class Calls:
             scheduler.submit(call, now)
         except LLMOSError as err:
             self._fail(call, err)
+
+    def described(self, service: Service, now: float) -> None:
+        """The methods of a service became known: look again at calls that came before that.
+
+        A kernel that has just started gets calls before the servers that describe them.
+        """
+        self._now = now
+        early = [c for q in service.queues.values() for c in q.calls() if c.method is UNKNOWN]
+        for call in early:
+            assert call.opener is not None
+            self.scheduler.withdraw(call)
+            try:
+                self._describe(call, call.opener, call.kept[0])
+                self.scheduler.submit(call, now)
+            except LLMOSError as err:
+                self._fail(call, err)
 
     def _describe(self, call: Call, port: PortState, envelope: pb.Envelope) -> None:
         path = call.path

@@ -231,6 +231,9 @@ class Core:
             self._send(port, answer)
             return
         self._send(port, answer)
+        service = self.scheduler.service(export.service)
+        service.seen = service.seen or bool(export.keys)
+        self.calls.described(service, now)
         if export.stall_s:
             self._watched.add(export)
             check = now + export.stall_s / 4

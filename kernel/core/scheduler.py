@@ -132,7 +132,7 @@ class Scheduler:
                 "lists those there are.",
             )
         known = not call.key or call.key in service.known_keys or service.handled
-        if not known:
+        if not known and now - (self.started or now) >= self._limits.startup_grace_s:
             raise NotFound(
                 "NO_SUCH_KEY", f"No process exports {service.name} for the key {call.key!r}."
             )
