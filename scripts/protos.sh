@@ -3,10 +3,11 @@
 set -eu
 cd "$(dirname "$0")/.."
 python="${PYTHON:-.venv/bin/python}"
-out="${1:-src}"
+target="${1:-src}"
 PATH="$(cd "$(dirname "$python")" && pwd):$PATH"
-rm -rf "$out/llmos/api"
-mkdir -p "$out/llmos/api"
+out="$(mktemp -d)" # generated aside and then moved, so that running processes miss no module
+trap 'rm -rf "$out"' EXIT
+mkdir -p "$out/llmos/api" "$target/llmos"
 gen() {
   "$python" -m grpc_tools.protoc "$@" --python_out="$out" --grpc_python_out="$out" \
     --mypy_out=quiet:"$out" --mypy_grpc_out=quiet:"$out"
@@ -19,3 +20,7 @@ if ls proto/inference/*.proto >/dev/null 2>&1; then
 fi
 find "$out/llmos/api" -type d -exec touch {}/__init__.py \;
 touch "$out/llmos/api/py.typed"
+rm -rf "$target/llmos/api.old"
+if [ -d "$target/llmos/api" ]; then mv "$target/llmos/api" "$target/llmos/api.old"; fi
+mv "$out/llmos/api" "$target/llmos/api"
+rm -rf "$target/llmos/api.old"
