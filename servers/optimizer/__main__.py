@@ -11,7 +11,6 @@ from llmos.api.optimizer.v1 import jobs_pb2_grpc, process_pb2
 from llmos.lib import log
 from llmos.lib.config import load_or_exit
 from llmos.lib.errors import InvalidArgument, LLMOSError
-from llmos.lib.rpc import from_exception
 from llmos.lib.serve import Server
 from llmos.servers.optimizer.catalog import StorageCatalog
 from llmos.servers.optimizer.config import OptimizerConfig
@@ -59,8 +58,8 @@ def main() -> None:
     log.setup("optimizer", config.log_level)
     try:
         uvloop.run(serve(config))
-    except (LLMOSError, OSError) as exc:
-        print(f"llmos-optimizer: {from_exception(exc)}", file=sys.stderr)
+    except LLMOSError as exc:
+        print(f"llmos-optimizer: {exc}", file=sys.stderr)
         sys.exit(1)
 
 

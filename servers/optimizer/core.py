@@ -48,10 +48,17 @@ class Jobs:
     def open(self) -> None:
         """Read what an earlier server left and go on with it.
 
-        Raises FailedPrecondition ALREADY_RUNNING when another server has these jobs; OSError.
+        Raises FailedPrecondition ALREADY_RUNNING when another server has these jobs, READ_ONLY.
         """
-        self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._take_lock()
+        try:
+            self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._take_lock()
+        except OSError as exc:
+            raise FailedPrecondition(
+                "READ_ONLY",
+                f"Cannot write {self._root} ({exc.strerror}); make it a writable directory or name "
+                "another state directory by --state-dir.",
+            ) from exc
         for path in sorted(p for p in self._root.iterdir() if p.is_dir()):
             folder = Folder(path)
             record = folder.load()
