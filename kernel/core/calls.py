@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
 
 from llmos.api.kernel.v1 import port_pb2 as pb
-from llmos.kernel.core.events import Actions
 from llmos.kernel.core.limits import Limits
 from llmos.kernel.core.route import string_field
 from llmos.kernel.core.scheduler import Scheduler
@@ -20,11 +18,14 @@ from llmos.lib.errors import (
     Unavailable,
     Unimplemented,
 )
-from llmos.lib.methods import UNKNOWN
+from llmos.lib.methods import UNKNOWN, Method
 from llmos.lib.status import from_wire, to_wire
 
 _SAFE_AFTER_DEATH = "Its server died and the call has not been answered; it may be made again."
 _MAY_HAVE_RUN = "Its server died; the call may or may not have run, so look before you repeat it."
+
+
+NORMAL, BATCH = int(pb.CALL_CLASS_NORMAL), int(pb.CALL_CLASS_BATCH)
 
 
 def wire_status(err: LLMOSError) -> pb.Status:
@@ -37,15 +38,16 @@ def wire_status(err: LLMOSError) -> pb.Status:
 
 
 class Calls:
-    """Owns the call table. Envelopes leave through `actions()`."""
+    """Owns the call table. Envelopes leave through `frames`, which the core sets per event."""
 
-    def __init__(self, limits: Limits, stats: Stats, actions: Callable[[], Actions]) -> None:
+    def __init__(self, limits: Limits, stats: Stats) -> None:
         """Start without calls."""
         self.table: dict[int, Call] = {}
         self.scheduler = Scheduler(limits, stats, self._deliver, self._fail)
         self._limits = limits
         self._stats = stats
-        self._actions = actions
+        self.frames: dict[int, list[pb.Envelope]] = {}
+        self._paths: dict[str, tuple[Service, Method]] = {}  # of exported services
         self._next_server_id = 2
         self._deadlines: list[tuple[float, int]] = []
         self._now = 0.0
@@ -62,21 +64,24 @@ class Calls:
             )
         port.last_opened = call_id
         scheduler = self.scheduler
-        call = Call(scheduler.next_call, port, call_id, envelope.open.method, now)
+        opened = envelope.open
+        call = Call(scheduler.next_call, port, call_id, opened.method, now)
         scheduler.next_call += 1
         self._stats.opened += 1
         self.table[call.id] = call
         port.opened[call_id] = call
+        call.first = envelope
+        payload = envelope.payload
+        call.kept_bytes = len(payload)
+        if envelope.cookie:
+            call.cookie = envelope.cookie
         try:
-            self._describe(call, port, envelope)
-            self._inherit(call, port, envelope.open)
+            self._describe(call, envelope, opened)
+            self._inherit(call, port, opened)
+            payer = call.payer = scheduler.tenants.get(call.tenant)
             if call.parent is None:
-                tenant = scheduler.tenants.get(call.tenant)
-                tenant.admit(now)
-                call.used = tenant
-            call.kept.append(envelope)
-            call.kept_bytes = len(envelope.payload)
-            call.cookie += envelope.cookie
+                payer.admit(now)
+                call.counted = True
             scheduler.submit(call, now)
         except LLMOSError as err:
             self._fail(call, err)
@@ -87,49 +92,55 @@ class Calls:
         A kernel that has just started gets calls before the servers that describe them.
         """
         self._now = now
+        self._paths.clear()
         early = [c for q in service.queues.values() for c in q.calls() if c.method is UNKNOWN]
         for call in early:
-            assert call.opener is not None
+            assert call.first is not None
             self.scheduler.withdraw(call)
             try:
-                self._describe(call, call.opener, call.kept[0])
+                self._describe(call, call.first, call.first.open)
                 self.scheduler.submit(call, now)
             except LLMOSError as err:
                 self._fail(call, err)
 
-    def _describe(self, call: Call, port: PortState, envelope: pb.Envelope) -> None:
-        path = call.path
+    def _describe(self, call: Call, envelope: pb.Envelope, opened: pb.Open) -> None:
+        known = self._paths.get(call.path) or self._resolve(call.path)
+        call.service, method = known
+        call.method = method
+        call.replayable = method.idempotent
+        call.affinity = opened.affinity
+        call.key = opened.key
+        if method.route and not call.key:
+            cut = bool(envelope.flags & pb.FLAG_MORE)
+            call.key = string_field(envelope.payload, method.route, cut)
+
+    def _resolve(self, path: str) -> tuple[Service, Method]:
         name, _, method = path[1:].rpartition("/")
         if not path.startswith("/") or not name or not method:
             raise Unimplemented("NO_SUCH_METHOD", f"{path!r} is not /package.Service/Method.")
-        service = call.service = self.scheduler.service(name)
-        known = service.methods
-        call.method = known.get(path, UNKNOWN)
-        if known and call.method is UNKNOWN:
+        service = self.scheduler.service(name)
+        found = service.methods.get(path, UNKNOWN)
+        if service.methods and found is UNKNOWN:
             raise Unimplemented(
                 "NO_SUCH_METHOD",
                 f"{name} has no method {method!r}; it has "
-                f"{', '.join(m.rpartition('/')[2] for m in known)}.",
+                f"{', '.join(m.rpartition('/')[2] for m in service.methods)}.",
             )
-        opened = envelope.open
-        call.replayable = call.method.idempotent
-        call.affinity = opened.affinity
-        call.key = opened.key
-        if not call.key and call.method.route:
-            cut = bool(envelope.flags & pb.FLAG_MORE)
-            call.key = string_field(envelope.payload, call.method.route, cut)
-        call.caller = opened.caller if port.own and opened.caller else ""
-        if not call.caller and port.hello is not None:
-            call.caller = port.hello.instance
+        if service.seen:
+            self._paths[path] = (service, found)
+        return service, found
 
     def _inherit(self, call: Call, port: PortState, opened: pb.Open) -> None:
-        requested: int = opened.call_class or pb.CALL_CLASS_UNSPECIFIED
-        call.tenant = port.identity.tenant
-        best = port.identity.best_class
-        if opened.timeout_us:
-            call.deadline = self._now + opened.timeout_us / 1e6
-        if opened.parent:
-            parent = port.serving.get(opened.parent)
+        requested: int = opened.call_class
+        identity = port.identity
+        call.tenant = identity.tenant
+        best = identity.best_class
+        assert port.hello is not None
+        call.caller = (opened.caller if port.own else "") or port.hello.instance
+        if timeout := opened.timeout_us:
+            call.deadline = self._now + timeout / 1e6
+        if parent_id := opened.parent:
+            parent = port.serving.get(parent_id)
             if parent is None or parent.export is None:
                 raise Cancelled(
                     "PARENT_ENDED", "The call that this one was made for has ended or is not yours."
@@ -143,9 +154,7 @@ class Calls:
             requested = requested or parent.call_class
             if parent.deadline is not None:
                 call.deadline = min(parent.deadline, call.deadline or parent.deadline)
-        call.call_class = max(requested or pb.CALL_CLASS_NORMAL, best)
-        if call.call_class > pb.CALL_CLASS_BATCH:
-            call.call_class = pb.CALL_CLASS_BATCH
+        call.call_class = min(max(requested or NORMAL, best), BATCH)
         if call.deadline is not None:
             heapq.heappush(self._deadlines, (call.deadline, call.id))
             if len(self._deadlines) > 1000 + 2 * len(self.table):
@@ -156,7 +165,9 @@ class Calls:
     def from_opener(self, call: Call, envelope: pb.Envelope) -> None:
         """Take DATA or WINDOW of the client's side."""
         if envelope.kind == pb.KIND_DATA and (call.replayable or call.export is None):
-            call.kept.append(envelope)
+            if call.more is None:
+                call.more = []
+            call.more.append(envelope)
             call.kept_bytes += len(envelope.payload)
             if call.kept_bytes > self._limits.max_kept_bytes:
                 if call.export is None:
@@ -168,10 +179,10 @@ class Calls:
                     )
                     return
                 call.replayable = False
-                call.kept.clear()
+                call.first = call.more = None
         if call.export is not None:
             envelope.call = call.server_id
-            self._actions().frames[call.export.port.id].append(envelope)
+            self.frames[call.export.port.id].append(envelope)
 
     def cancel(self, call: Call, now: float) -> None:
         """The opener gave up, or is gone."""
@@ -201,25 +212,25 @@ class Calls:
             if kind == pb.KIND_DATA:
                 call.delivered = True
                 if envelope.cookie:
+                    if type(call.cookie) is bytes:
+                        call.cookie = bytearray(call.cookie)
                     call.cookie += envelope.cookie
                     if len(call.cookie) > self._limits.max_cookie_bytes:
                         call.replayable = False
             envelope.call = call.opener_id
-            self._actions().frames[call.opener.id].append(envelope)
+            self.frames[call.opener.id].append(envelope)
 
     def _ended(self, port: PortState, call: Call, envelope: pb.Envelope, live: bool) -> None:
-        export = call.export if live else None
         del port.serving[envelope.call]
         port.served += 1
-        code = envelope.status.code
-        if code:
-            port.failed += 1
-        if call.opener is not None:
-            self.scheduler.ended(call, envelope.status.cost, self._now)
+        code, cost = 0, 0.0
+        if envelope.HasField("status"):
+            code, cost = envelope.status.code, envelope.status.cost
+            port.failed += bool(code)
         if not live:  # cancelled before; only now has the work stopped
             self._return_credit(port, call)
             return
-        assert export is not None
+        self.scheduler.ended(call, cost, self._now)
         opener = call.opener
         if opener is None:
             status = envelope.status
@@ -232,7 +243,7 @@ class Calls:
             self.scheduler.fault_ended(call, error, self._now)
             return
         envelope.call = call.opener_id
-        self._actions().frames[opener.id].append(envelope)
+        self.frames[opener.id].append(envelope)
         self._remove(call, code)
         self._return_credit(port, call)
 
@@ -262,27 +273,36 @@ class Calls:
                 port.last_progress = now
         else:
             self.table[call.id] = call
-        first = call.kept[0]
-        first.cookie = bytes(call.cookie)
+        first = call.first
+        assert first is not None
+        first.call = server_id
+        if call.cookie:
+            first.cookie = bytes(call.cookie)
         opened = first.open
-        opened.key = call.key
-        opened.parent = 0
         opened.tenant = call.tenant
         opened.call_class = call.call_class  # type: ignore[assignment]
-        opened.attempt = call.attempts
         opened.trace = f"{call.id:x}"
+        if call.key:
+            opened.key = call.key
+        if call.parent is not None:
+            opened.parent = 0
+        if call.attempts:
+            opened.attempt = call.attempts
         if call.caller:
             opened.caller = call.caller
         opener = call.opener
-        if opener is not None and not (opener.own and opened.caller_host):
-            opened.caller_host = opener.hello.host if opener.hello is not None else ""
-        opened.timeout_us = 0 if call.deadline is None else max(1, int((call.deadline - now) * 1e6))
-        out = self._actions().frames[port.id]
-        for envelope in call.kept:
+        if opener is not None and opener.hello is not None:
+            if not (opener.own and opened.caller_host):
+                opened.caller_host = opener.hello.host
+        if call.deadline is not None:
+            opened.timeout_us = max(1, int((call.deadline - now) * 1e6))
+        out = self.frames[port.id]
+        out.append(first)
+        for envelope in call.more or ():
             envelope.call = server_id
             out.append(envelope)
         if not call.replayable:
-            call.kept = []
+            call.first = call.more = None
 
     def move_away(self, port: PortState, now: float) -> None:
         """`port` hangs: give the calls that it runs and that can be repeated to others."""
@@ -340,7 +360,7 @@ class Calls:
         opener = call.opener
         if opener is not None:
             end = pb.Envelope(call=call.opener_id, kind=pb.KIND_END, status=wire_status(err))
-            self._actions().frames[opener.id].append(end)
+            self.frames[opener.id].append(end)
         self._remove(call, err.code)
         if opener is None:
             self.scheduler.fault_ended(call, err, self._now)
@@ -348,9 +368,10 @@ class Calls:
     def _stop_server(self, call: Call) -> None:
         if call.export is not None and call.server_id:
             cancel = pb.Envelope(call=call.server_id, kind=pb.KIND_CANCEL)
-            self._actions().frames[call.export.port.id].append(cancel)
+            self.frames[call.export.port.id].append(cancel)
             call.server_id = 0  # what the server still says is not passed on
             call.export = None
+            self.scheduler.ended(call, 0.0, self._now)
         else:
             self.scheduler.withdraw(call)
 
@@ -360,10 +381,10 @@ class Calls:
         if call.opener is not None:
             call.opener.opened.pop(call.opener_id, None)
             self._stats.ended[code] = self._stats.ended.get(code, 0) + 1
-        if call.used is not None:
-            call.used.open -= 1
-            call.used = None
-        call.kept = []
+        if call.counted and call.payer is not None:
+            call.payer.open -= 1
+            call.counted = False
+        call.first = call.more = None
         if call.parent is not None and call.parent.children is not None:
             call.parent.children.discard(call)
         self._cancel_children(call)

@@ -7,7 +7,7 @@ a virtual clock in tests, and when a recorded run is replayed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from google.protobuf import descriptor_pb2
@@ -74,7 +74,7 @@ class Core:
         self.stats = Stats()
         self.ports: dict[int, PortState] = {}
         self._actions = Actions()
-        self.calls = Calls(self.limits, self.stats, lambda: self._actions)
+        self.calls = Calls(self.limits, self.stats)
         self.scheduler = self.calls.scheduler
         self._watched: set[Export] = set()  # exports with a stall time
         self._stall_check: float | None = None
@@ -89,6 +89,7 @@ class Core:
     def handle(self, event: Event, now: float) -> Actions:
         """Take one event; return what is to be done about it."""
         actions = self._actions = Actions()
+        self.calls.frames = actions.frames
         if self.scheduler.started is None:
             self.scheduler.started = now
         if type(event) is Received:
@@ -129,12 +130,12 @@ class Core:
                 self.scheduler.port_changed(port, now)
                 self._changed(port, WatchEvent.EVENT_STALLED)
 
-    def _received(self, port: PortState, envelopes: object, now: float) -> None:
+    def _received(self, port: PortState, envelopes: Sequence[pb.Envelope], now: float) -> None:
         stats = self.stats
         stats.frames += 1
+        stats.envelopes += len(envelopes)
         try:
-            for envelope in envelopes:  # type: ignore[attr-defined]
-                stats.envelopes += 1
+            for envelope in envelopes:
                 self._take(port, envelope, now)
         except LLMOSError as err:
             self._disconnect(port, err, now)

@@ -62,17 +62,18 @@ class Estimate:
 class Flow:
     """One tenant's calls in one class of one queue."""
 
-    __slots__ = ("active", "calls", "cost", "count", "finish", "start", "weight")
+    __slots__ = ("calls", "cost", "count", "finish", "owner", "start", "weight")
 
-    def __init__(self, virtual: float, weight: float) -> None:
+    def __init__(self, owner: ClassQueue, weight: float) -> None:
         """Start without debt."""
+        virtual = owner.virtual
+        self.owner = owner
         self.calls: list[tuple[float, int, Call]] = []  # heap by deadline, then arrival
         self.count = 0
         self.start = virtual
         self.finish = virtual
         self.weight = weight
         self.cost = Estimate()
-        self.active = False  # it has an entry in the class's heap
 
     def first(self) -> Call:
         """Return the call with the earliest deadline."""
@@ -103,7 +104,7 @@ class ClassQueue:
                 self.flows = {
                     t: f for t, f in self.flows.items() if f.count or f.finish > self.virtual
                 }
-            flow = self.flows[tenant] = Flow(self.virtual, weight)
+            flow = self.flows[tenant] = Flow(self, weight)
         flow.weight = weight
         return flow
 
@@ -146,9 +147,9 @@ class ClassQueue:
     def charge(self, flow: Flow) -> float:
         """Charge a tenant for a call that is dispatched; return the cost assumed."""
         cost = flow.cost.mean if flow.cost.count else _FIRST_COST
-        start = max(self.virtual, flow.finish)
-        self.virtual = max(self.virtual, start)
-        flow.finish = start + cost / flow.weight
+        if flow.finish > self.virtual:
+            self.virtual = flow.finish
+        flow.finish = self.virtual + cost / flow.weight
         if flow.count:
             flow.start = flow.finish
             self._enter(flow)
@@ -212,16 +213,15 @@ class KeyQueue:
         """Charge the tenant of a call that is being dispatched."""
         self._turn += 1
         waiting = self.classes[call.call_class]
-        call.charged = waiting.charge(waiting.flow(call.tenant, weight))
+        call.flow = waiting.flow(call.tenant, weight)
+        call.charged = waiting.charge(call.flow)
 
-    def settle(self, call: Call, seconds: float, cost: float, weight: float) -> None:
-        """Learn from a call that has ended: how long it ran, and what it cost."""
-        waiting = self.classes[call.call_class]
-        waiting.settle(waiting.flow(call.tenant, weight), call.charged, cost)
-        times = self.times.get(call.path)
+    def estimate(self, path: str) -> Estimate:
+        """Return the service times of a method."""
+        times = self.times.get(path)
         if times is None:
-            times = self.times[call.path] = Estimate()
-        times.add(seconds)
+            times = self.times[path] = Estimate()
+        return times
 
     def calls(self) -> list[Call]:
         """Return the waiting calls by class and arrival."""

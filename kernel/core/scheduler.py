@@ -78,7 +78,7 @@ class Scheduler:
                 f"{queue.count} calls wait for {service.name} {call.key!r}; try again later.",
                 retry_after_s=1.0,
             )
-        queue.push(call, self.tenants.get(call.tenant).limits.weight)
+        queue.push(call, call.payer.limits.weight if call.payer else 1.0)
         self.queued += 1
         service.waiting[call.key] = queue
         fault = queue.fault
@@ -95,29 +95,29 @@ class Scheduler:
             queue.take(call)
         call.call_class = call_class
         if queue is not None:
-            queue.push(call, self.tenants.get(call.tenant).limits.weight)
+            queue.push(call, call.payer.limits.weight if call.payer else 1.0)
         for child in call.children or ():
             self.boost(child, call_class)
 
     def _dispatch(self, queue: KeyQueue, call: Call, export: Export, now: float) -> None:
         """Hand a call to a port, unless it is clear that it would be late."""
-        times = queue.times.get(call.path)
-        if call.deadline is not None and times is not None:
-            least = times.at_least()
-            if now + least > call.deadline:
-                self._fail(
-                    call,
-                    DeadlineExceeded(
-                        "DEADLINE_CANNOT_BE_MET",
-                        f"{call.path} takes at least {least:.3g} s here and "
-                        f"{max(0.0, call.deadline - now):.3g} s remain; it was not started.",
-                        details={"estimate_s": f"{least:.6f}"},
-                    ),
-                )
-                return
-        queue.charge(call, self.tenants.get(call.tenant).limits.weight)
-        call.share = queue
-        call.expected = times.mean if times is not None else 0.0
+        times = queue.estimate(call.path)
+        if call.deadline is not None and now + (least := times.at_least()) > call.deadline:
+            self._fail(
+                call,
+                DeadlineExceeded(
+                    "DEADLINE_CANNOT_BE_MET",
+                    f"{call.path} takes at least {least:.3g} s here and "
+                    f"{max(0.0, call.deadline - now):.3g} s remain; it was not started.",
+                    details={"estimate_s": f"{least:.6f}"},
+                ),
+            )
+            return
+        payer = call.payer
+        assert payer is not None
+        queue.charge(call, payer.limits.weight)
+        call.times = times
+        call.expected = times.mean
         self._deliver(call, export, now)
 
     def _refuse_unknown(self, service: Service, call: Call, now: float) -> None:
@@ -211,12 +211,13 @@ class Scheduler:
 
     def ended(self, call: Call, cost: float, now: float) -> None:
         """Learn from a dispatched call that has ended."""
-        if call.share is not None:
+        flow = call.flow
+        if flow is not None and call.times is not None and call.payer is not None:
             seconds = now - call.dispatched_at
-            weight = self.tenants.get(call.tenant).limits.weight
-            call.share.settle(call, seconds, cost or seconds, weight)
-            call.share = None
-            self.tenants.get(call.tenant).bill(cost or seconds)
+            call.times.add(seconds)
+            flow.owner.settle(flow, call.charged, cost or seconds)
+            call.payer.bill(cost or seconds)
+            call.flow = None
 
     def changed(self, service: Service, now: float) -> None:
         """Look at all queues of a service again, because its exports changed."""
@@ -254,15 +255,14 @@ class Scheduler:
         fault.key = queue.key
         fault.call_class = first.call_class
         fault.tenant = first.tenant
+        fault.payer = first.payer
         request = admin_pb2.FaultRequest(service=service.name, key=queue.key)
         opened = pb.Open(method=FAULT, key=queue.key)
-        fault.kept.append(
-            pb.Envelope(
-                kind=pb.KIND_OPEN,
-                payload=request.SerializeToString(),
-                flags=pb.FLAG_MESSAGE | pb.FLAG_HALF_CLOSE,
-                open=opened,
-            )
+        fault.first = pb.Envelope(
+            kind=pb.KIND_OPEN,
+            payload=request.SerializeToString(),
+            flags=pb.FLAG_MESSAGE | pb.FLAG_HALF_CLOSE,
+            open=opened,
         )
         queue.fault = fault
         queue.fault_tries += 1

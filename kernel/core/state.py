@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from llmos.api.kernel.v1 import port_pb2 as pb
-from llmos.kernel.core.queues import KeyQueue
+from llmos.kernel.core.queues import Estimate, Flow, KeyQueue
 from llmos.kernel.core.tenants import Tenant
 from llmos.lib.methods import UNKNOWN, Method
 
@@ -129,13 +129,16 @@ class Call:
     export: Export | None = None  # who runs it
     server_id: int = 0
     attempts: int = 0
-    kept: list[pb.Envelope] = field(default_factory=list)  # OPEN and what followed it, for servers
+    first: pb.Envelope | None = None  # OPEN, for the (next) server
+    more: list[pb.Envelope] | None = None  # what followed it
     kept_bytes: int = 0
     replayable: bool = False
     delivered: bool = False  # a reply message was passed on
-    cookie: bytearray = field(default_factory=bytearray)
-    used: Tenant | None = None  # who has it counted as open; None for nested calls
-    share: KeyQueue | None = None  # where its cost is settled
+    cookie: bytes | bytearray = b""
+    payer: Tenant | None = None
+    counted: bool = False  # `payer` has it counted as open; nested calls are not
+    flow: Flow | None = None  # where its cost is settled, while it runs
+    times: Estimate | None = None  # service times of its method, while it runs
     charged: float = 0.0
     expected: float = 0.0  # seconds it is expected to run
 
