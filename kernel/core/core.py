@@ -117,14 +117,23 @@ class Core:
         return actions
 
     def _check_stalls(self, now: float) -> None:
-        if self._stall_check is None or now < self._stall_check:
+        planned = self._stall_check
+        if planned is None or now < planned:
             return
         self._watched = {e for e in self._watched if e.stall_s and e.port.id in self.ports}
         shortest = min((e.stall_s for e in self._watched), default=None)
         self._stall_check = None if shortest is None else now + shortest / 4
+        if shortest is not None and now - planned > shortest / 4:
+            # The kernel itself was held up: that time counts for nobody, and what came is unread.
+            for port in {e.port for e in self._watched}:
+                port.last_progress = min(now, port.last_progress + now - planned)
+            return
         for export in list(self._watched):
             port = export.port
             if export.late(now) and not port.stalled:
+                if export.waits():
+                    port.last_progress = now
+                    continue
                 port.stalled = True
                 self.calls.move_away(port, now)
                 self.scheduler.port_changed(port, now)
@@ -289,6 +298,9 @@ class Core:
 
     def _alive(self, port: PortState, envelope: pb.Envelope, now: float) -> None:
         port.last_progress = now
+        if port.stalled:
+            port.stalled = False
+            self.scheduler.port_changed(port, now)
 
 
 _ABOUT_CALLS = frozenset(

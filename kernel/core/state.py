@@ -70,6 +70,14 @@ class Export:
             self.stall_s > 0 and self.running > 0 and now - self.port.last_progress > self.stall_s
         )
 
+    def waits(self) -> bool:
+        """Return whether each of its running calls has made calls that others have not finished."""
+        return all(
+            call.children and call.server_id == id
+            for id, call in self.port.serving.items()
+            if call.opener is not None and call.service and call.service.name == self.service
+        )
+
     def admits(self, call_class: int) -> bool:
         """Return whether the port takes one more call of a class.
 

@@ -30,9 +30,11 @@ class Sim:
         self.sent: dict[int, list[pb.Envelope]] = {}
         self.closed: dict[int, LLMOSError] = {}
         self._ports = 0
+        self._wake: float | None = None
 
     def feed(self, event: Event) -> Actions:
         actions = self.core.handle(event, self.now)
+        self._wake = actions.wake
         for port, envelopes in actions.frames.items():
             copies = [pb.Envelope.FromString(e.SerializeToString()) for e in envelopes]
             self.sent.setdefault(port, []).extend(copies)
@@ -40,6 +42,15 @@ class Sim:
         return actions
 
     def advance(self, seconds: float) -> None:
+        """Let time pass; the core is woken whenever it asked for it."""
+        end = self.now + seconds
+        while self._wake is not None and self._wake < end:
+            self.now = max(self.now, self._wake)
+            self.feed(Tick())
+        self.jump(end - self.now)
+
+    def jump(self, seconds: float) -> None:
+        """Let time pass while the kernel does not run."""
         self.now += seconds
         self.feed(Tick())
 

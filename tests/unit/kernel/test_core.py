@@ -472,6 +472,49 @@ def test_a_busy_port_that_makes_progress_is_never_called_hung() -> None:
     assert not sim.core.ports[server.port].stalled
 
 
+def test_time_in_which_the_kernel_did_not_run_makes_nobody_hung() -> None:
+    sim = Sim()
+    server, client = sim.attach("s"), sim.attach("client")
+    server.export(BUFFERS, stall_ms=1000)
+    client.open()
+    sim.advance(0.5)
+    sim.jump(60)
+    assert not sim.core.ports[server.port].stalled, "what it sent meanwhile is not read yet"
+    sim.advance(0.4)
+    assert not sim.core.ports[server.port].stalled
+    sim.advance(0.6)
+    assert sim.core.ports[server.port].stalled
+
+
+def test_a_port_that_waits_for_another_server_is_not_hung() -> None:
+    sim = Sim()
+    front, back, client = sim.attach("front"), sim.attach("back"), sim.attach("client")
+    front.export(EXECUTION, ("m",), stall_ms=1000)
+    back.export(BUFFERS)
+    client.open(GENERATE, generate("m"))
+    front.open(parent=front.take()[-1].call)
+    nested = back.take()[-1].call
+    sim.advance(10)
+    assert not sim.core.ports[front.port].stalled
+    back.end(nested)
+    sim.advance(0.8)
+    assert not sim.core.ports[front.port].stalled, "its own time begins when the other is done"
+    sim.advance(1)
+    assert sim.core.ports[front.port].stalled
+
+
+def test_a_hung_port_is_trusted_again_when_it_makes_progress() -> None:
+    sim = Sim()
+    server, client = sim.attach("s"), sim.attach("client")
+    server.export(EXECUTION, ("m",), stall_ms=1000)
+    client.open(GENERATE, generate("m"))
+    server.data(server.take()[-1].call, b"x")  # without a resume log: it cannot be moved away
+    sim.advance(2)
+    assert sim.core.ports[server.port].stalled
+    server.send(pb.Envelope(kind=pb.KIND_ALIVE))
+    assert not sim.core.ports[server.port].stalled
+
+
 @pytest.mark.parametrize(
     "envelope",
     [
