@@ -54,6 +54,18 @@ def append_resume_log(context: Any, delta: bytes) -> None:
         append(delta)
 
 
+def progress(context: Any) -> None:
+    """Say that work got done in a call that is long in coming to its next message or its end.
+
+    A server with a stall time is taken for hung when calls are in progress and none sends, ends or
+    says this in that time. To be called where something was finished (bytes copied, a step
+    computed), as often as one likes, never by a clock alone. Without a kernel this does nothing.
+    """
+    say = getattr(context, "llmos_progress", None)
+    if say is not None:
+        say()
+
+
 def background(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
     """Run `work` in a task that belongs to no call.
 

@@ -52,6 +52,10 @@ class PortContext(grpc.aio.ServicerContext[Any, Any]):
         """See llmos.lib.call.append_resume_log."""
         self._pending_resume += delta
 
+    def llmos_progress(self) -> None:
+        """See llmos.lib.call.progress."""
+        self._stream.session.progress()
+
     async def read(self) -> Any:
         """Return the next request, or grpc.aio.EOF."""
         message = await self._stream.receive()

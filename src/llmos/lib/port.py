@@ -32,6 +32,7 @@ from llmos.lib.outbox import Outbox
 from llmos.lib.rpc import from_rpc_error
 from llmos.lib.session import Session, make_status
 from llmos.lib.status import from_wire
+from llmos.lib.vouch import vouch
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +84,7 @@ class Port:
         self._stopping = False
         self._main: asyncio.Task[None] | None = None
         self._patience: asyncio.TimerHandle | None = None
+        self._vouching: asyncio.Task[None] | None = None
 
     def serve(self, spec: ExportSpec, handlers: dict[str, Any]) -> None:
         """Serve a service's methods (by bare name); before `start`."""
@@ -102,12 +104,20 @@ class Port:
         """Change the keys under which a served service is exported; as `export`."""
         await self.export(replace(self._exports[service], keys=tuple(keys)))
 
+    def progress(self) -> None:
+        """Tell the kernel that calls served here make progress; see llmos.lib.call.progress."""
+        if self._attached.is_set():
+            self._session.progress()
+
     async def start(self, timeout_s: float = PATIENCE_S) -> None:
         """Attach; returns when the kernel has acknowledged the exports.
 
         Raises Unavailable KERNEL_UNREACHABLE after `timeout_s`, or the kernel's refusal.
         """
-        self._main = asyncio.get_running_loop().create_task(self._run())
+        loop = asyncio.get_running_loop()
+        self._main = loop.create_task(self._run())
+        if self._stalls():
+            self._vouching = loop.create_task(vouch(self._session, self._stalls))
         waiter = asyncio.ensure_future(self._attached.wait())
         done, _ = await asyncio.wait(
             {waiter, self._main}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
@@ -139,7 +149,13 @@ class Port:
         if self._main is not None:
             self._main.cancel()
             await asyncio.gather(self._main, return_exceptions=True)
+        if self._vouching is not None:
+            self._vouching.cancel()
+            await asyncio.gather(self._vouching, return_exceptions=True)
         self._session.close(Unavailable("PORT_CLOSED", "The port to the kernel was closed."))
+
+    def _stalls(self) -> dict[str, float]:
+        return {e.service: e.stall_ms / 1000 for e in self._exports.values() if e.stall_ms}
 
     # Attaching, again and again.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 
 from llmos.api.kernel.v1 import port_pb2 as pb
@@ -17,6 +18,7 @@ from llmos.lib.stream import ClientStream, ServerStream
 
 log = logging.getLogger(__name__)
 
+ALIVE_S = 0.1  # at most one ALIVE in so many seconds
 HIGH_WATER = 4 << 20  # queued payload bytes from which on senders of large messages wait
 Emit = Callable[[pb.Envelope], None]
 
@@ -61,6 +63,7 @@ class Session:
         self._serve = serve
         self._next_id = 1
         self._waiting: list[asyncio.Future[None]] = []
+        self._alive_at = 0.0
 
     # Calls from here.
 
@@ -89,6 +92,13 @@ class Session:
     def servers(self) -> list[ServerStream]:
         """Return the calls served here that go on, oldest first."""
         return [s for s in self.streams.values() if isinstance(s, ServerStream)]
+
+    def progress(self) -> None:
+        """Tell the kernel that the calls served here make progress; as often as one likes."""
+        now = time.monotonic()
+        if now - self._alive_at >= ALIVE_S:
+            self._alive_at = now
+            self.emit(pb.Envelope(kind=pb.KIND_ALIVE))
 
     # Back-pressure of what carries the envelopes.
 

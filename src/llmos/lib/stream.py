@@ -320,6 +320,14 @@ class ServerStream(Stream):
         self.resume = envelope.cookie
         self.task: asyncio.Task[None] | None = None
 
+    def service(self) -> str:
+        """Return the full name of the service called."""
+        return self.open.method[1:].partition("/")[0]
+
+    def waits_for_client(self) -> bool:
+        """Return whether the handler waits for a message, or for room to send one."""
+        return self._readable is not None or self._writable is not None
+
     async def reply(self, message: bytes | None, status: pb.Status | None) -> None:
         """End the call, with the last (or only) reply message if there is one."""
         if self.ended:
