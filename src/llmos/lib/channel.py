@@ -59,18 +59,20 @@ def apply_metadata(opened: pb.Open, metadata: Iterable[tuple[str, Any]]) -> None
 class PortCall(grpc.aio.Call):
     """One call; the common part of the four arities."""
 
-    def __init__(self, channel: PortChannel, path: str, kind: _Kind, options: _Options) -> None:
+    def __init__(self, kind: _Kind, timeout: float | None, metadata: Any) -> None:
         """Open the call with what is known before the first message."""
         self._serialize = kind.serialize
         self._deserialize = kind.deserialize
-        timeout = options.timeout
+        session = kind.channel.session
         self._deadline = None if timeout is None else time.monotonic() + timeout
-        opened = pb.Open(method=path, parent=parent_of(channel.session))
+        opened = pb.Open(method=kind.path)
+        if parent := parent_of(session):
+            opened.parent = parent
         if timeout is not None:
             opened.timeout_us = max(1, int(timeout * 1e6))
-        if options.metadata:
-            apply_metadata(opened, options.metadata)
-        self._stream: ClientStream = channel.session.call(opened, methods.lookup(path).idempotent)
+        if metadata:
+            apply_metadata(opened, metadata)
+        self._stream: ClientStream = session.call(opened, kind.idempotent)
         if timeout is not None:
             # The kernel ends the call at its deadline; this is for when the kernel is away.
             loop = asyncio.get_running_loop()
@@ -167,9 +169,9 @@ class _UnaryReply(PortCall):
         except asyncio.CancelledError:
             self.cancel()
             raise
-        if (error := self.error()) is not None:
+        if stream.status is not None and (error := self.error()) is not None:
             raise error
-        message = await stream.receive()
+        message = stream.inbox.popleft() if stream.inbox else None
         if message is None:
             raise grpc.aio.AioRpcError(
                 grpc.StatusCode.INTERNAL,
@@ -288,22 +290,15 @@ class StreamStreamCall(_StreamRequest, _StreamReply):
     """Streams both ways."""
 
 
-class _Options:
-    __slots__ = ("metadata", "timeout")
-
-    def __init__(self, timeout: float | None, metadata: Any) -> None:
-        self.timeout = timeout
-        self.metadata = metadata
-
-
 class _Kind:
     """A multi-callable: what the stub's attributes are."""
 
     def __init__(
         self, channel: PortChannel, path: str, call: type[Any], serialize: Any, deserialize: Any
     ) -> None:
-        self._channel = channel
-        self._path = path
+        self.channel = channel
+        self.path = path
+        self.idempotent = methods.lookup(path).idempotent
         self._call = call
         self._unary = issubclass(call, _UnaryRequest)
         self.serialize = serialize
@@ -320,7 +315,7 @@ class _Kind:
         compression: Any = None,
         request_iterator: Any = None,
     ) -> Any:
-        call = self._call(self._channel, self._path, self, _Options(timeout, metadata))
+        call = self._call(self, timeout, metadata)
         if self._unary:
             call.first(request)
         else:

@@ -39,13 +39,12 @@ class PortContext(grpc.aio.ServicerContext[Any, Any]):
         self.llmos_open = stream.open
         self.llmos_resume = stream.resume
         self._pending_resume = b""
-        self._deadline = (
-            time.monotonic() + stream.open.timeout_us / 1e6 if stream.open.timeout_us else None
-        )
+        timeout = stream.open.timeout_us
+        self._deadline = time.monotonic() + timeout / 1e6 if timeout else None
         self._code: int = 0
         self._details = ""
-        self._trailers: list[tuple[str, str | bytes]] = []
-        self._callbacks: list[Callable[[Any], None]] = []
+        self._trailers: list[tuple[str, str | bytes]] | None = None
+        self._callbacks: list[Callable[[Any], None]] | None = None
         self._headers_sent = False
 
     def llmos_append_resume(self, delta: bytes) -> None:
@@ -93,12 +92,12 @@ class PortContext(grpc.aio.ServicerContext[Any, Any]):
         if not self._code and not self._trailers:
             return None
         return pb.Status(
-            code=self._code, message=self._details, trailers=metadata_to_wire(self._trailers)
+            code=self._code, message=self._details, trailers=metadata_to_wire(self._trailers or ())
         )
 
     def end(self) -> None:
         """Run the done callbacks."""
-        for callback in self._callbacks:
+        for callback in self._callbacks or ():
             callback(self)
 
     def set_trailing_metadata(self, trailing_metadata: Any) -> None:
@@ -127,7 +126,7 @@ class PortContext(grpc.aio.ServicerContext[Any, Any]):
 
     def trailing_metadata(self) -> Any:
         """Return the trailing metadata set so far."""
-        return tuple(self._trailers)
+        return tuple(self._trailers or ())
 
     def set_compression(self, compression: grpc.Compression) -> None:
         """Ignore: a port does not compress."""
@@ -157,6 +156,8 @@ class PortContext(grpc.aio.ServicerContext[Any, Any]):
 
     def add_done_callback(self, callback: Callable[[Any], None]) -> None:
         """Call back when the call has ended."""
+        if self._callbacks is None:
+            self._callbacks = []
         self._callbacks.append(callback)
 
     def cancelled(self) -> bool:
@@ -230,9 +231,10 @@ class Handlers:
         if handler.request_streaming:
             request: Any = _requests(context)
         else:
-            request = await context.read()
-            if request is grpc.aio.EOF:
+            message = stream.inbox.popleft() if stream.inbox else await stream.receive()
+            if message is None:
                 raise Cancelled("NO_REQUEST", "The call ended before its request came.")
+            request = rpc.decode(handler.request_deserializer, message)
         if not handler.response_streaming:
             behaviour = handler.stream_unary if handler.request_streaming else handler.unary_unary
             reply = behaviour(request, context)

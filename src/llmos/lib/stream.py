@@ -192,7 +192,7 @@ class ClientStream(Stream):
 
     __slots__ = (
         "_callbacks",
-        "_done",
+        "_waiters",
         "cookie",
         "delivered",
         "headers",
@@ -216,15 +216,17 @@ class ClientStream(Stream):
         self.cookie = bytearray()
         self.headers: pb.Headers | None = None
         self.status: pb.Status | None = None
-        self._done: asyncio.Future[None] | None = None
-        self._callbacks: list[Callable[[], None]] = []
+        self._waiters: list[asyncio.Future[None]] | None = None
+        self._callbacks: list[Callable[[], None]] | None = None
 
     def start(self, message: bytes | None, half_close: bool) -> int:
         """Send OPEN with the first message where it fits; return how much of it was sent."""
         flags, payload = 0, b""
         if message is not None:
-            payload = message if len(message) <= CHUNK else message[:CHUNK]
-            flags = MESSAGE if len(payload) == len(message) else MESSAGE | MORE
+            if len(message) <= CHUNK:
+                flags, payload = MESSAGE, message
+            else:
+                flags, payload = MESSAGE | MORE, message[:CHUNK]
         if half_close and not flags & MORE:
             flags |= HALF_CLOSE
         self.put(pb.Envelope(call=self.id, kind=OPEN, payload=payload, flags=flags, open=self.open))
@@ -259,9 +261,13 @@ class ClientStream(Stream):
 
     def end(self, envelope: pb.Envelope) -> None:
         """Take END from the server."""
-        self.status = envelope.status
+        if envelope.HasField("status"):
+            self.status = envelope.status
         if envelope.flags & MESSAGE:
-            self.take(envelope)
+            if self._partial:
+                self.take(envelope)
+            else:
+                self.inbox.append(envelope.payload)
         self.remote_closed = True
         self._conclude()
 
@@ -272,13 +278,23 @@ class ClientStream(Stream):
         self._conclude()
 
     def _conclude(self) -> None:
-        self.finish()
-        self.kept.clear()
-        if self._done is not None and not self._done.done():
-            self._done.set_result(None)
-        for callback in self._callbacks:
-            callback()
-        self._callbacks.clear()
+        self.ended = True
+        self.session.streams.pop(self.id, None)
+        if self._readable is not None:
+            self._wake_reader()
+        if self._writable is not None:
+            self._wake_writer()
+        if self.kept:
+            self.kept = []
+        if self._waiters is not None:
+            for waiter in self._waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+            self._waiters = None
+        if self._callbacks is not None:
+            callbacks, self._callbacks = self._callbacks, None
+            for callback in callbacks:
+                callback()
 
     def cancel(self, status: pb.Status) -> bool:
         """Give the call up; returns whether it was still going on."""
@@ -292,6 +308,8 @@ class ClientStream(Stream):
         """Call back when the call has ended, at once when it has."""
         if self.ended:
             callback()
+        elif self._callbacks is None:
+            self._callbacks = [callback]
         else:
             self._callbacks.append(callback)
 
@@ -299,9 +317,12 @@ class ClientStream(Stream):
         """Return when the call has ended."""
         if self.ended:
             return
-        if self._done is None:
-            self._done = asyncio.get_running_loop().create_future()
-        await asyncio.shield(self._done)
+        # A future for each who waits: one that is cancelled must not cancel the others'.
+        waiter = asyncio.get_running_loop().create_future()
+        if self._waiters is None:
+            self._waiters = []
+        self._waiters.append(waiter)
+        await waiter
 
     def resumable(self) -> bool:
         """Return whether the call may be opened again without the caller seeing it."""

@@ -152,16 +152,8 @@ async def test_a_call_that_may_have_run_is_not_repeated(cell: Cell) -> None:
     echo.hold = asyncio.Event()
     # A method path that the library knows nothing about counts as not idempotent.
     raw: Any = port.channel.unary_unary("/llmos.api.storage.v1.Blobs/StatBlobs")
-    from llmos.lib import methods
-
-    known = methods._known.pop("/llmos.api.storage.v1.Blobs/StatBlobs", None)
-    methods._known["/llmos.api.storage.v1.Blobs/StatBlobs"] = methods.UNKNOWN
-    try:
-        call = raw(b"")
-    finally:
-        methods._known.pop("/llmos.api.storage.v1.Blobs/StatBlobs")
-        if known is not None:
-            methods._known[known.path] = known
+    raw.idempotent = False
+    call = raw(b"")
     await echo.started.wait()
     await cell.kill()
     with pytest.raises(grpc.aio.AioRpcError) as info:
