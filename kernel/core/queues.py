@@ -1,16 +1,17 @@
 """Calls that wait for one key: classes, fair shares between tenants, deadlines, ageing.
 
-Between classes the order is strict, but every AGED_EVERY-th turn goes to the call that has waited
-longest over the ageing bound. Within a class tenants share by start-time fair queueing (Goyal, Vin
-and Cheng, "Start-Time Fair Queueing", SIGCOMM 1996): the tenant with the smallest start tag is
-next, and its tag advances by cost / weight. The cost of a call is known only at its end, so it is
-charged by the tenant's running mean at dispatch and corrected at the end. Within a tenant the
-earliest deadline is first.
+Between classes the order is strict, but every AGED_EVERY-th turn of a port goes to the call that
+has waited longest, if that is over the ageing bound. Within a class tenants share by start-time
+fair queueing (Goyal, Vin and Cheng, "Start-Time Fair Queueing", SIGCOMM 1996): the tenant with the
+smallest start tag is next, and its tag advances by cost / weight. The cost of a call is known only
+at its end, so it is charged by the tenant's running mean at dispatch and corrected at the end.
+Within a tenant the earliest deadline is first.
 """
 
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
 from collections import deque
 from collections.abc import Iterator
@@ -29,6 +30,9 @@ CLASSES = (
 )
 AGED_EVERY = 4
 _MAX_FLOWS = 1000  # idle tenants remembered per class before those without debt are dropped
+_MAX_TIMES = 1000  # methods whose service time is remembered
+_tickets = itertools.count(1)
+_SLACK = 64  # entries of calls that no longer wait are dropped when they are more, and the most
 _FIRST_COST = 0.01  # charged before anything was measured
 _GAIN = 1 / 8  # of the running means, as TCP's round-trip estimator (RFC 6298)
 
@@ -75,9 +79,14 @@ class Flow:
         self.weight = weight
         self.cost = Estimate()
 
+    def compact(self) -> None:
+        """Forget calls that no longer wait."""
+        self.calls = [entry for entry in self.calls if entry[2].ticket == entry[1]]
+        heapq.heapify(self.calls)
+
     def first(self) -> Call:
         """Return the call with the earliest deadline."""
-        while self.calls[0][2].queue is None:  # withdrawn
+        while self.calls[0][2].ticket != self.calls[0][1]:  # it waits no longer, or elsewhere
             heapq.heappop(self.calls)
         return self.calls[0][2]
 
@@ -93,7 +102,7 @@ class ClassQueue:
         self.count = 0
         self.virtual = 0.0  # start tag of the last dispatched call
         self._heap: list[tuple[float, int, Flow]] = []  # entries with an old tag are skipped
-        self._arrivals: deque[Call] = deque()
+        self._arrivals: deque[tuple[int, Call]] = deque()
         self._seq = 0
 
     def flow(self, tenant: str, weight: float) -> Flow:
@@ -111,20 +120,34 @@ class ClassQueue:
     def push(self, call: Call, weight: float) -> None:
         """Queue a call; one that was running before goes to the head of its tenant."""
         flow = self.flow(call.tenant, weight)
-        self._seq += 1
+        ticket = call.ticket = next(_tickets)  # entries with another one are of earlier waits
         urgency = -1.0 if call.attempts else math.inf if call.deadline is None else call.deadline
-        heapq.heappush(flow.calls, (urgency, self._seq, call))
+        heapq.heappush(flow.calls, (urgency, ticket, call))
         flow.count += 1
         self.count += 1
         if call.attempts:
-            self._arrivals.appendleft(call)
+            self._arrivals.appendleft((ticket, call))
         else:
-            self._arrivals.append(call)
-        if len(self._arrivals) > 64 + 2 * self.count:
-            self._arrivals = deque(c for c in self._arrivals if c.queue is not None)
+            self._arrivals.append((ticket, call))
         if flow.count == 1:
             flow.start = max(self.virtual, flow.finish)
             self._enter(flow)
+
+    def pop(self, call: Call) -> None:
+        """Take a call out; entries of it stay until they are come across, but in no empty queue."""
+        call.queue, call.ticket = None, 0
+        flow = self.flows[call.tenant]
+        flow.count -= 1
+        self.count -= 1
+        if not flow.count:
+            flow.calls.clear()
+        elif len(flow.calls) > _SLACK + 2 * flow.count:
+            flow.compact()
+        if not self.count:
+            self._arrivals.clear()
+            self._heap.clear()
+        elif len(self._arrivals) > _SLACK + 2 * self.count:
+            self._arrivals = deque((t, c) for t, c in self._arrivals if c.ticket == t)
 
     def _enter(self, flow: Flow) -> None:
         self._seq += 1
@@ -140,9 +163,9 @@ class ClassQueue:
 
     def oldest(self) -> Call:
         """Return the call that has waited longest; there must be one."""
-        while self._arrivals[0].queue is None:
+        while self._arrivals[0][1].ticket != self._arrivals[0][0]:
             self._arrivals.popleft()
-        return self._arrivals[0]
+        return self._arrivals[0][1]
 
     def charge(self, flow: Flow) -> float:
         """Charge a tenant for a call that is dispatched; return the cost assumed."""
@@ -165,13 +188,13 @@ class ClassQueue:
 
     def calls(self) -> Iterator[Call]:
         """Yield the waiting calls by arrival."""
-        return (call for call in self._arrivals if call.queue is not None)
+        return (call for ticket, call in self._arrivals if call.ticket == ticket)
 
 
 class KeyQueue:
     """Everything that waits for one key of a service."""
 
-    __slots__ = ("_turn", "classes", "count", "fault", "fault_tries", "key", "timer_at", "times")
+    __slots__ = ("classes", "count", "fault", "fault_tries", "key", "served", "timer_at", "times")
 
     def __init__(self, key: str) -> None:
         """Start empty."""
@@ -182,7 +205,7 @@ class KeyQueue:
         self.fault_tries = 0
         self.timer_at: float | None = None  # when absence is looked at again
         self.times: dict[str, Estimate] = {}  # service time by method
-        self._turn = 0
+        self.served = 0  # number of the last dispatch from here
 
     def push(self, call: Call, weight: float) -> None:
         """Queue a call."""
@@ -190,28 +213,31 @@ class KeyQueue:
         self.classes[call.call_class].push(call, weight)
         self.count += 1
 
-    def next(self, now: float, ageing_s: float) -> tuple[Call, bool]:
-        """Return the next call and whether it is its age that makes it so; there must be one."""
-        if self._turn % AGED_EVERY == 0:
-            for waiting in reversed(self.classes.values()):
-                if waiting.count and now - (call := waiting.oldest()).queued_at >= ageing_s:
-                    return call, True
+    def first(self) -> Call:
+        """Return the next call: the best class, in fair order; there must be one."""
         for waiting in self.classes.values():
             if waiting.count:
-                return waiting.first(), False
+                return waiting.first()
         raise LookupError("the queue is empty")
+
+    def oldest(self) -> Call:
+        """Return the call that has waited longest; there must be one."""
+        calls = [waiting.oldest() for waiting in self.classes.values() if waiting.count]
+        return min(calls, key=lambda call: call.queued_at)
 
     def take(self, call: Call) -> None:
         """Take a waiting call out, to dispatch it or because it is withdrawn."""
-        waiting = self.classes[call.call_class]
-        call.queue = None
-        waiting.flows[call.tenant].count -= 1
-        waiting.count -= 1
+        self.classes[call.call_class].pop(call)
         self.count -= 1
+
+    def raise_class(self, call: Call, call_class: int, weight: float) -> None:
+        """Let a waiting call wait in a better class."""
+        self.take(call)
+        call.call_class = call_class
+        self.push(call, weight)
 
     def charge(self, call: Call, weight: float) -> None:
         """Charge the tenant of a call that is being dispatched."""
-        self._turn += 1
         waiting = self.classes[call.call_class]
         call.flow = waiting.flow(call.tenant, weight)
         call.charged = waiting.charge(call.flow)
@@ -220,6 +246,8 @@ class KeyQueue:
         """Return the service times of a method."""
         times = self.times.get(path)
         if times is None:
+            if len(self.times) >= _MAX_TIMES:
+                self.times.clear()
             times = self.times[path] = Estimate()
         return times
 

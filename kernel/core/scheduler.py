@@ -14,7 +14,7 @@ from collections.abc import Callable
 from llmos.api.kernel.v1 import admin_pb2
 from llmos.api.kernel.v1 import port_pb2 as pb
 from llmos.kernel.core.limits import Limits
-from llmos.kernel.core.queues import KeyQueue
+from llmos.kernel.core.queues import AGED_EVERY, KeyQueue
 from llmos.kernel.core.state import Call, Export, PortState, Service, Stats
 from llmos.kernel.core.tenants import Tenants
 from llmos.lib.errors import (
@@ -51,6 +51,7 @@ class Scheduler:
         self._fail = fail
         self._timers: list[tuple[float, int, Service, KeyQueue]] = []
         self._timer_seq = 0
+        self._dispatched = 0
 
     # Calls.
 
@@ -83,21 +84,21 @@ class Scheduler:
         service.waiting[call.key] = queue
         fault = queue.fault
         if fault is not None and call.call_class < fault.call_class:
-            self.boost(fault, call.call_class)  # it waits for the fault: no priority inversion
+            self.boost(fault, call.call_class, now)  # it waits for the fault: no inversion
         self.serve_queue(service, queue, now)
 
-    def boost(self, call: Call, call_class: int) -> None:
+    def boost(self, call: Call, call_class: int, now: float) -> None:
         """Give a call, and what is done for it, a better class, because a better call waits."""
         if call_class >= call.call_class:
             return
-        queue = call.queue
-        if queue is not None:
-            queue.take(call)
-        call.call_class = call_class
-        if queue is not None:
-            queue.push(call, call.payer.limits.weight if call.payer else 1.0)
-        for child in call.children or ():
-            self.boost(child, call_class)
+        queue, service = call.queue, call.service
+        if queue is None or service is None:
+            call.call_class = call_class
+        else:
+            queue.raise_class(call, call_class, call.payer.limits.weight if call.payer else 1.0)
+            self.serve_queue(service, queue, now)  # credits may be reserved for its new class
+        for child in list(call.children or ()):
+            self.boost(child, call_class, now)
 
     def _dispatch(self, queue: KeyQueue, call: Call, export: Export, now: float) -> None:
         """Hand a call to a port, unless it is clear that it would be late."""
@@ -116,6 +117,9 @@ class Scheduler:
         payer = call.payer
         assert payer is not None
         queue.charge(call, payer.limits.weight)
+        export.turn += 1
+        self._dispatched += 1
+        queue.served = self._dispatched
         call.times = times
         call.expected = times.mean
         self._deliver(call, export, now)
@@ -185,15 +189,7 @@ class Scheduler:
     def serve_queue(self, service: Service, queue: KeyQueue, now: float) -> None:
         """Dispatch what can be; fault the key or wait for a server where it is hot nowhere."""
         hot = service.hot.get(queue.key, [])
-        ageing_s = self._limits.ageing_s
-        while queue.count and hot:
-            call, aged = queue.next(now, ageing_s)
-            export = self._pick(hot, call, pb.CALL_CLASS_SYSTEM if aged else call.call_class)
-            if export is None:
-                break
-            queue.take(call)
-            self.queued -= 1
-            self._dispatch(queue, call, export, now)
+        self._serve(service, [queue], hot, now)
         if queue.count and queue.fault is None and not _served(hot):
             self._absent(service, queue, now)
         self._tidy(service, queue)
@@ -203,11 +199,42 @@ class Scheduler:
         service = self.services.get(export.service)
         if service is None or not service.waiting:
             return
-        for key in export.keys:
-            if (queue := service.waiting.get(key)) is not None:
-                self.serve_queue(service, queue, now)
-                if not export.admits(pb.CALL_CLASS_SYSTEM):
-                    return
+        queues = [q for key in export.keys if (q := service.waiting.get(key)) is not None]
+        self._serve(service, queues, [export], now)
+
+    def _serve(
+        self, service: Service, queues: list[KeyQueue], exports: list[Export], now: float
+    ) -> None:
+        """Dispatch from `queues` what `exports` take, until they take no more."""
+        while exports and (queues := [q for q in queues if q.count]):
+            call, export = self._next(queues, exports, now)
+            if export is None:
+                return
+            queue = call.queue
+            assert queue is not None
+            queue.take(call)
+            self.queued -= 1
+            self._dispatch(queue, call, export, now)
+            self._tidy(service, queue)
+
+    def _next(
+        self, queues: list[KeyQueue], exports: list[Export], now: float
+    ) -> tuple[Call, Export | None]:
+        """Return the next call and who takes it: the best class; between keys, the one served
+        longest ago; but every AGED_EVERY-th turn of an export is for the call that has waited
+        longest over the ageing bound."""
+        due = [e for e in exports if e.turn % AGED_EVERY == 0]
+        if due:
+            call = min((q.oldest() for q in queues), key=lambda c: c.queued_at)
+            if now - call.queued_at >= self._limits.ageing_s and (
+                export := self._pick(due, call, pb.CALL_CLASS_SYSTEM)
+            ):
+                return call, export
+        calls = [queue.first() for queue in queues]
+        call = calls[0]
+        if len(calls) > 1:
+            call = min(calls, key=lambda c: (c.call_class, c.queue.served if c.queue else 0))
+        return call, self._pick(exports, call, call.call_class)
 
     def ended(self, call: Call, cost: float, now: float) -> None:
         """Learn from a dispatched call that has ended."""
@@ -221,6 +248,8 @@ class Scheduler:
 
     def changed(self, service: Service, now: float) -> None:
         """Look at all queues of a service again, because its exports changed."""
+        for export in list(service.exports.values()):
+            self.credit_returned(export, now)
         for queue in list(service.queues.values()):
             self.serve_queue(service, queue, now)
 
@@ -248,7 +277,7 @@ class Scheduler:
             self._arm(service, queue, now)
 
     def _raise_fault(self, service: Service, queue: KeyQueue, handler: Export, now: float) -> None:
-        first, _ = queue.next(now, self._limits.ageing_s)
+        first = queue.first()
         fault = Call(self.next_call, None, 0, FAULT, now)
         self.next_call += 1
         fault.service = service

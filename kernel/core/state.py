@@ -55,6 +55,7 @@ class Export:
     fault_handler: bool = False
     stall_s: float = 0.0
     running: int = 0
+    turn: int = 0  # dispatches to it
     work: float = 0.0  # seconds that the running calls are expected to take, all together
 
     def declare(self, export: pb.Export) -> None:
@@ -132,6 +133,7 @@ class Call:
     parent: Call | None = None
     children: set[Call] | None = None
     queue: KeyQueue | None = None  # while it waits
+    ticket: int = 0  # which of its waits this is; 0 = it does not wait
     queued_at: float = 0.0
     dispatched_at: float = 0.0
     export: Export | None = None  # who runs it
