@@ -16,6 +16,7 @@ from llmos.lib import log as logs
 from llmos.lib.config import load_or_exit
 from llmos.lib.errors import AlreadyExists, InvalidArgument, LLMOSError, Unavailable
 from llmos.lib.family import mark
+from llmos.lib.publish import Publisher
 from llmos.lib.rpc import from_exception
 from llmos.lib.serve import Server
 from llmos.servers.init import manifest as manifests
@@ -28,6 +29,7 @@ from llmos.servers.init.service import InitService
 from llmos.servers.init.spawner import LocalSpawner
 from llmos.servers.init.supervisor import Supervisor
 from llmos.servers.init.unit import World
+from llmos.servers.init.watch import watch
 
 _ANSWER_S = 2.0  # for callers to hear the end of a shutdown
 log = logging.getLogger("llmos.servers.init")
@@ -63,6 +65,7 @@ def _config_path() -> Path | None:
 async def _supervise(config: InitConfig, manifest: manifests.Manifest, run_dir: Path) -> None:
     log_folder = config.state_dir / "logs"
     log_folder.mkdir(exist_ok=True)
+    publisher = Publisher()
     world = World(
         policy=config.policy(),
         spawner=LocalSpawner(mark(run_dir)),
@@ -73,6 +76,7 @@ async def _supervise(config: InitConfig, manifest: manifests.Manifest, run_dir: 
         log_cap=config.log_cap_mib << 20,
         address=config.socket,
         argv=lambda spec: spec.argv(manifest.path, config.state_dir),
+        tell=publisher.tell,
     )
     supervisor = Supervisor(manifest, world)
     loop = asyncio.get_running_loop()
@@ -84,7 +88,7 @@ async def _supervise(config: InitConfig, manifest: manifests.Manifest, run_dir: 
     alone = Server("init", dataclasses.replace(config, kernel="none"))
     alone.add(init_pb2_grpc.add_InitServicer_to_server, service)
     await alone.start()
-    tasks = [asyncio.create_task(_attach(config, supervisor, service))]
+    tasks = [asyncio.create_task(_attach(config, supervisor, service, publisher))]
     try:
         await supervisor.boot()
         log.info("everything is ready")
@@ -105,8 +109,13 @@ async def _end(task: asyncio.Task[None]) -> None:
     await asyncio.wait([task])
 
 
-async def _attach(config: InitConfig, supervisor: Supervisor, service: InitService) -> None:
-    """Serve through the kernel until cancelled. The port reconnects by itself once attached."""
+async def _attach(
+    config: InitConfig, supervisor: Supervisor, service: InitService, publisher: Publisher
+) -> None:
+    """Serve through the kernel, publish and watch there until cancelled.
+
+    The port reconnects by itself once attached.
+    """
     kernel = supervisor.units.get("kernel")
     while kernel is not None and config.kernel != "none":
         await kernel.ready.wait()
@@ -114,10 +123,13 @@ async def _attach(config: InitConfig, supervisor: Supervisor, service: InitServi
         server.add(init_pb2_grpc.add_InitServicer_to_server, service)
         try:
             await server.start()
-            await asyncio.Event().wait()
+            channel = server.channel("kernel")
+            publisher.connect(channel)
+            await watch(channel, supervisor)
         except Unavailable as exc:  # the kernel died again before we were attached
             log.warning("not attached to the kernel: %s", exc)
         finally:
+            publisher.connect(None)
             await server.stop(_ANSWER_S)
 
 

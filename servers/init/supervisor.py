@@ -161,6 +161,15 @@ class Supervisor:
             )
         return self._view(unit)
 
+    def hung(self, name: str, pid: int, why: str) -> None:
+        """Take the kernel's word that a process hangs: kill and restart it if it is managed.
+
+        Of a process that another server has started, that server takes care; here it is told.
+        """
+        managed = any(unit.hung(pid, why) for unit in self.units.values())
+        log.error("a process hangs", extra={"unit": name, "child_pid": pid, "managed": managed})
+        self._world.tell("process.hung", name=name, pid=pid, managed=managed)
+
     async def shutdown(self) -> AsyncIterator[Step]:
         """Stop everything in reverse order; yield each step, also those of an earlier caller."""
         if self._shutdown is None:

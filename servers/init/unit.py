@@ -17,6 +17,7 @@ import psutil
 
 from llmos.lib.errors import FailedPrecondition
 from llmos.lib.host import ProcessRecord
+from llmos.lib.publish import Tell, nobody
 from llmos.servers.init import logs
 from llmos.servers.init.journal import Journal
 from llmos.servers.init.life import Life, Policy, State
@@ -56,6 +57,7 @@ class World:
     log_cap: int
     address: Callable[[str], str]
     argv: Callable[[ProcessSpec], list[str]]
+    tell: Tell = nobody  # events: process.died, process.restarted, process.hung
 
 
 class Unit:
@@ -76,6 +78,8 @@ class Unit:
         self._world = world
         self._task: asyncio.Task[None] | None = None
         self._why = ""  # why we killed it ourselves
+        self._pid = 0  # of the latest process
+        self._spawned = False  # ... which is ours, not adopted
         self._log_start = 0
         self._changing = asyncio.Lock()  # one stop or restart at a time
 
@@ -117,6 +121,14 @@ class Unit:
             return False
         return True
 
+    def hung(self, pid: int, why: str) -> bool:
+        """Kill the process, unless it ends already; return whether `pid` is this unit's."""
+        if self.handle is None or self.handle.pid != pid:
+            return False
+        if self.life.state is not State.STOPPING and not self._why:
+            self._kill(self.handle, why)
+        return True
+
     async def _run(self, adopt: Handle | None) -> None:
         handle, self._why = adopt, ""
         while True:
@@ -125,6 +137,13 @@ class Unit:
             pause = self.life.died(time.monotonic(), how, hopeless=hopeless)
             self._keep()
             log.warning("process died", extra={"unit": self.spec.name, "how": how, "wait": pause})
+            self._world.tell(
+                "process.died",
+                name=self.spec.name,
+                pid=self._pid,
+                how=how,
+                given_up=pause is None,
+            )
             if pause is None:
                 self.failure = self._given_up(how)
                 self.settled.set()
@@ -133,11 +152,12 @@ class Unit:
 
     async def _one_life(self, handle: Handle | None) -> tuple[str, bool]:
         """Run one process to its end; return how it ended and whether another try is hopeless."""
+        self._spawned, self._pid = handle is None, 0
         try:
             handle = handle or self._spawn()
         except OSError as exc:
             return f"it cannot be started: {exc}", isinstance(exc, FileNotFoundError)
-        self.handle, self._why = handle, ""
+        self.handle, self._why, self._pid = handle, "", handle.pid
         self.life.started()
         watch = asyncio.create_task(self._watch(handle))
         try:
@@ -179,6 +199,13 @@ class Unit:
                 return
             await asyncio.sleep(_POLL_S)
         self.life.ready(time.monotonic())
+        if self._spawned and self.life.restarts:
+            self._world.tell(
+                "process.restarted",
+                name=self.spec.name,
+                pid=handle.pid,
+                restarts=self.life.restarts,
+            )
         self.ready.set()
         self.settled.set()
         while True:

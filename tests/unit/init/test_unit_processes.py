@@ -56,6 +56,7 @@ class Bench:
         self.run_dir.mkdir(exist_ok=True)
         self.logs.mkdir(exist_ok=True)
         self.units: list[Unit] = []
+        self.told: list[tuple[str, dict[str, object]]] = []
 
     def world(self) -> World:
         def ready(name: str) -> str:
@@ -71,6 +72,7 @@ class Bench:
             log_cap=1 << 20,
             address=ready,
             argv=lambda s: [w.replace("{ready}", ready(s.name)) for w in s.command],
+            tell=lambda topic, **facts: self.told.append((topic, dict(facts))),
         )
 
     def unit(self, spec: ProcessSpec) -> Unit:
@@ -165,6 +167,30 @@ async def test_hung_is_killed_and_back(bench: Bench) -> None:
     os.kill(first, signal.SIGSTOP)
     await until(lambda: unit.life.restarts == 1 and unit.ready.is_set())
     assert unit.life.last_exit == "killed by SIGKILL (hung: no answer for 0.6 s)"
+
+
+async def test_hung_by_the_kernels_word_is_killed_with_the_reason(bench: Bench) -> None:
+    supervisor = bench.supervisor(spec("a", STAYS), spec("b", STAYS))
+    await supervisor.boot()
+    unit, other = supervisor.units["a"], supervisor.units["b"]
+    first, second = pid(unit), pid(other)
+    supervisor.hung("a", first, "hung: no progress")
+    supervisor.hung("a", first, "hung: said twice")
+    supervisor.hung("worker/m@1", 1, "hung: not ours")
+    await until(lambda: unit.life.restarts == 1 and unit.ready.is_set())
+    assert unit.life.last_exit == "killed by SIGKILL (hung: no progress)"
+    assert "(hung: no progress)" in (bench.logs / "a.crash.log").read_text()
+    assert pid(other) == second
+    hung = [facts for topic, facts in bench.told if topic == "process.hung"]
+    assert hung[0] == {"name": "a", "pid": first, "managed": True}
+    assert hung[2] == {"name": "worker/m@1", "pid": 1, "managed": False}
+    died, restarted = bench.told[-2:]
+    how = "killed by SIGKILL (hung: no progress)"
+    assert died == (
+        "process.died",
+        {"name": "a", "pid": first, "how": how, "given_up": False},
+    )
+    assert restarted == ("process.restarted", {"name": "a", "pid": pid(unit), "restarts": 1})
 
 
 async def test_stop_kills_what_ignores_sigterm(bench: Bench) -> None:
