@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import heapq
 
 from llmos.api.kernel.v1 import port_pb2 as pb
+from llmos.kernel.core.intake import Intake
 from llmos.kernel.core.limits import Limits
-from llmos.kernel.core.route import string_field
 from llmos.kernel.core.scheduler import Scheduler
 from llmos.kernel.core.state import Call, Export, PortState, Service, Stats
 from llmos.lib.errors import (
@@ -16,16 +17,13 @@ from llmos.lib.errors import (
     LLMOSError,
     ResourceExhausted,
     Unavailable,
-    Unimplemented,
 )
-from llmos.lib.methods import UNKNOWN, Method
+from llmos.lib.methods import UNKNOWN
 from llmos.lib.status import from_wire, to_wire
 
 _SAFE_AFTER_DEATH = "Its server died and the call has not been answered; it may be made again."
 _MAY_HAVE_RUN = "Its server died; the call may or may not have run, so look before you repeat it."
-
-
-NORMAL, BATCH = int(pb.CALL_CLASS_NORMAL), int(pb.CALL_CLASS_BATCH)
+_MAX_COST = 1e15
 
 
 def wire_status(err: LLMOSError) -> pb.Status:
@@ -47,7 +45,7 @@ class Calls:
         self._limits = limits
         self._stats = stats
         self.frames: dict[int, list[pb.Envelope]] = {}
-        self._paths: dict[str, tuple[Service, Method]] = {}  # of exported services
+        self._intake = Intake(self.scheduler, limits)
         self._next_server_id = 2
         self._deadlines: list[tuple[float, int]] = []
         self._now = 0.0
@@ -76,8 +74,10 @@ class Calls:
         if envelope.cookie:
             call.cookie = envelope.cookie
         try:
-            self._describe(call, envelope, opened)
-            self._inherit(call, port, opened)
+            self._intake.describe(call, envelope, opened)
+            self._intake.inherit(call, port, opened, now)
+            if call.deadline is not None:
+                self._remember(call.deadline, call.id)
             payer = call.payer = scheduler.tenants.get(call.tenant)
             if call.parent is None:
                 payer.admit(now)
@@ -85,6 +85,14 @@ class Calls:
             scheduler.submit(call, now)
         except LLMOSError as err:
             self._fail(call, err)
+            if call.service is not None:
+                scheduler.forget(call.service)
+
+    def _remember(self, deadline: float, call_id: int) -> None:
+        heapq.heappush(self._deadlines, (deadline, call_id))
+        if len(self._deadlines) > 1000 + 2 * len(self.table):
+            self._deadlines = [(d, i) for d, i in self._deadlines if i in self.table]
+            heapq.heapify(self._deadlines)
 
     def described(self, service: Service, now: float) -> None:
         """The methods of a service became known: look again at calls that came before that.
@@ -92,75 +100,18 @@ class Calls:
         A kernel that has just started gets calls before the servers that describe them.
         """
         self._now = now
-        self._paths.clear()
+        self._intake.forget()
+        if not service.methods:
+            return
         early = [c for q in service.queues.values() for c in q.calls() if c.method is UNKNOWN]
         for call in early:
             assert call.first is not None
             self.scheduler.withdraw(call)
             try:
-                self._describe(call, call.first, call.first.open)
+                self._intake.describe(call, call.first, call.first.open)
                 self.scheduler.submit(call, now)
             except LLMOSError as err:
                 self._fail(call, err)
-
-    def _describe(self, call: Call, envelope: pb.Envelope, opened: pb.Open) -> None:
-        known = self._paths.get(call.path) or self._resolve(call.path)
-        call.service, method = known
-        call.method = method
-        call.replayable = method.idempotent
-        call.affinity = opened.affinity
-        call.key = opened.key
-        if method.route and not call.key:
-            cut = bool(envelope.flags & pb.FLAG_MORE)
-            call.key = string_field(envelope.payload, method.route, cut)
-
-    def _resolve(self, path: str) -> tuple[Service, Method]:
-        name, _, method = path[1:].rpartition("/")
-        if not path.startswith("/") or not name or not method:
-            raise Unimplemented("NO_SUCH_METHOD", f"{path!r} is not /package.Service/Method.")
-        service = self.scheduler.service(name)
-        found = service.methods.get(path, UNKNOWN)
-        if service.methods and found is UNKNOWN:
-            raise Unimplemented(
-                "NO_SUCH_METHOD",
-                f"{name} has no method {method!r}; it has "
-                f"{', '.join(m.rpartition('/')[2] for m in service.methods)}.",
-            )
-        if service.seen:
-            self._paths[path] = (service, found)
-        return service, found
-
-    def _inherit(self, call: Call, port: PortState, opened: pb.Open) -> None:
-        requested: int = opened.call_class
-        identity = port.identity
-        call.tenant = identity.tenant
-        best = identity.best_class
-        assert port.hello is not None
-        call.caller = (opened.caller if port.own else "") or port.hello.instance
-        if timeout := opened.timeout_us:
-            call.deadline = self._now + timeout / 1e6
-        if parent_id := opened.parent:
-            parent = port.serving.get(parent_id)
-            if parent is None or parent.export is None:
-                raise Cancelled(
-                    "PARENT_ENDED", "The call that this one was made for has ended or is not yours."
-                )
-            call.parent = parent
-            if parent.children is None:
-                parent.children = set()
-            parent.children.add(call)
-            call.tenant = parent.tenant or call.tenant
-            best = max(best, parent.call_class)
-            requested = requested or parent.call_class
-            if parent.deadline is not None:
-                call.deadline = min(parent.deadline, call.deadline or parent.deadline)
-        call.call_class = min(max(requested or NORMAL, best), BATCH)
-        if call.deadline is not None:
-            heapq.heappush(self._deadlines, (call.deadline, call.id))
-            if len(self._deadlines) > 1000 + 2 * len(self.table):
-                live = [(d, i) for d, i in self._deadlines if i in self.table]
-                heapq.heapify(live)
-                self._deadlines = live
 
     def from_opener(self, call: Call, envelope: pb.Envelope) -> None:
         """Take DATA or WINDOW of the client's side."""
@@ -226,6 +177,8 @@ class Calls:
         code, cost = 0, 0.0
         if envelope.HasField("status"):
             code, cost = envelope.status.code, envelope.status.cost
+            if not 0 <= cost <= _MAX_COST:
+                raise InvalidArgument("BAD_FRAME", f"{cost} is no cost of a call.")
             port.failed += bool(code)
         if not live:  # cancelled before; only now has the work stopped
             self._return_credit(port, call)
@@ -273,6 +226,10 @@ class Calls:
                 port.last_progress = now
         else:
             self.table[call.id] = call
+        if call.attempts:
+            # The server tried before may not have been sent these yet: leave that as it was.
+            call.first = copy.deepcopy(call.first)
+            call.more = copy.deepcopy(call.more)
         first = call.first
         assert first is not None
         first.call = server_id
@@ -286,7 +243,7 @@ class Calls:
             opened.key = call.key
         if call.parent is not None:
             opened.parent = 0
-        if call.attempts:
+        if call.attempts or opened.attempt:
             opened.attempt = call.attempts
         if call.caller:
             opened.caller = call.caller
@@ -386,7 +343,7 @@ class Calls:
             call.counted = False
         call.first = call.more = None
         if call.parent is not None and call.parent.children is not None:
-            call.parent.children.discard(call)
+            call.parent.children.pop(call, None)
         self._cancel_children(call)
 
     def _cancel_children(self, call: Call) -> None:

@@ -21,4 +21,5 @@ class Limits:
     ageing_s: float = 10.0  # a call that waited so long gets every fourth turn
     max_fault_tries: int = 3  # faults that succeed without making the key hot
     max_exports: int = 1_000  # services per port
+    max_depth: int = 50  # calls nested in one another
     max_keys: int = 100_000  # keys per export

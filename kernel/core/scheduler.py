@@ -128,8 +128,6 @@ class Scheduler:
         if not service.seen:
             if now - (self.started or now) < self._limits.startup_grace_s:
                 return  # servers may still be attaching to a kernel that has just started
-            if not service.queues:
-                self.services.pop(service.name, None)
             raise Unimplemented(
                 "NO_SUCH_SERVICE",
                 f"No process exports the service {service.name}; `llmos-ctl kernel services` "
@@ -157,8 +155,12 @@ class Scheduler:
         if queue.fault is None and queue.key not in service.hot:
             if service.queues.get(queue.key) is queue:
                 del service.queues[queue.key]
-            if not service.seen and not service.queues:
-                self.services.pop(service.name, None)
+            self.forget(service)
+
+    def forget(self, service: Service) -> None:
+        """Drop a service that nobody ever exported and nobody waits for."""
+        if not service.seen and not service.queues:
+            self.services.pop(service.name, None)
 
     # Choosing.
 
@@ -355,7 +357,7 @@ class Scheduler:
             if _served(hot):
                 continue
             grace = self._grace(service)
-            for call in [c for c in queue.calls() if now - c.queued_at >= grace - 1e-9]:
+            for call in [c for c in queue.calls() if c.queued_at + grace <= now]:
                 queue.take(call)
                 self.queued -= 1
                 self._fail(call, _nobody(service, call, grace))
@@ -396,11 +398,13 @@ class Scheduler:
         for queue in service.queues.values():
             queue.fault_tries = 0 if queue.fault is None else queue.fault_tries
         self.changed(service, now)
+        self.forget(service)
 
     def port_changed(self, port: PortState, now: float) -> None:
         """Look at the queues again, because `port` takes no new calls any more, or does again."""
-        for name in port.exports:
-            self.changed(self.services[name], now)
+        for name, export in port.exports.items():
+            if export.keys:
+                self.changed(self.services[name], now)
 
 
 def _takes_calls(export: Export) -> bool:
@@ -417,7 +421,7 @@ def _nobody(service: Service, call: Call, grace: float) -> LLMOSError:
     what = f"{service.name} for {call.key!r}" if call.key else service.name
     return Unavailable(
         "NO_SERVER",
-        f"The server of {what} is away and did not come back within {grace:.0f} s; the call has "
-        "not run.",
+        f"The server of {what} is away and did not come back within {grace:.0f} s; the call "
+        f"{'may have run on its last one' if call.attempts else 'has not run'}.",
         retry_after_s=1.0,
     )

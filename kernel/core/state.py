@@ -131,7 +131,8 @@ class Call:
     affinity: str = ""
     deadline: float | None = None
     parent: Call | None = None
-    children: set[Call] | None = None
+    children: dict[Call, None] | None = None  # a set in order
+    depth: int = 0  # how many calls this one is nested in
     queue: KeyQueue | None = None  # while it waits
     ticket: int = 0  # which of its waits this is; 0 = it does not wait
     queued_at: float = 0.0
