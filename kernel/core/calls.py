@@ -278,7 +278,7 @@ class Calls:
         for call in reversed(calls):  # each goes to the head of its queue: oldest first again
             call.export = None
             call.server_id = 0
-            self.scheduler.ended(call, 0.0, now)
+            self.scheduler.ended(call, 0.0, now, finished=False)
             if call.opener is None:
                 self._remove(call, 14)
                 self.scheduler.fault_lost(call, now)
@@ -328,7 +328,7 @@ class Calls:
             self.frames[call.export.port.id].append(cancel)
             call.server_id = 0  # what the server still says is not passed on
             call.export = None
-            self.scheduler.ended(call, 0.0, self._now)
+            self.scheduler.ended(call, 0.0, self._now, finished=False)
         else:
             self.scheduler.withdraw(call)
 

@@ -76,7 +76,7 @@ class Core:
         self._actions = Actions()
         self.calls = Calls(self.limits, self.stats)
         self.scheduler = self.calls.scheduler
-        self._watched: set[Export] = set()  # exports with a stall time
+        self._watched: dict[Export, None] = {}  # exports with a stall time, in order
         self._stall_check: float | None = None
         self.files_changed = False  # descriptors were added since the transport last looked
         self._port_level: dict[int, Callable[[PortState, pb.Envelope, float], None]] = {
@@ -120,12 +120,12 @@ class Core:
         planned = self._stall_check
         if planned is None or now < planned:
             return
-        self._watched = {e for e in self._watched if e.stall_s and e.port.id in self.ports}
+        self._watched = {e: None for e in self._watched if e.stall_s and e.port.id in self.ports}
         shortest = min((e.stall_s for e in self._watched), default=None)
         self._stall_check = None if shortest is None else now + shortest / 4
         if shortest is not None and now - planned > shortest / 4:
             # The kernel itself was held up: that time counts for nobody, and what came is unread.
-            for port in {e.port for e in self._watched}:
+            for port in {e.port.id: e.port for e in self._watched}.values():
                 port.last_progress = min(now, port.last_progress + now - planned)
             return
         for export in list(self._watched):
@@ -245,7 +245,7 @@ class Core:
         service.seen = service.seen or bool(export.keys)
         self.calls.described(service, now)
         if export.stall_s:
-            self._watched.add(export)
+            self._watched[export] = None
             check = now + export.stall_s / 4
             self._stall_check = min(check, self._stall_check or check)
         self.scheduler.export_changed(export, old_keys, now)

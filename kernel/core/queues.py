@@ -58,6 +58,14 @@ class Estimate:
             self.deviation += (abs(error) - self.deviation) * _GAIN
         self.count += 1
 
+    def likely(self) -> float:
+        """Return what the next value will hardly be above, if values are much alike; else below."""
+        if self.count < 8:
+            return 0.0
+        if self.deviation * 4 < self.mean:
+            return self.mean + 2 * self.deviation
+        return max(0.0, self.mean - 2 * self.deviation)
+
     def at_least(self) -> float:
         """Return what the next value will hardly be below."""
         return max(0.0, self.mean - 4 * self.deviation) if self.count >= 8 else 0.0
@@ -194,7 +202,18 @@ class ClassQueue:
 class KeyQueue:
     """Everything that waits for one key of a service."""
 
-    __slots__ = ("classes", "count", "fault", "fault_tries", "key", "served", "timer_at", "times")
+    __slots__ = (
+        "_last_end",
+        "_pace",
+        "classes",
+        "count",
+        "fault",
+        "fault_tries",
+        "key",
+        "served",
+        "timer_at",
+        "times",
+    )
 
     def __init__(self, key: str) -> None:
         """Start empty."""
@@ -206,6 +225,8 @@ class KeyQueue:
         self.timer_at: float | None = None  # when absence is looked at again
         self.times: dict[str, Estimate] = {}  # service time by method
         self.served = 0  # number of the last dispatch from here
+        self._pace = Estimate()  # seconds between ends of calls while others wait
+        self._last_end = 0.0
 
     def push(self, call: Call, weight: float) -> None:
         """Queue a call."""
@@ -241,6 +262,20 @@ class KeyQueue:
         waiting = self.classes[call.call_class]
         call.flow = waiting.flow(call.tenant, weight)
         call.charged = waiting.charge(call.flow)
+
+    def finished(self, now: float) -> None:
+        """Learn how fast calls end while others wait."""
+        if self.count and self._last_end:
+            self._pace.add(now - self._last_end)
+        self._last_end = now if self.count else 0.0
+
+    def wait_s(self, call_class: int) -> float:
+        """Return how long a new call of a class is expected to wait; 0 when nothing waits."""
+        if self._pace.count < 8:
+            return 0.0
+        return self._pace.mean * sum(
+            waiting.count for number, waiting in self.classes.items() if number <= call_class
+        )
 
     def estimate(self, path: str) -> Estimate:
         """Return the service times of a method."""

@@ -79,6 +79,10 @@ class Scheduler:
                 f"{queue.count} calls wait for {service.name} {call.key!r}; try again later.",
                 retry_after_s=1.0,
             )
+        if call.deadline is not None and queue.count and not call.attempts:
+            need = queue.wait_s(call.call_class) + queue.estimate(call.path).likely()
+            if now + need > call.deadline:
+                raise _too_late(call, need, now)
         queue.push(call, call.payer.limits.weight if call.payer else 1.0)
         self.queued += 1
         service.waiting[call.key] = queue
@@ -103,24 +107,18 @@ class Scheduler:
     def _dispatch(self, queue: KeyQueue, call: Call, export: Export, now: float) -> None:
         """Hand a call to a port, unless it is clear that it would be late."""
         times = queue.estimate(call.path)
-        if call.deadline is not None and now + (least := times.at_least()) > call.deadline:
-            self._fail(
-                call,
-                DeadlineExceeded(
-                    "DEADLINE_CANNOT_BE_MET",
-                    f"{call.path} takes at least {least:.3g} s here and "
-                    f"{max(0.0, call.deadline - now):.3g} s remain; it was not started.",
-                    details={"estimate_s": f"{least:.6f}"},
-                ),
-            )
-            return
+        if call.deadline is not None:
+            need = times.likely() if queue.count else times.at_least()
+            if now + need > call.deadline:
+                self._fail(call, _too_late(call, need, now))
+                return
         payer = call.payer
         assert payer is not None
         queue.charge(call, payer.limits.weight)
         export.turn += 1
         self._dispatched += 1
         queue.served = self._dispatched
-        call.times = times
+        call.home = queue
         call.expected = times.mean
         self._deliver(call, export, now)
 
@@ -238,15 +236,17 @@ class Scheduler:
             call = min(calls, key=lambda c: (c.call_class, c.queue.served if c.queue else 0))
         return call, self._pick(exports, call, call.call_class)
 
-    def ended(self, call: Call, cost: float, now: float) -> None:
-        """Learn from a dispatched call that has ended."""
-        flow = call.flow
-        if flow is not None and call.times is not None and call.payer is not None:
+    def ended(self, call: Call, cost: float, now: float, finished: bool = True) -> None:
+        """Bill a call that was dispatched; learn from it if its work was not broken off."""
+        flow, home, payer = call.flow, call.home, call.payer
+        if flow is not None and home is not None and payer is not None:
             seconds = now - call.dispatched_at
-            call.times.add(seconds)
             flow.owner.settle(flow, call.charged, cost or seconds)
-            call.payer.bill(cost or seconds)
+            payer.bill(cost or seconds)
             call.flow = None
+            if finished:
+                home.estimate(call.path).add(seconds)
+                home.finished(now)
 
     def changed(self, service: Service, now: float) -> None:
         """Look at all queues of a service again, because its exports changed."""
@@ -405,6 +405,16 @@ class Scheduler:
         for name, export in port.exports.items():
             if export.keys:
                 self.changed(self.services[name], now)
+
+
+def _too_late(call: Call, need_s: float, now: float) -> LLMOSError:
+    assert call.deadline is not None
+    return DeadlineExceeded(
+        "DEADLINE_CANNOT_BE_MET",
+        f"{call.path} is expected to need {need_s:.3g} s from now and "
+        f"{max(0.0, call.deadline - now):.3g} s remain; it was not started.",
+        details={"estimate_s": f"{need_s:.6f}"},
+    )
 
 
 def _takes_calls(export: Export) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from llmos.api.kernel.v1 import port_pb2 as pb
-from llmos.kernel.core.queues import Estimate, Flow, KeyQueue
+from llmos.kernel.core.queues import Flow, KeyQueue
 from llmos.kernel.core.tenants import Tenant
 from llmos.lib.methods import UNKNOWN, Method
 
@@ -149,7 +149,7 @@ class Call:
     payer: Tenant | None = None
     counted: bool = False  # `payer` has it counted as open; nested calls are not
     flow: Flow | None = None  # where its cost is settled, while it runs
-    times: Estimate | None = None  # service times of its method, while it runs
+    home: KeyQueue | None = None  # where it was dispatched from, while it runs
     charged: float = 0.0
     expected: float = 0.0  # seconds it is expected to run
 
