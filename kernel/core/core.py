@@ -258,6 +258,9 @@ class Core:
             raise InvalidArgument("BAD_EXPORT", "An export needs a service name and sane keys.")
         if name not in port.exports and len(port.exports) >= limits.max_exports:
             raise InvalidArgument("BAD_EXPORT", f"At most {limits.max_exports} services a port.")
+        services = self.scheduler.services
+        if name not in services and len(services) >= limits.max_services:
+            raise InvalidArgument("BAD_EXPORT", f"At most {limits.max_services} services in all.")
         if declared.files:
             self._describe(name, tuple(declared.files))
         export = port.exports.get(name)
@@ -268,8 +271,8 @@ class Core:
         return export, old_keys
 
     def _describe(self, name: str, files: tuple[bytes, ...]) -> None:
-        service = self.scheduler.service(name)
-        if service.files == files:
+        known = self.scheduler.services.get(name)
+        if known is not None and known.files == files:
             return
         try:
             parsed = [descriptor_pb2.FileDescriptorProto.FromString(f) for f in files]
@@ -277,6 +280,7 @@ class Core:
             raise InvalidArgument(
                 "BAD_EXPORT", f"The descriptors of {name} do not parse."
             ) from None
+        service = self.scheduler.service(name)
         for file in parsed:
             for found, listed in methods.of_file(file):
                 if found == name:

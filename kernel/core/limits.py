@@ -10,7 +10,7 @@ class Limits:
     """Bounds; times in seconds, sizes in bytes."""
 
     max_frame_bytes: int = 1 << 20
-    initial_window: int = 1 << 20
+    initial_window: int = 4 << 20
     absence_grace_s: float = 15.0  # how long calls wait for a server that is away
     startup_grace_s: float = 5.0  # how long after its start the kernel waits for unknown services
     max_attempts: int = 4  # servers that one call is given to
@@ -21,5 +21,6 @@ class Limits:
     ageing_s: float = 10.0  # a call that waited so long gets every fourth turn
     max_fault_tries: int = 3  # faults that succeed without making the key hot
     max_exports: int = 1_000  # services per port
+    max_services: int = 10_000  # in all; a service once seen is known until the kernel restarts
     max_depth: int = 50  # calls nested in one another
     max_keys: int = 100_000  # keys per export

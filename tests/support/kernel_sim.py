@@ -28,12 +28,14 @@ class Sim:
         self.core = Core("k", "host", limits)
         self.now = 1000.0
         self.sent: dict[int, list[pb.Envelope]] = {}
+        self.last: dict[int, list[pb.Envelope]] = {}  # what the last event sent, not copied
         self.closed: dict[int, LLMOSError] = {}
         self._ports = 0
         self._wake: float | None = None
 
     def feed(self, event: Event) -> Actions:
         actions = self.core.handle(event, self.now)
+        self.last = actions.frames
         self._wake = actions.wake
         for port, envelopes in actions.frames.items():
             copies = [pb.Envelope.FromString(e.SerializeToString()) for e in envelopes]
