@@ -193,7 +193,7 @@ class Calls:
                 error = from_wire(code, status.message, trailers)
             self._remove(call, code)
             self._return_credit(port, call)
-            self.scheduler.fault_ended(call, error, self._now)
+            self.scheduler.absence.ended(call, error, self._now)
             return
         envelope.call = call.opener_id
         self.frames[opener.id].append(envelope)
@@ -281,7 +281,7 @@ class Calls:
             self.scheduler.ended(call, 0.0, now, finished=False)
             if call.opener is None:
                 self._remove(call, 14)
-                self.scheduler.fault_lost(call, now)
+                self.scheduler.absence.lost(call, now)
             elif not self._again(call):
                 may_have_run = not call.method.idempotent
                 self._fail(
@@ -320,7 +320,7 @@ class Calls:
             self.frames[opener.id].append(end)
         self._remove(call, err.code)
         if opener is None:
-            self.scheduler.fault_ended(call, err, self._now)
+            self.scheduler.absence.ended(call, err, self._now)
 
     def _stop_server(self, call: Call) -> None:
         if call.export is not None and call.server_id:

@@ -110,9 +110,9 @@ class Core:
                 self.scheduler.port_changed(port, now)
         elif type(event) is Tick:
             self.calls.expire(now)
-            self.scheduler.expire(now)
+            self.scheduler.absence.expire(now)
             self._check_stalls(now)
-        times = (self.calls.next_deadline(), self.scheduler.next_timer(), self._stall_check)
+        times = (self.calls.next_deadline(), self.scheduler.absence.next_timer(), self._stall_check)
         actions.wake = min((t for t in times if t is not None), default=None)
         return actions
 

@@ -1,18 +1,16 @@
-"""Who serves a waiting call: keys, credits, classes, page faults, and servers that are away.
+"""Who serves a waiting call: keys, credits, classes. What no port serves is for `absence`.
 
 The order within a key is that of `queues.KeyQueue`. A port is chosen by hot key, free credits,
-affinity (rendezvous hashing), least expected work. A key that is hot nowhere is faulted once,
-however many calls wait for it.
+affinity (rendezvous hashing), least expected work.
 """
 
 from __future__ import annotations
 
-import heapq
 import zlib
 from collections.abc import Callable
 
-from llmos.api.kernel.v1 import admin_pb2
 from llmos.api.kernel.v1 import port_pb2 as pb
+from llmos.kernel.core.absence import Absence, served
 from llmos.kernel.core.limits import Limits
 from llmos.kernel.core.queues import AGED_EVERY, KeyQueue
 from llmos.kernel.core.state import Call, Export, PortState, Service, Stats
@@ -22,11 +20,8 @@ from llmos.lib.errors import (
     LLMOSError,
     NotFound,
     ResourceExhausted,
-    Unavailable,
     Unimplemented,
 )
-
-FAULT = "/llmos.api.kernel.v1.Pager/Fault"
 
 
 class Scheduler:
@@ -47,10 +42,9 @@ class Scheduler:
         self.next_call = 1
         self._limits = limits
         self._stats = stats
-        self._deliver = deliver
-        self._fail = fail
-        self._timers: list[tuple[float, int, Service, KeyQueue]] = []
-        self._timer_seq = 0
+        self.deliver = deliver
+        self.fail = fail
+        self.absence = Absence(self, limits, stats)
         self._dispatched = 0
 
     # Calls.
@@ -73,7 +67,7 @@ class Scheduler:
         if not call.attempts and (
             self.queued >= limits.max_queued or queue.count >= limits.max_queued_per_key
         ):
-            self._tidy(service, queue)
+            self.tidy(service, queue)
             raise ResourceExhausted(
                 "QUEUE_FULL",
                 f"{queue.count} calls wait for {service.name} {call.key!r}; try again later.",
@@ -110,7 +104,7 @@ class Scheduler:
         if call.deadline is not None:
             need = times.likely() if queue.count else times.at_least()
             if now + need > call.deadline:
-                self._fail(call, _too_late(call, need, now))
+                self.fail(call, _too_late(call, need, now))
                 return
         payer = call.payer
         assert payer is not None
@@ -120,7 +114,7 @@ class Scheduler:
         queue.served = self._dispatched
         call.home = queue
         call.expected = times.mean
-        self._deliver(call, export, now)
+        self.deliver(call, export, now)
 
     def _refuse_unknown(self, service: Service, call: Call, now: float) -> None:
         if not service.seen:
@@ -144,9 +138,10 @@ class Scheduler:
             assert call.service is not None
             queue.take(call)
             self.queued -= 1
-            self._tidy(call.service, queue)
+            self.tidy(call.service, queue)
 
-    def _tidy(self, service: Service, queue: KeyQueue) -> None:
+    def tidy(self, service: Service, queue: KeyQueue) -> None:
+        """Drop a queue in which nothing waits and for which no port is hot."""
         if queue.count:
             return
         service.waiting.pop(queue.key, None)
@@ -190,9 +185,9 @@ class Scheduler:
         """Dispatch what can be; fault the key or wait for a server where it is hot nowhere."""
         hot = service.hot.get(queue.key, [])
         self._serve(service, [queue], hot, now)
-        if queue.count and queue.fault is None and not _served(hot):
-            self._absent(service, queue, now)
-        self._tidy(service, queue)
+        if queue.count and queue.fault is None and not served(hot):
+            self.absence.look(service, queue, now)
+        self.tidy(service, queue)
 
     def credit_returned(self, export: Export, now: float) -> None:
         """Look whether calls wait for what `export` serves."""
@@ -215,7 +210,7 @@ class Scheduler:
             queue.take(call)
             self.queued -= 1
             self._dispatch(queue, call, export, now)
-            self._tidy(service, queue)
+            self.tidy(service, queue)
 
     def _next(
         self, queues: list[KeyQueue], exports: list[Export], now: float
@@ -255,116 +250,6 @@ class Scheduler:
         for queue in list(service.queues.values()):
             self.serve_queue(service, queue, now)
 
-    # Keys that are hot nowhere.
-
-    def _absent(self, service: Service, queue: KeyQueue, now: float) -> None:
-        handler = next(
-            (e for e in service.exports.values() if e.fault_handler and _takes_calls(e)), None
-        )
-        if queue.key and handler is not None:
-            if queue.fault_tries >= self._limits.max_fault_tries:
-                queue.fault_tries = 0
-                self._fail_all(
-                    service,
-                    queue,
-                    Unavailable(
-                        "FAULT_WITHOUT_EFFECT",
-                        f"{handler.port.name} answered that {queue.key!r} is ready, but no "
-                        f"process exports {service.name} for it.",
-                    ),
-                )
-            else:
-                self._raise_fault(service, queue, handler, now)
-        elif queue.timer_at is None:
-            self._arm(service, queue, now)
-
-    def _raise_fault(self, service: Service, queue: KeyQueue, handler: Export, now: float) -> None:
-        first = queue.first()
-        fault = Call(self.next_call, None, 0, FAULT, now)
-        self.next_call += 1
-        fault.service = service
-        fault.key = queue.key
-        fault.call_class = first.call_class
-        fault.tenant = first.tenant
-        fault.payer = first.payer
-        request = admin_pb2.FaultRequest(service=service.name, key=queue.key)
-        opened = pb.Open(method=FAULT, key=queue.key)
-        fault.first = pb.Envelope(
-            kind=pb.KIND_OPEN,
-            payload=request.SerializeToString(),
-            flags=pb.FLAG_MESSAGE | pb.FLAG_HALF_CLOSE,
-            open=opened,
-        )
-        queue.fault = fault
-        queue.fault_tries += 1
-        self._stats.faults += 1
-        self._deliver(fault, handler, now)
-
-    def fault_ended(self, fault: Call, error: LLMOSError | None, now: float) -> None:
-        """Take the answer of a fault handler: an error ends the calls that wait."""
-        service = fault.service
-        assert service is not None
-        queue = service.queues.get(fault.key)
-        if queue is None or queue.fault is not fault:
-            return
-        queue.fault = None
-        if error is not None:
-            self._fail_all(service, queue, error)
-        elif _served(service.hot.get(fault.key, [])):
-            queue.fault_tries = 0
-        self.serve_queue(service, queue, now)
-
-    def fault_lost(self, fault: Call, now: float) -> None:
-        """The fault handler died: ask another, or wait for it to come back."""
-        service = fault.service
-        assert service is not None
-        queue = service.queues.get(fault.key)
-        if queue is not None and queue.fault is fault:
-            queue.fault = None
-            queue.fault_tries -= 1
-            self.serve_queue(service, queue, now)
-
-    def _fail_all(self, service: Service, queue: KeyQueue, error: LLMOSError) -> None:
-        while (call := queue.pop_any()) is not None:
-            self.queued -= 1
-            self._fail(call, error)
-        self._tidy(service, queue)
-
-    # Servers that are away.
-
-    def _arm(self, service: Service, queue: KeyQueue, now: float) -> None:
-        oldest = min(call.queued_at for call in queue.calls())
-        queue.timer_at = max(now, oldest + self._grace(service))
-        self._timer_seq += 1
-        heapq.heappush(self._timers, (queue.timer_at, self._timer_seq, service, queue))
-
-    def _grace(self, service: Service) -> float:
-        limits = self._limits
-        return limits.absence_grace_s if service.seen else limits.startup_grace_s
-
-    def next_timer(self) -> float | None:
-        """Return when `expire` has something to do."""
-        return self._timers[0][0] if self._timers else None
-
-    def expire(self, now: float) -> None:
-        """End calls that waited too long for a server that is away."""
-        while self._timers and self._timers[0][0] <= now:
-            _, _, service, queue = heapq.heappop(self._timers)
-            queue.timer_at = None
-            if service.queues.get(queue.key) is not queue or queue.fault is not None:
-                continue
-            hot = service.hot.get(queue.key, [])
-            if _served(hot):
-                continue
-            grace = self._grace(service)
-            for call in [c for c in queue.calls() if c.queued_at + grace <= now]:
-                queue.take(call)
-                self.queued -= 1
-                self._fail(call, _nobody(service, call, grace))
-            self._tidy(service, queue)
-            if queue.count:
-                self._arm(service, queue, now)
-
     # Exports.
 
     def service(self, name: str) -> Service:
@@ -377,18 +262,20 @@ class Scheduler:
     def export_changed(self, export: Export, old_keys: tuple[str, ...], now: float) -> None:
         """Take new keys, credits or flags of an export; without keys it is withdrawn."""
         service = self.service(export.service)
-        gone = set(old_keys) - set(export.keys)
-        for key in gone:
+        old = set(old_keys)
+        for key in old - set(export.keys):
             hot = service.hot[key]
             hot.remove(export)
             if not hot:
                 del service.hot[key]
                 if (queue := service.queues.get(key)) is not None:
-                    self._tidy(service, queue)
+                    self.tidy(service, queue)
         for key in export.keys:
-            if key not in old_keys:
+            if key not in old:
                 service.hot.setdefault(key, []).append(export)
         service.known_keys.update(export.keys)
+        if len(service.known_keys) > 2 * self._limits.max_keys:
+            service.known_keys = set(service.hot)
         if export.keys:
             service.seen = True
             service.handled = service.handled or export.fault_handler
@@ -414,24 +301,4 @@ def _too_late(call: Call, need_s: float, now: float) -> LLMOSError:
         f"{call.path} is expected to need {need_s:.3g} s from now and "
         f"{max(0.0, call.deadline - now):.3g} s remain; it was not started.",
         details={"estimate_s": f"{need_s:.6f}"},
-    )
-
-
-def _takes_calls(export: Export) -> bool:
-    return not export.port.draining and not export.port.stalled
-
-
-def _served(hot: list[Export]) -> bool:
-    return any(_takes_calls(export) for export in hot)
-
-
-def _nobody(service: Service, call: Call, grace: float) -> LLMOSError:
-    if not service.seen:
-        return Unimplemented("NO_SUCH_SERVICE", f"No process exports the service {service.name}.")
-    what = f"{service.name} for {call.key!r}" if call.key else service.name
-    return Unavailable(
-        "NO_SERVER",
-        f"The server of {what} is away and did not come back within {grace:.0f} s; the call "
-        f"{'may have run on its last one' if call.attempts else 'has not run'}.",
-        retry_after_s=1.0,
     )

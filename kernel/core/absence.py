@@ -1,0 +1,165 @@
+"""Keys that no port serves now: page faults, and servers that are away.
+
+A key that is hot nowhere is faulted once, however many calls wait for it. Without a fault handler
+they wait for a server, for a while.
+"""
+
+from __future__ import annotations
+
+import heapq
+from typing import TYPE_CHECKING
+
+from llmos.api.kernel.v1 import admin_pb2
+from llmos.api.kernel.v1 import port_pb2 as pb
+from llmos.kernel.core.limits import Limits
+from llmos.kernel.core.queues import KeyQueue
+from llmos.kernel.core.state import Call, Export, Service, Stats
+from llmos.lib.errors import LLMOSError, Unavailable, Unimplemented
+
+if TYPE_CHECKING:
+    from llmos.kernel.core.scheduler import Scheduler
+
+FAULT = "/llmos.api.kernel.v1.Pager/Fault"
+
+
+class Absence:
+    """Owns the timers of queues whose server is away."""
+
+    def __init__(self, scheduler: Scheduler, limits: Limits, stats: Stats) -> None:
+        """Work for a scheduler."""
+        self._scheduler = scheduler
+        self._limits = limits
+        self._stats = stats
+        self._timers: list[tuple[float, int, Service, KeyQueue]] = []
+        self._timer_seq = 0
+
+    def look(self, service: Service, queue: KeyQueue, now: float) -> None:
+        """Calls wait for a key that no port serves: fault it once, or wait for a server."""
+        handler = next(
+            (e for e in service.exports.values() if e.fault_handler and takes_calls(e)), None
+        )
+        if queue.key and handler is not None:
+            if queue.fault_tries >= self._limits.max_fault_tries:
+                queue.fault_tries = 0
+                self._fail_all(
+                    service,
+                    queue,
+                    Unavailable(
+                        "FAULT_WITHOUT_EFFECT",
+                        f"{handler.port.name} answered that {queue.key!r} is ready, but no "
+                        f"process exports {service.name} for it.",
+                    ),
+                )
+            else:
+                self._raise_fault(service, queue, handler, now)
+        elif queue.timer_at is None:
+            self._arm(service, queue, now)
+
+    def _raise_fault(self, service: Service, queue: KeyQueue, handler: Export, now: float) -> None:
+        first = queue.first()
+        fault = Call(self._scheduler.next_call, None, 0, FAULT, now)
+        self._scheduler.next_call += 1
+        fault.service = service
+        fault.key = queue.key
+        fault.call_class = first.call_class
+        fault.tenant = first.tenant
+        fault.payer = first.payer
+        request = admin_pb2.FaultRequest(service=service.name, key=queue.key)
+        opened = pb.Open(method=FAULT, key=queue.key)
+        fault.first = pb.Envelope(
+            kind=pb.KIND_OPEN,
+            payload=request.SerializeToString(),
+            flags=pb.FLAG_MESSAGE | pb.FLAG_HALF_CLOSE,
+            open=opened,
+        )
+        queue.fault = fault
+        queue.fault_tries += 1
+        self._stats.faults += 1
+        self._scheduler.deliver(fault, handler, now)
+
+    def ended(self, fault: Call, error: LLMOSError | None, now: float) -> None:
+        """Take the answer of a fault handler: an error ends the calls that wait."""
+        service = fault.service
+        assert service is not None
+        queue = service.queues.get(fault.key)
+        if queue is None or queue.fault is not fault:
+            return
+        queue.fault = None
+        if error is not None:
+            self._fail_all(service, queue, error)
+        elif served(service.hot.get(fault.key, [])):
+            queue.fault_tries = 0
+        self._scheduler.serve_queue(service, queue, now)
+
+    def lost(self, fault: Call, now: float) -> None:
+        """The fault handler died: ask another, or wait for it to come back."""
+        service = fault.service
+        assert service is not None
+        queue = service.queues.get(fault.key)
+        if queue is not None and queue.fault is fault:
+            queue.fault = None
+            queue.fault_tries -= 1
+            self._scheduler.serve_queue(service, queue, now)
+
+    def _fail_all(self, service: Service, queue: KeyQueue, error: LLMOSError) -> None:
+        while (call := queue.pop_any()) is not None:
+            self._scheduler.queued -= 1
+            self._scheduler.fail(call, error)
+        self._scheduler.tidy(service, queue)
+
+    # Servers that are away.
+
+    def _arm(self, service: Service, queue: KeyQueue, now: float) -> None:
+        oldest = min(call.queued_at for call in queue.calls())
+        queue.timer_at = max(now, oldest + self._grace(service))
+        self._timer_seq += 1
+        heapq.heappush(self._timers, (queue.timer_at, self._timer_seq, service, queue))
+
+    def _grace(self, service: Service) -> float:
+        limits = self._limits
+        return limits.absence_grace_s if service.seen else limits.startup_grace_s
+
+    def next_timer(self) -> float | None:
+        """Return when `expire` has something to do."""
+        return self._timers[0][0] if self._timers else None
+
+    def expire(self, now: float) -> None:
+        """End calls that waited too long for a server that is away."""
+        while self._timers and self._timers[0][0] <= now:
+            _, _, service, queue = heapq.heappop(self._timers)
+            queue.timer_at = None
+            if service.queues.get(queue.key) is not queue or queue.fault is not None:
+                continue
+            hot = service.hot.get(queue.key, [])
+            if served(hot):
+                continue
+            grace = self._grace(service)
+            for call in [c for c in queue.calls() if c.queued_at + grace <= now]:
+                queue.take(call)
+                self._scheduler.queued -= 1
+                self._scheduler.fail(call, _nobody(service, call, grace))
+            self._scheduler.tidy(service, queue)
+            if queue.count:
+                self._arm(service, queue, now)
+
+
+def takes_calls(export: Export) -> bool:
+    """Return whether a port takes new calls."""
+    return not export.port.draining and not export.port.stalled
+
+
+def served(hot: list[Export]) -> bool:
+    """Return whether one of the ports that have a key takes new calls."""
+    return any(takes_calls(export) for export in hot)
+
+
+def _nobody(service: Service, call: Call, grace: float) -> LLMOSError:
+    if not service.seen:
+        return Unimplemented("NO_SUCH_SERVICE", f"No process exports the service {service.name}.")
+    what = f"{service.name} for {call.key!r}" if call.key else service.name
+    return Unavailable(
+        "NO_SERVER",
+        f"The server of {what} is away and did not come back within {grace:.0f} s; the call "
+        f"{'may have run on its last one' if call.attempts else 'has not run'}.",
+        retry_after_s=1.0,
+    )
