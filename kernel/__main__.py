@@ -19,6 +19,7 @@ from llmos.lib import log as logs
 from llmos.lib.config import load_or_exit, run_dir, socket_address
 from llmos.lib.errors import LLMOSError
 from llmos.lib.host import ProcessRecord
+from llmos.lib.rpc import from_exception
 
 log = logging.getLogger(__name__)
 
@@ -26,20 +27,23 @@ log = logging.getLogger(__name__)
 async def serve(config: KernelConfig) -> None:
     """Serve until SIGTERM or SIGINT."""
     address = config.listen or socket_address(config.state_dir, "kernel")
-    addresses = [address] + ([config.tcp] if config.tcp not in ("", "none") else [])
+    # The Unix socket last: a TCP port in use then leaves no socket file behind.
+    addresses = [config.tcp] * (config.tcp not in ("", "none")) + [address]
     kernel = KernelServer(record=Path(config.record) if config.record else None)
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    await kernel.start(addresses)
     folder = run_dir(config.state_dir)
     record = ProcessRecord.of(os.getpid(), "kernel", address)
-    record.write(folder)
-    await stopping.wait()
-    await kernel.stop()
-    record.remove(folder)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(address.removeprefix("unix:"))
+    await kernel.start(addresses)
+    try:
+        record.write(folder)
+        await stopping.wait()
+    finally:
+        await kernel.stop()
+        record.remove(folder)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(address.removeprefix("unix:"))
     log.info("kernel stopped")
 
 
@@ -53,8 +57,8 @@ def main() -> None:
                 print(line)
             return
         uvloop.run(serve(config))
-    except LLMOSError as err:
-        print(f"llmos-kernel: {err}", file=sys.stderr)
+    except (LLMOSError, OSError) as exc:
+        print(f"llmos-kernel: {from_exception(exc)}", file=sys.stderr)
         sys.exit(1)
 
 

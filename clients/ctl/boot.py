@@ -25,6 +25,7 @@ _GRACE_S = 12.0
 _INIT_END_S = 20.0
 _LOG_CAP = 16 << 20
 _NO_ROOM = 1 << 16  # bytes
+_INIT = "llmos-init: "
 
 Processes = list[init_pb2.Process]
 
@@ -40,16 +41,19 @@ class Boot:
     def last_words(self) -> str:
         """Return what init said last, without its name in front.
 
-        Raises ResourceExhausted DISK_FULL when it could not even say it.
+        Raises ResourceExhausted DISK_FULL when there is no room to say anything.
         """
         with self.log.open("rb") as file:
             file.seek(self.log_start)
             lines = file.read().decode(errors="replace").strip().splitlines()
-        if not lines and shutil.disk_usage(self.log.parent).free < _NO_ROOM:
+        said = [line.removeprefix(_INIT) for line in lines if line.startswith(_INIT)]
+        if shutil.disk_usage(self.log.parent).free < _NO_ROOM:
+            seen = f" ({said[-1].rstrip('.')})" if said else ""
             raise ResourceExhausted(
-                "DISK_FULL", f"No room on the disk of {self.log.parent}; free some and try again."
+                "DISK_FULL",
+                f"No room on the disk of {self.log.parent}; free some and try again{seen}.",
             )
-        return lines[-1].removeprefix("llmos-init: ") if lines else "init ended without a word."
+        return (said or lines or ["init ended without a word."])[-1]
 
 
 def start(session: Session, config: Path | None) -> Boot:

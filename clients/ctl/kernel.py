@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from llmos.clients.ctl.output import as_value, duration
-from llmos.clients.ctl.session import QUICK_S, Session, command
+from llmos.clients.ctl.session import QUICK_S, UINT64, Session, command
 
 app = typer.Typer(help="Look into the kernel: ports, services, calls, stats.", no_args_is_help=True)
 
@@ -125,7 +125,8 @@ def cancel(
 
 @command(app)
 def drain(
-    session: Session, port: Annotated[int, typer.Argument(help="See `llmos-ctl kernel ports`.")]
+    session: Session,
+    port: Annotated[int, typer.Argument(min=1, max=UINT64, help="See `llmos-ctl kernel ports`.")],
 ) -> None:
     """Give a port no new calls; running ones finish."""
     from llmos.api.kernel.v1 import admin_pb2, admin_pb2_grpc

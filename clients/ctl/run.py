@@ -11,7 +11,7 @@ import typer
 
 from llmos.clients.ctl.output import as_value, short_name
 from llmos.clients.ctl.progress import note, status
-from llmos.clients.ctl.session import INTERACTIVE, Session, command
+from llmos.clients.ctl.session import INTERACTIVE, UINT32, UINT64, Session, command
 from llmos.lib.errors import Cancelled
 
 if TYPE_CHECKING:
@@ -24,14 +24,17 @@ _EXAMPLES = [
 ]
 
 MaxTokens = Annotated[
-    int | None, typer.Option(min=1, help="At most so many new tokens.", show_default="256")
+    int | None,
+    typer.Option(min=1, max=UINT32, help="At most so many new tokens.", show_default="256"),
 ]
 Temperature = Annotated[
     float | None, typer.Option(help="0 = always the likeliest token; to 2.", show_default="0.7")
 ]
 TopP = Annotated[float | None, typer.Option(help="Nucleus, over 0 to 1.", show_default="1")]
-TopK = Annotated[int | None, typer.Option(min=0, help="The k likeliest only; 0 = all.")]
-Seed = Annotated[int | None, typer.Option(min=0, help="The same seed gives the same text.")]
+TopK = Annotated[int | None, typer.Option(min=0, max=UINT32, help="The k likeliest; 0 = all.")]
+Seed = Annotated[
+    int | None, typer.Option(min=0, max=UINT64, help="The same seed gives the same text.")
+]
 Stop = Annotated[list[str] | None, typer.Option(help="End at this text; may be given again.")]
 System = Annotated[str, typer.Option(help="A system message in front of the chat.")]
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MAX_MESSAGE = 64 << 20
+UINT32 = 2**32 - 1  # the largest number that a field of that type holds
+UINT64 = 2**64 - 1
 QUICK_S = 30.0  # time limit of calls that only look something up
 _CONNECT_S = 5.0
 # A person waits: these calls go before batch work.

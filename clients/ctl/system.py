@@ -12,7 +12,7 @@ import typer
 
 from llmos.clients.ctl.output import as_value, duration, short_name, size
 from llmos.clients.ctl.progress import note, status
-from llmos.clients.ctl.session import Session, command, connects
+from llmos.clients.ctl.session import UINT32, Session, command, connects
 from llmos.lib.errors import LLMOSError, Unavailable
 
 
@@ -186,7 +186,9 @@ def logs(
     session: Session,
     name: Annotated[str, typer.Argument(help="A process, e.g. kernel; or storage.crash.")],
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as lines come.")] = False,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="How many last lines.")] = 100,
+    lines: Annotated[
+        int, typer.Option("--lines", "-n", min=1, max=UINT32, help="How many last lines.")
+    ] = 100,
 ) -> None:
     """Show the log of a process."""
     from llmos.api.init.v1 import init_pb2, init_pb2_grpc

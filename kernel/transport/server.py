@@ -26,6 +26,7 @@ from llmos.lib.serve import OPTIONS, Recorder, bind
 
 log = logging.getLogger(__name__)
 
+TCP_SETTING = "--tcp or LLMOS_KERNEL_TCP (127.0.0.1:0 = any free port, none = no TCP)"
 ATTACH = "/llmos.api.kernel.v1.Port/Attach"
 
 
@@ -76,7 +77,8 @@ class KernelServer:
     async def start(self, addresses: list[str]) -> None:
         """Listen on gRPC addresses. Raises FailedPrecondition ADDRESS_IN_USE."""
         for address in addresses:
-            await bind(self._server, address)
+            unix = address.startswith("unix:")
+            await bind(self._server, address, "--listen" if unix else TCP_SETTING)
         await self._server.start()
         log.info("kernel listens", extra={"addresses": addresses})
 

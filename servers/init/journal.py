@@ -37,6 +37,7 @@ class Journal:
             temporary.write_text(json.dumps(self._entries))
             temporary.replace(self._path)
         except OSError as exc:  # e.g. a full disk: supervising goes on
+            temporary.unlink(missing_ok=True)
             log.warning("cannot keep restart counts: %s", exc)
 
     def clear(self) -> None:

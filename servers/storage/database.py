@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from llmos.lib.errors import DataLoss, FailedPrecondition, Internal, LLMOSError
-from llmos.servers.storage.disk import disk_full, read_only
+from llmos.servers.storage.disk import disk_full, is_full, read_only
 
 SCHEMA_VERSION = 1
 _SCHEMA = """
@@ -159,7 +159,10 @@ class Database:
 
     def _error(self, exc: sqlite3.Error) -> LLMOSError:
         code = getattr(exc, "sqlite_errorcode", 0) & 0xFF
-        if code == sqlite3.SQLITE_FULL:
+        # Where SQLite cannot grow the file that it maps (-shm), it says I/O error.
+        if code == sqlite3.SQLITE_FULL or (
+            code == sqlite3.SQLITE_IOERR and is_full(self.path.parent)
+        ):
             return disk_full(self.path.parent)
         if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
             return read_only(self.path, str(exc))

@@ -13,6 +13,7 @@ from llmos.lib.errors import FailedPrecondition, ResourceExhausted
 
 CHUNK = 1 << 20
 _MARGIN = 4 << 20  # room for the registry itself beside a model
+_SMALLEST = 64 << 10  # bytes; what SQLite needs beside its file to open it
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENOENT}
 
@@ -51,6 +52,11 @@ def require_room(place: Path, size: int) -> None:
     free = shutil.disk_usage(place).free
     if size + _MARGIN > free:
         raise disk_full(place, f"{size:,} bytes are needed and {free:,} are free")
+
+
+def is_full(place: Path) -> bool:
+    """Return whether there is not even room for the registry's smallest file."""
+    return shutil.disk_usage(place).free < _SMALLEST
 
 
 def sync_dir(path: Path) -> None:

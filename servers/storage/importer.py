@@ -64,7 +64,7 @@ def import_model(
     with blobs.staging() as staging:
         files: list[File] = []
         for file, path in found.files:
-            watch.say(f"copying {path.name}")
+            watch.say(f"reading {path.name}")
             files.append(staging.add(file, path, watch.add))
         watch.say("checking the files")
         files, about = _described(files)

@@ -79,9 +79,9 @@ class LocalStorage(Storage):
         try:
             last = None
             while not running.done():
+                await asyncio.wait([running], timeout=_TICK_S)
                 if last != (last := watch.progress):
                     yield last
-                await asyncio.wait([running], timeout=_TICK_S)
             yield running.result()
         finally:
             watch.cancel()

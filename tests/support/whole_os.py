@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -68,7 +69,12 @@ class WholeOS:
         try:
             self.ok("down")
         finally:
-            for record in self.records():
+            self.kill_all()
+
+    def kill_all(self) -> None:
+        """End all that is left of it."""
+        for record in self.records():
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(record.pid, signal.SIGKILL)
 
     def records(self) -> list[ProcessRecord]:

@@ -52,6 +52,9 @@ class Zygote:
         except OSError as exc:
             os.close(self._lock)
             raise AlreadyRunning from exc
+        # Written before the long imports, so that whoever stops everything finds us while we import.
+        self._record = ProcessRecord.of(os.getpid(), "zygote", f"unix:{self._path}")
+        self._record.write(run_dir)
         self._selector = selectors.DefaultSelector()
         self._listener = socket.socket(socket.AF_UNIX)
         self._wake, self._waker = socket.socketpair()
@@ -76,16 +79,14 @@ class Zygote:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGTERM, self._on_term)
         signal.signal(signal.SIGINT, self._on_term)
-        record = ProcessRecord.of(os.getpid(), "zygote", f"unix:{self._path}")
-        record.write(self._run_dir)
-        log.info("serving", extra={"address": record.address})
+        log.info("serving", extra={"address": self._record.address})
         while not self._stop:
             for key, mask in self._selector.select(_TICK_S):
                 self._handle(key, mask)
             if not self._path.exists() and not self._managers:
                 log.warning("the run directory is gone")
                 return
-        record.remove(self._run_dir)
+        self._record.remove(self._run_dir)
         self._path.unlink(missing_ok=True)
         log.info("stopped")
 

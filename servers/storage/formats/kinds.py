@@ -60,9 +60,9 @@ def check_claim(name: str, kind: Kind) -> None:
     if kind is Kind.PICKLE:
         raise pickle_refused(name)
     if said is not None and kind is not said:
-        what = "is empty" if kind is Kind.EMPTY else f"is {kind.value} inside"
+        what = "it is empty" if kind is Kind.EMPTY else f"what is inside is {kind.value}"
         cure = "rename it" if kind in MODELS else "download or export it again"
-        raise bad_file(name, f"its name says {said.value} but it {what}; {cure}")
+        raise bad_file(name, f"its name says {said.value} but {what}; {cure}")
 
 
 def bad_file(name: str, fault: str) -> InvalidArgument:

@@ -99,7 +99,9 @@ def read_file(path: Path) -> dict[str, Any]:
     """
     try:
         tables = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+    except OSError as exc:
+        raise InvalidArgument("BAD_CONFIG", f"Cannot read {path}: {exc.strerror}.") from exc
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
         raise InvalidArgument("BAD_CONFIG", f"{path}: {exc}") from exc
     version = tables.pop("version", None)
     if version != VERSION:

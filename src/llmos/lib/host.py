@@ -67,8 +67,12 @@ class ProcessRecord:
         folder.mkdir(exist_ok=True, mode=0o700)
         path = folder / f"{self.name.replace('/', '+')}.{self.pid}.json"
         temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(asdict(self)))
-        temporary.replace(path)
+        try:
+            temporary.write_text(json.dumps(asdict(self)))
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
         return path
 
     def remove(self, run_dir: Path) -> None:

@@ -15,6 +15,12 @@ from llmos.lib.status import Metadata, from_wire
 
 CODES: dict[int, grpc.StatusCode] = {c.value[0]: c for c in grpc.StatusCode}
 
+# What gRPC itself says, where no server of ours got to say anything.
+_OF_GRPC = {
+    grpc.StatusCode.DEADLINE_EXCEEDED.value[0]: "No answer came in time; allow more, or try again.",
+    grpc.StatusCode.UNAVAILABLE.value[0]: "The connection failed ({}); try again.",
+}
+
 log = logging.getLogger(__name__)
 
 
@@ -53,7 +59,10 @@ def from_rpc_error(exc: grpc.RpcError) -> errors.LLMOSError:
     metadata = call.trailing_metadata() or ()
     items = metadata.items() if isinstance(metadata, Mapping) else metadata
     pairs = [(k, v) for k, v in items]
-    return from_wire(number, call.details() or "", pairs)
+    details = call.details() or ""
+    if number in _OF_GRPC and not any(key == status.DETAILS for key, _ in pairs):
+        details = _OF_GRPC[number].format(details.rstrip(".").lower() or "no cause given")
+    return from_wire(number, details, pairs)
 
 
 async def abort(context: Any, exc: BaseException) -> None:

@@ -380,7 +380,7 @@ async def test_cancelled_import_leaves_nothing(
     steps = storage.import_model(str(source), "big")
     async for step in steps:
         assert isinstance(step, Progress)
-        if step.stage.startswith("copying"):
+        if step.stage.startswith("reading"):
             break
     await steps.aclose()
     await until_clean(state_dir)

@@ -46,7 +46,7 @@ async def refused(call: Awaitable[object]) -> LLMOSError:
 
 async def test_the_zygote_has_one_thread_and_no_grpc(running: Stack, llmos: Client) -> None:
     await llmos.models()
-    await until(lambda: bool(running.records("zygote")), 60)
+    await until((run_dir(running.state_dir) / "zygote.sock").exists, 60)
     zygote = psutil.Process(running.record("zygote").pid)
     assert zygote.num_threads() == 1
     assert not [m.path for m in zygote.memory_maps() if "cygrpc" in m.path]
@@ -58,7 +58,7 @@ async def test_garbage_on_the_zygotes_socket_and_a_second_zygote_change_nothing(
     running: Stack, llmos: Client, tmp_path: Path
 ) -> None:
     path = run_dir(running.state_dir) / "zygote.sock"
-    await until(lambda: bool(running.records("zygote")), 60)
+    await until((run_dir(running.state_dir) / "zygote.sock").exists, 60)
     zygote = running.record("zygote").pid
     for garbage in (b"\xff" * 64, b"\x02\x00\x00\x00\xff\xff", b"\x01"):
         _, writer = await asyncio.open_unix_connection(path)

@@ -95,6 +95,24 @@ def test_wrong_words_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
         assert code == 2 and not out and "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "m", "p", "--max-tokens", str(2**32)],
+        ["run", "m", "p", "--top-k", str(2**32)],
+        ["chat", "m", "--seed", str(2**64)],
+        ["logs", "kernel", "-n", str(2**32)],
+        ["kernel", "drain", str(2**64)],
+    ],
+    ids=" ".join,
+)
+def test_a_number_that_no_message_holds(
+    capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    code, out, err = ctl(capsys, *words)
+    assert (code, out) == (2, "") and "less than or equal" in err
+
+
 def test_address_that_nobody_serves(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     address = f"unix:{tmp_path}/none.sock"
     code, _, err = ctl(capsys, "kernel", "stats", "--address", address, "--timeout", "0.5")
