@@ -44,7 +44,7 @@ def generation(
     empty = {
         "prompt": not request.prompt,
         "tokens": not request.tokens.ids,
-        "chat": not request.chat.messages,
+        "chat": not any(message.content for message in request.chat.messages),
         None: True,
     }
     if empty[kind]:

@@ -54,6 +54,7 @@ def test_chat_and_tokens() -> None:
         pb.GenerateRequest(),
         pb.GenerateRequest(prompt=""),
         pb.GenerateRequest(chat=pb.Chat()),
+        pb.GenerateRequest(chat=pb.Chat(messages=[pb.ChatMessage(role="user")])),
         pb.GenerateRequest(tokens=pb.TokenIds()),
     ],
 )
