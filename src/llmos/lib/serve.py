@@ -26,7 +26,7 @@ from llmos.lib.config import ServerConfig
 from llmos.lib.errors import FailedPrecondition, InvalidArgument
 from llmos.lib.host import ProcessRecord
 from llmos.lib.port import ExportSpec, Port
-from llmos.lib.rpc import ErrorInterceptor
+from llmos.lib.rpc import ErrorInterceptor, from_exception
 
 MAX_MESSAGE = 64 << 20
 OPTIONS = (
@@ -158,7 +158,10 @@ class Server:
         # Serving means reachable both ways: whoever waits for it may call through the kernel then.
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         self._record = ProcessRecord.of(os.getpid(), self.name, self.address)
-        self._record.write(self.config.run_dir())
+        try:
+            self._record.write(self.config.run_dir())
+        except OSError as exc:  # e.g. a full disk
+            raise from_exception(exc) from exc
         log.info("serving", extra={"address": self.address, "services": sorted(self.services)})
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
@@ -202,10 +205,11 @@ class Server:
             await self.stop()
 
 
-async def bind(server: grpc.aio.Server, address: str) -> None:
+async def bind(server: grpc.aio.Server, address: str, setting: str = "--listen") -> None:
     """Bind a grpc server; a Unix socket left by a dead process is taken over, a live one is not.
 
-    Raises FailedPrecondition ADDRESS_IN_USE.
+    setting: where the address can be changed, for the error. Raises FailedPrecondition
+    ADDRESS_IN_USE.
     """
     if address.startswith("unix:"):
         path = address.removeprefix("unix:")
@@ -226,5 +230,5 @@ async def bind(server: grpc.aio.Server, address: str) -> None:
         raise FailedPrecondition(
             "ADDRESS_IN_USE",
             f"Cannot listen on {address}: it is in use or not valid; stop what listens there or "
-            "choose another address.",
+            f"choose another address by {setting}.",
         ) from exc
