@@ -29,13 +29,15 @@ async def serve(config: MemoryConfig) -> None:
         shm.Directory(path, config.state_dir),
         budget=config.buffer_bytes,
         max_size=config.max_buffer_bytes,
+        progress=lambda: server.progress(),
     )
     ledger = Ledger(
         devices.probe(config.ram_fraction, config.vram_fraction), ttl_s=config.grant_ttl_s
     )
     server = Server("memory", config)
-    server.add(add_BuffersServicer_to_server, BuffersService(store))
-    server.add(add_ResidencyServicer_to_server, ResidencyService(ledger))
+    stall_ms = int(config.stall_s * 1000)
+    server.add(add_BuffersServicer_to_server, BuffersService(store), stall_ms=stall_ms)
+    server.add(add_ResidencyServicer_to_server, ResidencyService(ledger), stall_ms=stall_ms)
     reclaimer = Reclaimer(
         store,
         watching=server.port is not None,

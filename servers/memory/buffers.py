@@ -44,13 +44,17 @@ class BufferStore:
         budget: int = 0,
         max_size: int = 0,
         clock: Callable[[], float] = time.monotonic,
+        progress: Callable[[], None] = lambda: None,
     ) -> None:
         """Recover. budget, max_size: bytes; 0 = half of the file system, the budget.
+
+        progress: called on the event loop while a large buffer is being allocated.
 
         Recovered leases get their full time again: nobody could renew them while we were away.
         """
         self._dir = directory
         self._clock = clock
+        self._progress = progress
         self.budget = budget or directory.total() // 2
         self.max_size = min(max_size or self.budget, self.budget)
         self._buffers: dict[str, Buffer] = {}
@@ -101,7 +105,12 @@ class BufferStore:
 
     async def _create_large(self, record: Record) -> Buffer:
         with self._refund(record.size):
-            await asyncio.to_thread(self._dir.allocate, record.id, record.size)
+            loop = asyncio.get_running_loop()
+
+            def tick() -> None:
+                loop.call_soon_threadsafe(self._progress)
+
+            await asyncio.to_thread(self._dir.allocate, record.id, record.size, tick)
             return self._commit(record)
 
     def _commit(self, record: Record) -> Buffer:

@@ -20,13 +20,22 @@ class MemoryConfig(ServerConfig):
     grant_ttl_s: float = option(60.0, "a grant that is not reported for so long is dropped")
     detach_grace_s: float = option(2.0, "time for a detached process to attach again")
     sync_grace_s: float = option(10.0, "the same after the kernel itself was away")
+    stall_s: float = option(
+        10.0, "hung after this long with calls in progress and no progress; 0 = never"
+    )
 
     def __post_init__(self) -> None:
         """Check ranges. Raises InvalidArgument BAD_CONFIG."""
         for name in ("ram_fraction", "vram_fraction"):
             if not 0 < getattr(self, name) <= 1:
                 raise InvalidArgument("BAD_CONFIG", f"{name} must be over 0 and at most 1.")
-        for name in ("buffer_bytes", "max_buffer_bytes", "detach_grace_s", "sync_grace_s"):
+        for name in (
+            "buffer_bytes",
+            "max_buffer_bytes",
+            "detach_grace_s",
+            "sync_grace_s",
+            "stall_s",
+        ):
             if not getattr(self, name) >= 0:
                 raise InvalidArgument("BAD_CONFIG", f"{name} must not be negative.")
         if not self.grant_ttl_s > 0:

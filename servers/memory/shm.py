@@ -19,7 +19,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from llmos.servers.memory.devices import available_ram
 from llmos.servers.memory.record import Record
 
 SHM = Path("/dev/shm")
+_PIECE = 256 << 20  # bytes allocated at a time
 PAGE = os.sysconf("SC_PAGE_SIZE")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EFBIG}
 
@@ -91,17 +92,24 @@ class Directory:
         """Return the path of a buffer's bytes."""
         return self.path / id
 
-    def allocate(self, id: str, size: int) -> None:
+    def allocate(self, id: str, size: int, tick: Callable[[], None] | None = None) -> None:
         """Make a zeroed file whose space is really there. Blocks; leaves nothing behind on error.
 
-        Raises ResourceExhausted NO_ROOM. (A sparse file would fit always, and then kill whoever
-        touches it with SIGBUS when memory runs out.)
+        `tick` is called after each piece that is there. Raises ResourceExhausted NO_ROOM. (A
+        sparse file would fit always, and then kill whoever touches it with SIGBUS when memory
+        runs out.)
         """
         path = self.file(id)
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
-                os.posix_fallocate(fd, 0, size)
+                info = os.fstatvfs(fd)
+                if size > info.f_bavail * info.f_frsize:  # at once, and not when RAM is full of it
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                for start in range(0, size, _PIECE):
+                    os.posix_fallocate(fd, start, min(_PIECE, size - start))
+                    if tick is not None:
+                        tick()
             finally:
                 os.close(fd)
         except OSError as exc:

@@ -11,6 +11,7 @@ from llmos.api.optimizer.v1 import jobs_pb2_grpc, process_pb2
 from llmos.lib import log
 from llmos.lib.config import load_or_exit
 from llmos.lib.errors import InvalidArgument, LLMOSError
+from llmos.lib.publish import Publisher
 from llmos.lib.serve import Server
 from llmos.servers.optimizer.catalog import StorageCatalog
 from llmos.servers.optimizer.config import OptimizerConfig
@@ -25,6 +26,8 @@ def build(config: OptimizerConfig, server: Server) -> Jobs:
     for name in ("parallel", "max_crashes", "keep_jobs"):
         if getattr(config, name) < 1:
             raise InvalidArgument("BAD_CONFIG", f"[optimizer] {name} must be at least 1.")
+    if not config.stall_s >= 0:
+        raise InvalidArgument("BAD_CONFIG", "[optimizer] stall_s must not be negative.")
     launch = process_pb2.JobLaunch(
         state_dir=str(config.state_dir),
         kernel=config.kernel or config.socket("kernel"),
@@ -33,10 +36,11 @@ def build(config: OptimizerConfig, server: Server) -> Jobs:
     )
     return Jobs(
         config.state_dir / "optimizer" / "jobs",
-        Supervisor(Launcher(config.run_dir()), launch, config.max_crashes),
+        Supervisor(Launcher(config.run_dir()), launch, config.max_crashes, looked=server.progress),
         StorageCatalog(server.channel("storage")),
         parallel=config.parallel,
         keep=config.keep_jobs,
+        tell=Publisher(server.port.channel if server.port is not None else None).tell,
     )
 
 
@@ -44,7 +48,11 @@ async def serve(config: OptimizerConfig) -> None:
     """Serve until SIGTERM; job processes go on. Raises LLMOSError when it cannot start."""
     server = Server("optimizer", config, requires=["storage"])
     jobs = build(config, server)
-    server.add(jobs_pb2_grpc.add_JobsServicer_to_server, JobsService(jobs))
+    server.add(
+        jobs_pb2_grpc.add_JobsServicer_to_server,
+        JobsService(jobs),
+        stall_ms=int(config.stall_s * 1000),
+    )
     try:
         jobs.open()
         await server.run()

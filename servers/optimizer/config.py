@@ -15,3 +15,6 @@ class OptimizerConfig(ServerConfig):
     threads: int = option(0, "threads of one job; 0 = all cores the server may use")
     max_crashes: int = option(3, "a job whose process died this often has failed")
     keep_jobs: int = option(1000, "ended jobs that are remembered; the oldest are forgotten first")
+    stall_s: float = option(
+        30.0, "hung after this long with calls in progress and no progress; 0 = never"
+    )

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from llmos.api.optimizer.v1 import jobs_pb2, process_pb2
 from llmos.lib.errors import FailedPrecondition, NotFound
+from llmos.lib.publish import Tell, nobody
 from llmos.servers.optimizer import kinds
 from llmos.servers.optimizer.entry import Entry
 from llmos.servers.optimizer.folder import Folder
@@ -31,14 +32,25 @@ class Jobs:
     """All jobs. Methods run on one event loop; the job messages they return are copies."""
 
     def __init__(
-        self, root: Path, supervisor: Supervisor, catalog: Catalog, *, parallel: int, keep: int
+        self,
+        root: Path,
+        supervisor: Supervisor,
+        catalog: Catalog,
+        *,
+        parallel: int,
+        keep: int,
+        tell: Tell = nobody,
     ) -> None:
-        """Keep jobs in folders under `root`, run `parallel` at a time, forget all but `keep`."""
+        """Keep jobs in folders under `root`, run `parallel` at a time, forget all but `keep`.
+
+        tell: told of ended jobs (event job.ended).
+        """
         self._root = root
         self._supervisor = supervisor
         self._catalog = catalog
         self._parallel = parallel
         self._keep = keep
+        self._tell = tell
         self._entries: dict[str, Entry] = {}  # by id, oldest first
         self._requests: dict[str, str] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -65,7 +77,7 @@ class Jobs:
             if record is None:  # the server died while it made the folder: nobody got an answer
                 folder.remove()
                 continue
-            entry = Entry(record, folder)
+            entry = Entry(record, folder, self._told)
             self._entries[entry.job.id] = entry
             if record.request_id:
                 self._requests[record.request_id] = entry.job.id
@@ -129,7 +141,7 @@ class Jobs:
         )
         record = process_pb2.JobRecord(job=job, request_id=request_id, source=source)
         folder.create(record)
-        entry = self._entries[id] = Entry(record, folder)
+        entry = self._entries[id] = Entry(record, folder, self._told)
         if request_id:
             self._requests[request_id] = id
         return entry
@@ -189,6 +201,16 @@ class Jobs:
             error = f"Internal error ({type(bug).__name__}); see the server's log."
             entry.end(jobs_pb2.JOB_STATE_FAILED, error)
         self._pump()
+
+    def _told(self, job: jobs_pb2.Job) -> None:
+        self._tell(
+            "job.ended",
+            job=job.id,
+            kind=job.spec.WhichOneof("kind") or "",
+            state=jobs_pb2.JobState.Name(job.state).removeprefix("JOB_STATE_").lower(),
+            results=list(job.results),
+            error=job.error,
+        )
 
     def _forget_oldest(self) -> None:
         ended = [e for e in self._entries.values() if e.ended]

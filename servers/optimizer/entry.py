@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from llmos.api.optimizer.v1 import jobs_pb2, process_pb2
@@ -16,10 +17,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Entry:
-    """Owns the job's record; `changed` is set and replaced at each change."""
+    """Owns the job's record; `changed` is set and replaced at each change.
+
+    on_end: called once with the job when it ends.
+    """
 
     record: process_pb2.JobRecord
     folder: Folder
+    on_end: Callable[[jobs_pb2.Job], None] = lambda job: None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -86,4 +91,5 @@ class Entry:
         self.folder.clear_work()
         self.save()
         name = jobs_pb2.JobState.Name(state)
+        self.on_end(self.job)
         log.info("job ended", extra={"job": self.job.id, "state": name, "error": error})

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import time
+from collections.abc import Callable
 
 from llmos.api.optimizer.v1 import jobs_pb2, process_pb2
 from llmos.servers.optimizer.entry import Entry
@@ -25,13 +26,16 @@ class Supervisor:
         launch: process_pb2.JobLaunch,
         max_crashes: int,
         grace_s: float = 5.0,
+        looked: Callable[[], None] = lambda: None,
     ) -> None:
         """Give every process a copy of `launch`; fail a job whose process died max_crashes times.
 
         Deaths that no server saw, e.g. when the whole system was stopped, do not count. A process
-        has `grace_s` from SIGTERM, or from its last word, to its end.
+        has `grace_s` from SIGTERM, or from its last word, to its end. looked: called after each
+        look at a job's process, which is what those who watch or cancel it wait for.
         """
         self._grace_s = grace_s
+        self._looked = looked
         self._launcher = launcher
         self._launch = launch
         self._max_crashes = max_crashes
@@ -89,6 +93,7 @@ class Supervisor:
                     process.signal(signal.SIGTERM)
             elif asked is not None and time.monotonic() - asked > self._grace_s:
                 process.signal(signal.SIGKILL)
+            self._looked()
             await asyncio.sleep(_POLL_S)
 
     def _conclude(

@@ -12,6 +12,7 @@ from llmos.api.storage.v1 import registry_pb2_grpc
 from llmos.lib import log
 from llmos.lib.config import load_or_exit
 from llmos.lib.errors import InvalidArgument, LLMOSError
+from llmos.lib.publish import Publisher
 from llmos.lib.serve import Server
 from llmos.servers.storage import extras
 from llmos.servers.storage.config import StorageConfig
@@ -24,6 +25,8 @@ async def serve(config: StorageConfig) -> None:
     extras.check()
     if config.imports < 1:
         raise InvalidArgument("BAD_CONFIG", "[storage] imports must be at least 1.")
+    if not config.stall_s >= 0:
+        raise InvalidArgument("BAD_CONFIG", "[storage] stall_s must not be negative.")
     config.run_dir()
     storage = await asyncio.to_thread(
         LocalStorage,
@@ -33,8 +36,16 @@ async def serve(config: StorageConfig) -> None:
     )
     with contextlib.closing(storage):
         server = Server("storage", config)
-        server.add(registry_pb2_grpc.add_RegistryServicer_to_server, RegistryService(storage))
-        server.add(registry_pb2_grpc.add_BlobsServicer_to_server, BlobsService(storage))
+        publisher = Publisher(server.port.channel if server.port is not None else None)
+        stall_ms = int(config.stall_s * 1000)
+        server.add(
+            registry_pb2_grpc.add_RegistryServicer_to_server,
+            RegistryService(storage, publisher.tell),
+            stall_ms=stall_ms,
+        )
+        server.add(
+            registry_pb2_grpc.add_BlobsServicer_to_server, BlobsService(storage), stall_ms=stall_ms
+        )
         cleaning = asyncio.create_task(storage.keep_clean())
         try:
             await server.run()

@@ -13,3 +13,6 @@ class StorageConfig(ServerConfig):
 
     imports: int = option(2, "imports that run at a time; others wait")
     blob_grace_s: float = option(86400.0, "uploads that no version has taken up go after this long")
+    stall_s: float = option(
+        30.0, "hung after this long with calls in progress and no progress; 0 = never"
+    )

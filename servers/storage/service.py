@@ -8,17 +8,19 @@ from typing import Any
 
 from llmos.api.storage.v1 import registry_pb2 as pb
 from llmos.api.storage.v1 import registry_pb2_grpc
-from llmos.lib.call import same_host
+from llmos.lib.call import progress, same_host
+from llmos.lib.publish import Tell, nobody
 from llmos.servers.storage.base import Storage
-from llmos.servers.storage.model import Draft, File, Lineage, Metric, Progress, Version
+from llmos.servers.storage.model import Draft, File, Lineage, Metric, Progress, Registered, Version
 
 
 class RegistryService(registry_pb2_grpc.RegistryServicer):
     """Serves versions."""
 
-    def __init__(self, storage: Storage) -> None:
-        """Delegate to `storage`."""
+    def __init__(self, storage: Storage, tell: Tell = nobody) -> None:
+        """Delegate to `storage`; tell of new versions (event version.registered)."""
         self._storage = storage
+        self._tell = tell
 
     async def ImportModel(
         self, request: pb.ImportModelRequest, context: Any
@@ -33,6 +35,7 @@ class RegistryService(registry_pb2_grpc.RegistryServicer):
                         stage=step.stage, done_bytes=step.done_bytes, total_bytes=step.total_bytes
                     )
                 else:
+                    self._registered(step)
                     yield pb.ImportModelResponse(
                         stage="existed already" if step.existed else "registered",
                         done_bytes=last.total_bytes,
@@ -46,6 +49,7 @@ class RegistryService(registry_pb2_grpc.RegistryServicer):
     ) -> pb.CreateVersionResponse:
         """Register uploaded files."""
         made = await self._storage.create_version(to_draft(request))
+        self._registered(made)
         return pb.CreateVersionResponse(version=to_proto(made.version, same_host(context)))
 
     async def GetVersion(
@@ -75,6 +79,17 @@ class RegistryService(registry_pb2_grpc.RegistryServicer):
         freed = await self._storage.delete_version(request.ref, request.force)
         return pb.DeleteVersionResponse(freed_bytes=freed)
 
+    def _registered(self, step: Registered) -> None:
+        version = step.version
+        if not step.existed:
+            self._tell(
+                "version.registered",
+                model=f"{version.name}@{version.version}",
+                source=version.lineage.source,
+                job=version.lineage.job,
+                size_bytes=version.size_bytes,
+            )
+
 
 class BlobsService(registry_pb2_grpc.BlobsServicer):
     """Serves content-addressed bytes."""
@@ -93,6 +108,7 @@ class BlobsService(registry_pb2_grpc.BlobsServicer):
             yield first.data
             async for request in request_iterator:
                 yield request.data
+                progress(context)  # the piece before is on its way to the disk
 
         size, existed = await self._storage.write_blob(first.sha256, pieces())
         return pb.WriteBlobResponse(size=size, existed=existed)

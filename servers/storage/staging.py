@@ -15,6 +15,8 @@ from llmos.lib.errors import Cancelled, DataLoss, NotFound
 from llmos.servers.storage.disk import CHUNK, require_room, writing
 from llmos.servers.storage.model import File
 
+_FLUSH = 256 << 20  # bytes written before the disk has to have them
+
 Tick = Callable[[int], None]  # called with the bytes just done; may raise Cancelled
 
 
@@ -48,6 +50,7 @@ class Writer:
         self._path = path
         self._digest = hashlib.sha256()
         self._size = 0
+        self._unflushed = 0
         self._lock = threading.Lock()
         with writing(path.parent):
             self._file = path.open("xb", buffering=0)
@@ -61,6 +64,11 @@ class Writer:
             with writing(self._path.parent):
                 while view:
                     view = view[self._file.write(view) :]
+                self._unflushed += len(data)
+                if self._unflushed >= _FLUSH:
+                    # Else it all comes at the end, in one fsync that shows no progress for minutes.
+                    os.fdatasync(self._file.fileno())
+                    self._unflushed = 0
             self._digest.update(data)
             self._size += len(data)
 

@@ -18,7 +18,7 @@ from llmos.lib.rpc import from_exception
 
 MAX_WAITING = 100
 _LIMIT_S = 10.0  # of one event: a kernel that restarts is back within seconds
-Fact = str | int | float | bool
+Fact = str | int | float | bool | list[str]
 log = logging.getLogger(__name__)
 
 

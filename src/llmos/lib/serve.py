@@ -114,7 +114,8 @@ class Server:
         """Serve `servicer` on both transports.
 
         add_to_server is the generated `add_XServicer_to_server`; the rest is as in Export of
-        port.proto. Before `start` only; use `port.export` to change keys or credits later.
+        port.proto. With stall_ms, long calls must say that they make progress (llmos.lib.call).
+        Before `start` only; use `port.export` to change keys or credits later.
         """
         recorder = Recorder()
         add_to_server(servicer, recorder)
@@ -143,6 +144,11 @@ class Server:
                 )
             self._direct[server] = grpc.aio.insecure_channel(peers[server], options=OPTIONS)
         return self._direct[server]
+
+    def progress(self) -> None:
+        """As llmos.lib.call.progress, for work that belongs to no single call."""
+        if self.port is not None:
+            self.port.progress()
 
     async def start(self) -> None:
         """Listen and attach. Raises FailedPrecondition ADDRESS_IN_USE."""
