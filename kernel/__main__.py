@@ -20,6 +20,7 @@ from llmos.lib.config import load_or_exit, run_dir, socket_address
 from llmos.lib.errors import LLMOSError
 from llmos.lib.host import ProcessRecord
 from llmos.lib.rpc import from_exception
+from llmos.lib.tuning import quiet_gc
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ async def serve(config: KernelConfig) -> None:
     await kernel.start(addresses)
     try:
         record.write(folder)
+        quiet_gc()
         await stopping.wait()
     finally:
         await kernel.stop()

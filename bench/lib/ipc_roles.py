@@ -15,6 +15,7 @@ import uvloop
 
 from llmos.lib.port import ExportSpec, Port
 from llmos.lib.serve import OPTIONS
+from llmos.lib.tuning import quiet_gc
 
 METHOD = "/bench.Echo/Echo"
 Ask = Callable[[bytes], Awaitable[bytes]]
@@ -172,4 +173,5 @@ ROLES: dict[str, Callable[..., Any]] = {
 }
 
 if __name__ == "__main__":
+    quiet_gc()  # as the kernel's and the servers' mains do, for floors and ours alike
     uvloop.run(ROLES[sys.argv[1]](*sys.argv[2:]))

@@ -120,7 +120,7 @@ class OwnPort:
     def _emit(self, envelope: pb.Envelope) -> None:
         # Never feed the core from within: it may be handling an event right now.
         if not self._out:
-            asyncio.get_running_loop().call_soon(self._flush)
+            self.session.loop().call_soon(self._flush)
         self._out.append(envelope)
 
     def _flush(self) -> None:

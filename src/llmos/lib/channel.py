@@ -75,8 +75,7 @@ class PortCall(grpc.aio.Call):
         self._stream: ClientStream = session.call(opened, kind.idempotent)
         if timeout is not None:
             # The kernel ends the call at its deadline; this is for when the kernel is away.
-            loop = asyncio.get_running_loop()
-            timer = loop.call_later(timeout + 0.05, self._expire)
+            timer = session.loop().call_later(timeout + 0.05, self._expire)
             self._stream.on_end(timer.cancel)
 
     def _expire(self) -> None:

@@ -187,7 +187,7 @@ class Handlers:
 
     def start(self, stream: ServerStream) -> None:
         """Run the handler of a call in a task; `Session(serve=...)` wants this."""
-        task = asyncio.get_running_loop().create_task(self._run(stream))
+        task = stream.session.loop().create_task(self._run(stream))
         stream.task = task
         self.running.add(task)
 

@@ -38,9 +38,8 @@ class Outbox:
         """Start empty and held: nothing is written before `run`."""
         self._queue: deque[pb.Envelope] = deque()
         self._bytes = 0
-        self._wake = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._sleeper: asyncio.Future[None] | None = None  # `run`, while the queue is empty
+        self._busy = False  # a write is in flight
         self._full = False
         self._closed = False
         self.on_full: Callable[[bool], None] | None = None
@@ -49,7 +48,8 @@ class Outbox:
         """Queue an envelope."""
         self._queue.append(envelope)
         self._bytes += len(envelope.payload) + OVERHEAD
-        self._wake.set()
+        if self._sleeper is not None:
+            self._wake()
         if self._bytes > HIGH_WATER and not self._full:
             self._set_full(True)
 
@@ -61,7 +61,8 @@ class Outbox:
             queue.append(envelope)
             size += len(envelope.payload) + OVERHEAD
         self._bytes += size
-        self._wake.set()
+        if self._sleeper is not None:
+            self._wake()
         if self._bytes > HIGH_WATER and not self._full:
             self._set_full(True)
 
@@ -98,7 +99,7 @@ class Outbox:
 
     async def flushed(self) -> None:
         """Return when everything queued has been written."""
-        while self._queue or not self._idle.is_set():
+        while self._queue or self._busy:
             await asyncio.sleep(0.001)
 
     def take(self) -> bytes | None:
@@ -126,15 +127,26 @@ class Outbox:
 
     async def run(self, write: Callable[[bytes], Awaitable[object]]) -> None:
         """Write frames as they come, until `close` or for ever."""
-        while not self._closed:
-            await self._wake.wait()
-            self._wake.clear()
-            self._idle.clear()
-            while not self._closed and (data := self.take()) is not None:
-                await write(data)
-            self._idle.set()
+        loop = asyncio.get_running_loop()
+        try:
+            while not self._closed:
+                if not self._queue:
+                    self._sleeper = loop.create_future()
+                    await self._sleeper
+                while not self._closed and (data := self.take()) is not None:
+                    self._busy = True
+                    await write(data)
+                    self._busy = False
+        finally:
+            self._sleeper, self._busy = None, False
+
+    def _wake(self) -> None:
+        sleeper, self._sleeper = self._sleeper, None
+        if sleeper is not None and not sleeper.done():
+            sleeper.set_result(None)
 
     def close(self) -> None:
         """Let `run` return as soon as the write in flight, if any, is done."""
         self._closed = True
-        self._wake.set()
+        if self._sleeper is not None:
+            self._wake()

@@ -27,6 +27,7 @@ from llmos.lib.errors import FailedPrecondition, InvalidArgument
 from llmos.lib.host import ProcessRecord
 from llmos.lib.port import ExportSpec, Port
 from llmos.lib.rpc import ErrorInterceptor, from_exception
+from llmos.lib.tuning import quiet_gc
 
 MAX_MESSAGE = 64 << 20
 OPTIONS = (
@@ -204,6 +205,7 @@ class Server:
                 starting.result()
                 if ready is not None:
                     ready()
+                quiet_gc()
                 await stopping
         finally:
             starting.cancel()  # it may wait for a kernel that never comes

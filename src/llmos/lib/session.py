@@ -63,7 +63,14 @@ class Session:
         self._serve = serve
         self._next_id = 1
         self._waiting: list[asyncio.Future[None]] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._alive_at = 0.0
+
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """Return the loop it runs on. Kept: asking asyncio each time costs a getpid(2)."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        return self._loop
 
     # Calls from here.
 
@@ -114,7 +121,7 @@ class Session:
     async def writable(self) -> None:
         """Wait while what carries the envelopes is full."""
         while self.full:
-            future = asyncio.get_running_loop().create_future()
+            future = self.loop().create_future()
             self._waiting.append(future)
             await future
 

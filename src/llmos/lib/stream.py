@@ -113,7 +113,7 @@ class Stream:
             if self.remote_closed or self.ended:
                 return None
             if self._readable is None:
-                self._readable = asyncio.get_running_loop().create_future()
+                self._readable = self.session.loop().create_future()
             await self._readable
         message = self.inbox.popleft()
         self._queued -= len(message)
@@ -173,7 +173,7 @@ class Stream:
     async def _room(self) -> int:
         while self.window <= 0 and not self.ended:
             if self._writable is None:
-                self._writable = asyncio.get_running_loop().create_future()
+                self._writable = self.session.loop().create_future()
             await self._writable
         if self.ended:
             raise Cancelled("CALL_ENDED", "The call ended before all of its messages were sent.")
@@ -318,7 +318,7 @@ class ClientStream(Stream):
         if self.ended:
             return
         # A future for each who waits: one that is cancelled must not cancel the others'.
-        waiter = asyncio.get_running_loop().create_future()
+        waiter = self.session.loop().create_future()
         if self._waiters is None:
             self._waiters = []
         self._waiters.append(waiter)
