@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 
@@ -15,6 +16,7 @@ from llmos.lib.call import background
 from llmos.lib.config import load_or_exit
 from llmos.lib.errors import LLMOSError
 from llmos.lib.extras import needed
+from llmos.lib.publish import Publisher
 from llmos.lib.serve import Server
 
 with needed("execution"):
@@ -24,6 +26,7 @@ with needed("execution"):
     from llmos.servers.execution.manager.memory import MemoryGrants
     from llmos.servers.execution.manager.routing import DirectRouter, KernelRouter
     from llmos.servers.execution.manager.storage import StorageCatalog
+    from llmos.servers.execution.manager.watch import watch
     from llmos.servers.execution.manager.zygote import ZygoteClient
     from llmos.servers.execution.oip.manager import ManagerInference
     from llmos.servers.execution.service import ExecutionService, PagerService
@@ -38,37 +41,54 @@ async def serve(config: ExecutionConfig) -> None:
     address = config.kernel or config.socket("kernel")
     router = direct or KernelRouter(server.channel("kernel"), address)
     cache = config.state_dir / "execution" / "files"
-    catalog = StorageCatalog(server.channel("storage"), cache, config.patience_s)
+    catalog = StorageCatalog(server.channel("storage"), cache, config.patience_s, server.progress)
     grants = MemoryGrants(server.channel("memory"), config.patience_s)
-    zygote = ZygoteClient(config.state_dir, config.log_level)
-    manager = Manager(config, catalog, grants, router, zygote)
+    zygote = ZygoteClient(config.state_dir, config.log_level, server.progress)
+    publisher = Publisher(server.port.channel if server.port is not None else None)
+    manager = Manager(
+        config,
+        catalog,
+        grants,
+        router,
+        zygote,
+        progress=server.progress,
+        tell=publisher.tell,
+    )
+    stall_ms = int(config.stall_s * 1000)
     server.add(
         execution_pb2_grpc.add_ExecutionServicer_to_server,
         ExecutionService(manager, direct),
         fault_handler=True,
+        stall_ms=stall_ms,
     )
     server.add(
         open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server,
         ManagerInference(manager),
         fault_handler=True,
+        stall_ms=stall_ms,
     )
     server.add(admin_pb2_grpc.add_PagerServicer_to_server, PagerService(manager))
 
-    async def adopt_and_open() -> None:
+    async def adopt_open_and_watch() -> None:
         try:
             manager.open(await adopt(config.run_dir(), router))
+            if server.port is not None:
+                await watch(server.port.channel, manager)
         except Exception:  # outermost: without this the manager would wait for ever, in silence
-            log.exception("cannot adopt workers")
+            log.exception("cannot adopt or watch workers")
             server.request_stop()
 
     def ready() -> None:
         zygote.start()
-        adopting.append(background(adopt_and_open()))
+        watching.append(background(adopt_open_and_watch()))
 
-    adopting: list[object] = []
+    watching: list[asyncio.Task[None]] = []
     try:
         await server.run(ready=ready)
     finally:
+        for task in watching:
+            task.cancel()
+        await asyncio.gather(*watching, return_exceptions=True)
         await manager.close()
         await zygote.stop()
         if direct is not None:

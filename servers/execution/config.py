@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmos.lib.config import ServerConfig, option
+from llmos.lib.errors import InvalidArgument
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,3 +18,15 @@ class ExecutionConfig(ServerConfig):
     load_timeout_s: float = option(300.0, "give up loading a model after this many seconds")
     drain_s: float = option(60.0, "an unloaded model's calls may go on for this many seconds")
     patience_s: float = option(20.0, "wait this long for storage or memory to come back")
+    stall_s: float = option(
+        60.0, "hung after this long with calls in progress and no progress; 0 = never"
+    )
+    worker_stall_s: float = option(
+        20.0, "a worker that has calls and computes nothing for so long is killed; 0 = never"
+    )
+
+    def __post_init__(self) -> None:
+        """Check ranges. Raises InvalidArgument BAD_CONFIG."""
+        for name in ("stall_s", "worker_stall_s"):
+            if not getattr(self, name) >= 0:
+                raise InvalidArgument("BAD_CONFIG", f"{name} must not be negative.")

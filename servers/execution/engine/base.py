@@ -135,5 +135,12 @@ class Engine(abc.ABC):
         """Return token ids and their texts."""
 
     @abc.abstractmethod
+    def work(self) -> float:
+        """Return a number that grows with every bit of work done, and never by time alone.
+
+        A worker with calls in progress whose number stands still hangs. Any thread may ask.
+        """
+
+    @abc.abstractmethod
     def close(self) -> None:
         """Stop threads; the engine is not used any more."""

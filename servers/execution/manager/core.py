@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from llmos.lib.call import background
 from llmos.lib.errors import LLMOSError
+from llmos.lib.publish import Tell, nobody
 from llmos.servers.execution.config import ExecutionConfig
 from llmos.servers.execution.manager.crashes import SOON_S, WINDOW_S
 from llmos.servers.execution.manager.listing import Row, rows
@@ -35,14 +37,24 @@ class Manager:
         grants: Grants,
         router: Router,
         forge: Forge,
+        *,
+        progress: Callable[[], None] = lambda: None,
+        tell: Tell = nobody,
     ) -> None:
-        """Prepare; `open` must be called before anything is answered."""
+        """Prepare; `open` must be called before anything is answered.
+
+        progress: called while what takes long goes on. tell: told of loads, ends and failures.
+        """
         self._config = config
         self._catalog = catalog
         self._grants = grants
         self._router = router
         self._forge = forge
-        self._starter = Starter(config, catalog, grants, router, forge, self._evict, self._report)
+        self._progress = progress
+        self._tell = tell
+        self._starter = Starter(
+            config, catalog, grants, router, forge, self._evict, self._report, progress
+        )
         self._workers: dict[str, Worker] = {}
         self._loads: dict[str, asyncio.Task[Worker]] = {}
         self._endings: dict[str, asyncio.Task[None]] = {}
@@ -166,6 +178,7 @@ class Manager:
         except LLMOSError as exc:
             self._failures[worker.ref] = exc.message
             log.warning("cannot load", extra={"worker": worker.ref, "cause": exc.message})
+            self._tell("model.failed", model=worker.ref, cause=exc.message)
             raise
         finally:
             if worker.state is not State.READY:
@@ -174,6 +187,15 @@ class Manager:
         self._watch(worker)
         seconds = round(time.monotonic() - began, 3)
         log.info("loaded", extra={"worker": worker.ref, "pid": worker.pid, "seconds": seconds})
+        self._tell(
+            "model.loaded",
+            model=worker.ref,
+            engine=worker.engine,
+            device=worker.device,
+            granted_bytes=worker.granted_bytes,
+            pid=worker.pid,
+            seconds=seconds,
+        )
         return worker
 
     async def _comes_back(self, worker: Worker, key: str) -> bool:
@@ -215,6 +237,15 @@ class Manager:
         if worker.process is not None:
             worker.process.exited.add_done_callback(lambda _: self._bury(worker))
 
+    def hung(self, ref: str, pid: int) -> None:
+        """Kill a worker that the kernel finds hung; the next call for its model loads it again."""
+        worker = self._workers.get(ref)
+        if worker is None or worker.process is None or worker.pid != pid:
+            log.warning("a worker that is not ours hangs", extra={"worker": ref, "pid": pid})
+            return
+        worker.hung = f"hung: no work done in {self._config.worker_stall_s:g} s, with calls to do"
+        worker.process.signal(signal.SIGKILL)
+
     def _bury(self, worker: Worker) -> None:
         """Forget a worker that died on its own."""
         if self._workers.get(worker.ref) is worker and worker.state is State.READY:
@@ -222,10 +253,12 @@ class Manager:
             self._finish(worker, self._mourn(worker))
 
     async def _mourn(self, worker: Worker) -> None:
-        cause = self._starter.cause(worker.ref, await self._forge.exit_status(worker.pid))
+        status = await self._forge.exit_status(worker.pid)
+        cause = worker.hung or self._starter.cause(worker.ref, status)
         lived = time.monotonic() - worker.ready_at
         log.error("a worker died", extra={"worker": worker.ref, "pid": worker.pid, "cause": cause})
-        if lived < SOON_S:
+        self._tell("model.failed", model=worker.ref, cause=cause)
+        if worker.hung or lived < SOON_S:
             self._starter.crashes.add(worker.ref, cause)
         await self._release(worker.grant)
 
@@ -243,6 +276,7 @@ class Manager:
                 if time.monotonic() > deadline:
                     log.warning("calls do not end", extra={"worker": worker.ref})
                     break
+                self._progress()
                 await asyncio.sleep(0.1)
         except LLMOSError as exc:  # no kernel now: SIGTERM drains as well, for a shorter time
             log.warning("cannot drain", extra={"worker": worker.ref, "cause": exc.message})
@@ -251,6 +285,7 @@ class Manager:
         del self._workers[worker.ref]
         await self._release(worker.grant)
         log.info("unloaded", extra={"worker": worker.ref})
+        self._tell("model.unloaded", model=worker.ref)
 
     def _finish(self, worker: Worker, work: Awaitable[None]) -> asyncio.Task[None]:
         async def run() -> None:

@@ -95,6 +95,7 @@ class Worker:
     context_length: int = 0
     listen: str = ""
     ready_at: float = field(default_factory=time.monotonic)
+    hung: str = ""  # how it hung, when it was killed for that
 
     @property
     def ref(self) -> str:

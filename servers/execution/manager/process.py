@@ -7,8 +7,11 @@ import contextlib
 import os
 import select
 import signal
+from collections.abc import AsyncIterator, Callable
 
 import psutil
+
+_LISTEN_S = 0.5
 
 
 class Process:
@@ -54,6 +57,16 @@ class Process:
         except psutil.Error:
             return 0
 
+    def activity(self) -> tuple[float, int]:
+        """Return what grows while it works: CPU seconds used, and bytes read from disks."""
+        try:
+            process = psutil.Process(self.pid)
+            with process.oneshot():
+                times, io = process.cpu_times(), process.io_counters()
+        except psutil.Error:
+            return 0.0, 0
+        return times.user + times.system, int(io.read_bytes)
+
     def close(self) -> None:
         """Let go of it; it goes on."""
         if self._fd >= 0:
@@ -65,3 +78,21 @@ class Process:
         self.close()
         if not self.exited.done():
             self.exited.set_result(None)
+
+
+@contextlib.asynccontextmanager
+async def waiting_for(process: Process, progress: Callable[[], None]) -> AsyncIterator[None]:
+    """Call `progress` from time to time inside the block, while the process computes or reads."""
+
+    async def listen() -> None:
+        before = process.activity()
+        while True:
+            await asyncio.sleep(_LISTEN_S)
+            if before != (before := process.activity()):
+                progress()
+
+    task = asyncio.create_task(listen())
+    try:
+        yield
+    finally:
+        task.cancel()

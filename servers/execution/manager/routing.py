@@ -39,7 +39,7 @@ class KernelRouter:
         return any(
             key in export.keys
             for port in await self._ports()
-            if port.name == _PREFIX + worker.ref and not port.draining
+            if port.name == _PREFIX + worker.ref and not port.draining and not port.stalled
             for export in port.exports
             if export.service == EXECUTION
         )

@@ -15,6 +15,7 @@ from llmos.servers.execution.config import ExecutionConfig
 from llmos.servers.execution.engine.select import require
 from llmos.servers.execution.manager.crashes import CrashLog, describe_exit, last_line
 from llmos.servers.execution.manager.model import State, Version, Worker
+from llmos.servers.execution.manager.process import waiting_for
 from llmos.servers.execution.manager.seams import (
     Catalog,
     Child,
@@ -43,8 +44,13 @@ class Starter:
         forge: Forge,
         evict: Callable[[str], Awaitable[None]],
         report: Callable[[], Awaitable[None]],
+        progress: Callable[[], None],
     ) -> None:
-        """Take what is needed; `evict` ends the holder of a grant, `report` reports all."""
+        """Take what is needed; `evict` ends the holder of a grant, `report` reports all.
+
+        progress: called while a worker is seen to load.
+        """
+        self._progress = progress
         self.crashes = CrashLog(time.monotonic)
         self._config = config
         self._catalog = catalog
@@ -96,8 +102,9 @@ class Starter:
         try:
             child = await self._forge.fork(order)
             worker.process = child.process
-            await self._acquire(worker, await child.planned())
-            info = await child.go(worker.granted_bytes)
+            async with waiting_for(child.process, self._progress):
+                await self._acquire(worker, await child.planned())
+                info = await child.go(worker.granted_bytes)
         except BaseException:
             # Shielded: whoever cancels a load must not leave a process or a grant behind.
             await asyncio.shield(self._undo(worker, child))
@@ -155,6 +162,7 @@ class Starter:
             state_dir=str(self._config.state_dir),
             log_level=self._config.log_level,
             credits=self._config.credits,
+            stall_ms=int(self._config.worker_stall_s * 1000),
         )
 
     def cause(self, ref: str, status: int | None) -> str:

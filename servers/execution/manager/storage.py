@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import grpc
@@ -26,8 +26,18 @@ _FETCH_S = 3600.0
 class StorageCatalog:
     """See seams.Catalog. Keeps copies of files of a storage server on another host in `cache`."""
 
-    def __init__(self, channel: grpc.aio.Channel, cache: Path, patience_s: float) -> None:
-        """Call on `channel`; wait `patience_s` for a storage server that is away."""
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        cache: Path,
+        patience_s: float,
+        progress: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Call on `channel`; wait `patience_s` for a storage server that is away.
+
+        progress: called for each piece of a file that is copied.
+        """
+        self._progress = progress
         self._registry = registry_pb2_grpc.RegistryStub(channel)
         self._blobs = registry_pb2_grpc.BlobsStub(channel)
         self._cache = cache
@@ -79,6 +89,7 @@ class StorageCatalog:
                 async for piece in self._blobs.ReadBlob(request, timeout=_FETCH_S):
                     digest.update(piece.data)
                     await asyncio.to_thread(out.write, piece.data)
+                    self._progress()
                 out.flush()
                 await asyncio.to_thread(os.fsync, out.fileno())
             if digest.hexdigest() != file.sha256:

@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 from collections import OrderedDict
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
@@ -17,7 +18,7 @@ from llmos.api.execution.v1 import zygote_pb2 as pb
 from llmos.lib import config
 from llmos.lib.call import background
 from llmos.lib.errors import BY_CODE, Unavailable, Unknown
-from llmos.servers.execution.manager.process import Process
+from llmos.servers.execution.manager.process import Process, waiting_for
 from llmos.servers.execution.manager.seams import Crashed, ZygoteLost
 from llmos.servers.execution.wire import BadFrame, pack, unpack
 
@@ -59,8 +60,11 @@ class Newborn:
 class ZygoteClient:
     """One connection to the zygote of a state directory, kept up. See seams.Forge."""
 
-    def __init__(self, state_dir: Path, log_level: str) -> None:
-        """Prepare; `start` connects."""
+    def __init__(
+        self, state_dir: Path, log_level: str, progress: Callable[[], None] = lambda: None
+    ) -> None:
+        """Prepare; `start` connects. progress: called while a zygote is seen to start."""
+        self._progress = progress
         self._state_dir = state_dir
         self._log_level = log_level
         self._path = config.run_dir(state_dir) / "zygote.sock"
@@ -144,7 +148,7 @@ class ZygoteClient:
             return await asyncio.open_unix_connection(self._path)
         except (FileNotFoundError, ConnectionRefusedError):
             process = self._process = self._spawn()
-        async with asyncio.timeout(_START_S):
+        async with asyncio.timeout(_START_S), waiting_for(process, self._progress):
             while process.alive():
                 with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
                     return await asyncio.open_unix_connection(self._path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,16 +47,33 @@ async def _serve(order: WorkerOrder, engine: Engine, granted: int, parent: Paren
         WorkerExecution(engine, order.ref),
         keys=info.keys,
         credits=order.credits,
+        stall_ms=order.stall_ms,
     )
     server.add(
         open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server,
         WorkerInference(engine, order.ref, server.port.channel if server.port else None),
         keys=info.keys,
         credits=order.credits,
+        stall_ms=order.stall_ms,
     )
     server.add(
         worker_pb2_grpc.add_WorkerControlServicer_to_server,
         WorkerControl(server, info, _SERVICES),
         keys=[order.ref],
     )
-    await server.run(ready=lambda: parent.ready(info))
+    telling = asyncio.create_task(_tell_of_work(server, engine, order.stall_ms / 1000))
+    try:
+        await server.run(ready=lambda: parent.ready(info))
+    finally:
+        telling.cancel()
+
+
+async def _tell_of_work(server: Server, engine: Engine, stall_s: float) -> None:
+    """Tell the kernel whenever the engine has got on with its work; for ever."""
+    if not stall_s:
+        return
+    done = engine.work()
+    while True:
+        await asyncio.sleep(min(1.0, stall_s / 8))
+        if done != (done := engine.work()):
+            server.progress()

@@ -113,6 +113,10 @@ class OnnxEngine(Engine):
             raise self._wrong_task("has no tokenizer")
         return self._encoder.tokens(text)
 
+    def work(self) -> float:
+        """Return the runs finished, and what the one in progress computes; not after `close`."""
+        return self._session.work()
+
     def close(self) -> None:
         """Stop the compute thread after what it does now; fail what still waits."""
         if self._batcher is not None:

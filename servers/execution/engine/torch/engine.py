@@ -56,7 +56,7 @@ class TorchEngine(Engine):
     ) -> None:
         """Start serving `model`; `load` builds all the parts."""
         self.info, self.tokenizer = info, text
-        self._chat, self._vocab = chat, model.config.vocab
+        self._chat, self._vocab, self._model = chat, model.config.vocab, model
         cache = KVCache(model.geometry, sizing.kv_tokens(info.context_length))
         self._loop = StepLoop(model, cache, threads, "torch-steps")
 
@@ -98,6 +98,10 @@ class TorchEngine(Engine):
         ids = self.tokenizer.encode(text)
         spelled = [self.tokenizer.bytes_of(token).decode("utf-8", "replace") for token in ids]
         return ids, [text or self.tokenizer.name(i) for text, i in zip(spelled, ids, strict=True)]
+
+    def work(self) -> float:
+        """Return the layers computed: one step of a large model may take longer than is patient."""
+        return self._model.computed
 
     def close(self) -> None:
         """Stop the compute thread; open generations fail with Unavailable CLOSING."""

@@ -53,6 +53,7 @@ class Llama:
         """Take over the weights. frequencies: float32 [head_dim / 2], radians per position."""
         self.config, self._embedding, self._layers = config, embedding, layers
         self._norm, self._head, self._frequencies = norm, head, frequencies
+        self.computed = 0  # layers, of all steps so far
         self.geometry = Geometry(
             layers=config.layers,
             kv_heads=config.kv_heads,
@@ -90,6 +91,7 @@ class Llama:
             x = x + layer.out(F.pad(seen, (0, 0, 0, idle)) if idle else seen)
             gate, up = layer.gate_up(self._normed(x, layer.ffn_norm)).chunk(2, -1)
             x = x + layer.down(F.silu(gate) * up)
+            self.computed += 1
         if not wanted:  # only the middle of prompts was read
             return torch.empty(0, c.vocab, device=device)
         rows = [*wanted, *[0] * max(0, self._linear_rows - len(wanted))]
