@@ -80,23 +80,46 @@ class Scheduler:
         queue.push(call, call.payer.limits.weight if call.payer else 1.0)
         self.queued += 1
         service.waiting[call.key] = queue
-        fault = queue.fault
-        if fault is not None and call.call_class < fault.call_class:
-            self.boost(fault, call.call_class, now)  # it waits for the fault: no inversion
         self.serve_queue(service, queue, now)
+        if call.queue is not None:
+            self._hurry(self._awaited(service, queue, call), call.call_class, now)
 
-    def boost(self, call: Call, call_class: int, now: float) -> None:
-        """Give a call, and what is done for it, a better class, because a better call waits."""
-        if call_class >= call.call_class:
-            return
-        queue, service = call.queue, call.service
-        if queue is None or service is None:
-            call.call_class = call_class
-        else:
-            queue.raise_class(call, call_class, call.payer.limits.weight if call.payer else 1.0)
-            self.serve_queue(service, queue, now)  # credits may be reserved for its new class
-        for child in list(call.children or ()):
-            self.boost(child, call_class, now)
+    def _awaited(self, service: Service, queue: KeyQueue, call: Call) -> list[Call]:
+        """Return what a waiting call waits for: the fault of its key, or a call of a worse class
+        that has the credit it needs."""
+        if queue.fault is not None:
+            return [queue.fault]
+        for export in service.hot.get(queue.key, ()):
+            if export.worst > call.call_class:
+                for number, other in export.port.serving.items():
+                    if (
+                        other.call_class > call.call_class
+                        and other.server_id == number
+                        and other.export is export
+                    ):
+                        return [other]
+                export.worst = call.call_class
+        return []
+
+    def _hurry(self, calls: list[Call], call_class: int, now: float) -> None:
+        """Give calls, and what is done for them, a better class, because a better call waits.
+
+        So that no priority is inverted (Sha, Rajkumar and Lehoczky, "Priority Inheritance
+        Protocols", IEEE Transactions on Computers 39(9), 1990).
+        """
+        while calls:
+            call = calls.pop()
+            if call_class >= call.call_class:
+                continue
+            queue, service = call.queue, call.service
+            if queue is None or service is None:
+                call.call_class = call_class
+            else:
+                queue.raise_class(call, call_class, call.payer.limits.weight if call.payer else 1.0)
+                self.serve_queue(service, queue, now)  # credits may be reserved for its new class
+                if call.queue is not None:
+                    calls += self._awaited(service, queue, call)
+            calls += call.children or ()
 
     def _dispatch(self, queue: KeyQueue, call: Call, export: Export, now: float) -> None:
         """Hand a call to a port, unless it is clear that it would be late."""
@@ -110,6 +133,7 @@ class Scheduler:
         assert payer is not None
         queue.charge(call, payer.limits.weight)
         export.turn += 1
+        export.worst = max(export.worst, call.call_class)
         self._dispatched += 1
         queue.served = self._dispatched
         call.home = queue

@@ -56,6 +56,7 @@ class Export:
     stall_s: float = 0.0
     running: int = 0
     turn: int = 0  # dispatches to it
+    worst: int = 0  # no running call has a worse class
     work: float = 0.0  # seconds that the running calls are expected to take, all together
 
     def declare(self, export: pb.Export) -> None:

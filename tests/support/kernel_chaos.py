@@ -19,7 +19,7 @@ PLANS = (
     Plan("sim.Echo", keys=("", "y"), credits=5, stall_ms=STALL_MS, costs=True),
     Plan("sim.Flaky", credits=3),
 )
-KEYS = [f"sound{i}" for i in range(6)] + [f"model{i}" for i in range(6)] + ["sound0@1"]
+KEYS = [f"sound{i}" for i in range(6)] + [f"model{i}" for i in range(6)] + ["sound0@1", "liar"]
 LIMITS = Limits(
     absence_grace_s=5.0,
     startup_grace_s=1.0,

@@ -110,9 +110,9 @@ class Client(Process):
         if call in self.asked and self.alive and port == self.port:
             self.send(pb.Envelope(call=call, kind=pb.KIND_CANCEL))
 
-    def arriving(self, frame: list[pb.Envelope]) -> None:
-        for envelope in frame:
-            if envelope.kind == pb.KIND_CANCEL and self.asked.pop(envelope.call, None):
+    def arrived(self, calls: list[tuple[int, int]]) -> None:
+        for kind, call in calls:
+            if kind == pb.KIND_CANCEL and self.asked.pop(call, None) is not None:
                 self.world.outcomes["given up"] += 1
 
     def take(self, envelope: pb.Envelope) -> None:

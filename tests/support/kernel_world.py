@@ -68,7 +68,8 @@ class World:
         self.processes: dict[int, Process] = {}
         self.executions: Counter[int] = Counter()  # OPENs that servers saw, by uid
         self.outcomes: Counter[str] = Counter()
-        self.births: dict[int, tuple[str, int, int, float | None]] = {}  # of nested calls
+        self.sizes: dict[int, float] = {}  # seconds that calls take, where their clients say
+        self.births: dict[int, tuple[str, float | None]] = {}  # of nested calls
         self.judge: Callable[[], None] | None = None
         self.judge_every = 1000
         self._agenda: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
@@ -178,14 +179,15 @@ class Process:
             return
         if frame is self._out:
             self._out = []
-        self.arriving(frame)
         self.world.envelopes += len(frame)
         self.world.single = len(frame) == 1
+        calls = [(e.kind, e.call) for e in frame]  # the core changes what it passes on
         self.world.feed(Received(port, frame))
         self.world.single = True
+        self.arrived(calls)
 
-    def arriving(self, frame: list[pb.Envelope]) -> None:
-        """The kernel is about to see a frame."""
+    def arrived(self, calls: list[tuple[int, int]]) -> None:
+        """The kernel has seen a frame with envelopes of these kinds and calls."""
 
     def take(self, envelope: pb.Envelope) -> None:
         """Take an envelope from the kernel. Must not keep it, nor feed the core."""

@@ -157,3 +157,34 @@ def test_what_was_written_to_a_hung_port_is_not_changed_by_its_next_server() -> 
     sim.advance(2)
     assert [e.open.attempt for e in other.take() if e.kind == pb.KIND_OPEN] == [1]
     assert written.SerializeToString() == before
+
+
+def test_a_waiting_call_lends_its_class_to_what_it_waits_for() -> None:
+    sim = Sim()
+    middle, back, client = sim.attach("middle"), sim.attach("back"), sim.attach("client")
+    middle.export(EXECUTION, credits=1)
+    back.export(BUFFERS, credits=1)
+    middle.take(), back.take()
+    for _ in range(3):
+        client.open(CREATE)
+    first = back.one().call
+    client.open(LOAD, call_class=BATCH)
+    running = middle.one().call
+    middle.open(CREATE, parent=running)
+    client.open(LOAD, call_class=INTERACTIVE)  # waits for `running`, which waits in `back`
+    back.end(first)
+    assert back.one().open.call_class == INTERACTIVE
+    check(sim.core, sim.now)
+
+
+def test_one_call_is_hurried_for_each_better_one_that_waits() -> None:
+    sim = Sim()
+    server, client = sim.attach("memory"), sim.attach("client")
+    server.export(BUFFERS, credits=4)
+    server.take()
+    for _ in range(3):
+        client.open(CREATE, call_class=BATCH)
+    for _ in range(3):
+        client.open(CREATE, call_class=INTERACTIVE)
+    running = [c.call_class for c in sim.core.ports[server.port].serving.values()]
+    assert sorted(running) == [2, 2, 2, 4] and sim.core.scheduler.queued == 2
