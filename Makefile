@@ -4,7 +4,8 @@ SHELL := /bin/sh
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-CTL := $(BIN)/llmos-ctl --state-dir .llmos
+STATE ?= .llmos
+CTL := $(BIN)/llmos-ctl --state-dir $(STATE)
 export PROMPT ?= What is the capital of France?
 
 .PHONY: help run up down test check check-format check-lint check-types check-imports \
@@ -16,7 +17,7 @@ help: ## list the targets
 run: $(READY) ## boot, let a real model answer $PROMPT, show the processes, stop
 	@$(CTL) demo -- "$$PROMPT"
 
-up: $(READY) ## boot LLM OS and keep it running (state in .llmos)
+up: $(READY) ## boot LLM OS and keep it running (state in STATE=.llmos)
 	@$(CTL) up
 	@echo "Talk to it: $(CTL) ps"
 

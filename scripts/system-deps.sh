@@ -1,9 +1,18 @@
 #!/bin/sh
-# Installs the Debian packages that some tests need; says what is missing where it cannot.
+# Installs the Debian packages that some tests and benchmarks need: only what is missing. Says what
+# that is where it cannot.
 set -eu
 missing=""
-command -v node >/dev/null || missing="$missing nodejs"
-command -v npm >/dev/null || missing="$missing npm"
+need() { # a command, and the packages that bring it
+  command -v "$1" >/dev/null || missing="$missing $2"
+}
+need node nodejs
+need npm npm
+need curl curl
+need gcc "gcc libc6-dev"
+need spin spin
+need nginx nginx-light
+need h2load nghttp2-client
 if [ -z "$missing" ]; then
   echo "system-deps: everything is there"
 elif [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
