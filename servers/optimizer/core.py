@@ -178,7 +178,9 @@ class Jobs:
 
     def _entry(self, id: str) -> Entry:
         if id not in self._entries:
-            raise NotFound("NO_SUCH_JOB", f"There is no job {id[:60]!r}; ListJobs lists them.")
+            raise NotFound(
+                "NO_SUCH_JOB", f"There is no job {id[:60]!r}; `llmos-ctl job ls` lists them."
+            )
         return self._entries[id]
 
     def _pump(self) -> None:
