@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from llmos.api.kernel.v1 import port_pb2 as pb
 from llmos.kernel.core.limits import Limits
-from llmos.kernel.core.route import string_field
 from llmos.kernel.core.scheduler import Scheduler
 from llmos.kernel.core.state import Call, PortState, Service
 from llmos.lib.errors import Cancelled, ResourceExhausted, Unimplemented
 from llmos.lib.methods import UNKNOWN, Method
+from llmos.lib.route import string_field
 
 NORMAL, BATCH = int(pb.CALL_CLASS_NORMAL), int(pb.CALL_CLASS_BATCH)
 _ENDLESS_US = 10**15  # over thirty years: no deadline

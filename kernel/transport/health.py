@@ -7,11 +7,8 @@ import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
-from google.protobuf import descriptor_pb2, descriptor_pool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from llmos.kernel.core.core import Core
 from llmos.kernel.core.events import PortChange
 from llmos.kernel.transport.hub import Hub
 from llmos.lib.errors import NotFound
@@ -69,40 +66,3 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
                     continue
         finally:
             self._hub.watchers.discard(watch)
-
-
-class ReflectionService(reflection_pb2_grpc.ServerReflectionServicer):  # type: ignore[misc]
-    """Server reflection over the descriptors of all exports."""
-
-    def __init__(self, core: Core) -> None:
-        """Answer from the core's tables."""
-        self._core = core
-        self._current: Any = None
-
-    def _servicer(self) -> Any:
-        if self._current is None or self._core.files_changed:
-            self._core.files_changed = False
-            pool = descriptor_pool.DescriptorPool()
-            names, added = [], set[str]()
-            for service in self._core.scheduler.services.values():
-                if not service.files or not service.seen:
-                    continue
-                try:
-                    for data in service.files:
-                        # Compilers of other languages describe the same file a little differently
-                        # (json_name, reserved ranges): the first one stands.
-                        name = descriptor_pb2.FileDescriptorProto.FromString(data).name
-                        if name not in added:
-                            pool.AddSerializedFile(data)
-                            added.add(name)
-                    pool.FindServiceByName(service.name)
-                except (TypeError, KeyError) as exc:
-                    log.warning("descriptors of %s left out: %s", service.name, exc)
-                    continue
-                names.append(service.name)
-            self._current = reflection.aio.ReflectionServicer(names, pool=pool)
-        return self._current
-
-    async def ServerReflectionInfo(self, request_iterator: Any, context: Any) -> Any:
-        async for reply in self._servicer().ServerReflectionInfo(request_iterator, context):
-            yield reply

@@ -18,10 +18,11 @@ from llmos.kernel.transport.admin import AdminService, IntrospectionService
 from llmos.kernel.transport.attach import Attachment
 from llmos.kernel.transport.entry import Entry
 from llmos.kernel.transport.events import EventsService
-from llmos.kernel.transport.health import HealthService, ReflectionService
+from llmos.kernel.transport.health import HealthService
 from llmos.kernel.transport.hub import HOST, Hub, OwnPort
 from llmos.lib import methods
 from llmos.lib.host import new_instance
+from llmos.lib.reflection import ReflectionService
 from llmos.lib.serve import OPTIONS, Recorder, bind
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ class KernelServer:
         events_pb2_grpc.add_EventsServicer_to_server(EventsService(), recorder)
         health_pb2_grpc.add_HealthServicer_to_server(HealthService(self.hub), recorder)
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
-            ReflectionService(self.core), recorder
+            ReflectionService(self._described), recorder
         )
         introspection = IntrospectionService(self.hub, sorted(recorder.services))
         admin_pb2_grpc.add_IntrospectionServicer_to_server(introspection, recorder)
@@ -73,6 +74,13 @@ class KernelServer:
             self._own.handlers.add(service, handlers)
             keys = ["kernel"] if service.endswith(".Introspection") else [""]
             self._own.export(service, keys, methods.files_of(service))
+
+    def _described(self) -> list[tuple[str, tuple[bytes, ...]]] | None:
+        if not self.core.files_changed:
+            return None
+        self.core.files_changed = False
+        services = self.core.scheduler.services.values()
+        return [(s.name, s.files) for s in services if s.files and s.seen]
 
     async def start(self, addresses: list[str]) -> None:
         """Listen on gRPC addresses. Raises FailedPrecondition ADDRESS_IN_USE."""

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmos.api.execution.v1 import execution_pb2
-from llmos.kernel.core.route import string_field
 from llmos.lib.errors import InvalidArgument
+from llmos.lib.route import string_field
 
 
 @given(model=st.text(), prompt=st.text(), top=st.integers(0, 2**32 - 1))
