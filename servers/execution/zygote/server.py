@@ -52,7 +52,7 @@ class Zygote:
         except OSError as exc:
             os.close(self._lock)
             raise AlreadyRunning from exc
-        # Written before the long imports, so that whoever stops everything finds us while we import.
+        # Before the long imports, so that whoever stops everything finds us meanwhile.
         self._record = ProcessRecord.of(os.getpid(), "zygote", f"unix:{self._path}")
         self._record.write(run_dir)
         self._selector = selectors.DefaultSelector()
