@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -44,7 +45,7 @@ async def port(tmp_path: Path) -> AsyncIterator[Port]:
 
 async def test_publish_and_subscribe(port: Port) -> None:
     stub = events_pb2_grpc.EventsStub(port.channel)
-    stream = stub.Subscribe(events_pb2.SubscribeRequest(patterns=["model.*"], name="me"))
+    stream: Any = stub.Subscribe(events_pb2.SubscribeRequest(patterns=["model.*"], name="me"))
     await stream.initial_metadata()
     reply = await stub.Publish(events_pb2.PublishRequest(topic="model.loaded", payload=b"x"))
     assert reply.receivers == 1

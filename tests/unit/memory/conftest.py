@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ def make_store(tmp_path: Path, clock: Clock) -> Iterator[Callable[..., BufferSto
     """Open the store of one directory again and again, as restarted servers would."""
     opened: list[BufferStore] = []
 
-    def make(**limits: int) -> BufferStore:
+    def make(**limits: Any) -> BufferStore:
         if opened:
             opened.pop().close()
         directory = Directory(tmp_path / "shm", tmp_path)
