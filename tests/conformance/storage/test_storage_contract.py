@@ -148,7 +148,7 @@ async def test_bad_sources(storage: Storage, tmp_path: Path, state_dir: Path) ->
         (tmp_path / "empty.gguf", "BAD_MODEL_FILE", "is empty"),
         (tmp_path / "noise.safetensors", "BAD_MODEL_FILE", "not a model"),
         (tmp_path / "cut.gguf", "BAD_MODEL_FILE", "truncated"),
-        (tmp_path / "liar.gguf", "BAD_MODEL_FILE", "is safetensors inside"),
+        (tmp_path / "liar.gguf", "BAD_MODEL_FILE", "inside is safetensors"),
         (tmp_path / "nothing", "BAD_MODEL_FILE", "no model in this folder"),
         (tmp_path / "absent.gguf", "NO_SUCH_SOURCE", "No such file"),
         (tmp_path / "pipe", "NO_SUCH_SOURCE", "neither a regular file"),
