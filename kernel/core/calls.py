@@ -172,14 +172,14 @@ class Calls:
             self.frames[call.opener.id].append(envelope)
 
     def _ended(self, port: PortState, call: Call, envelope: pb.Envelope, live: bool) -> None:
-        del port.serving[envelope.call]
-        port.served += 1
         code, cost = 0, 0.0
         if envelope.HasField("status"):
             code, cost = envelope.status.code, envelope.status.cost
             if not 0 <= cost <= _MAX_COST:
                 raise InvalidArgument("BAD_FRAME", f"{cost} is no cost of a call.")
-            port.failed += bool(code)
+        del port.serving[envelope.call]
+        port.served += 1
+        port.failed += bool(code)
         if not live:  # cancelled before; only now has the work stopped
             self._return_credit(port, call)
             return

@@ -19,7 +19,19 @@ PLANS = (
     Plan("sim.Echo", keys=("", "y"), credits=5, stall_ms=STALL_MS, costs=True),
     Plan("sim.Flaky", credits=3),
 )
-KEYS = [f"sound{i}" for i in range(6)] + [f"model{i}" for i in range(6)] + ["sound0@1", "liar"]
+KEYS = (*(f"sound{i}" for i in range(6)), *(f"model{i}" for i in range(6)), "sound0@1", "liar")
+TARGETS = (
+    ("sim.A", ("",)),
+    ("sim.B", ("",)),
+    ("sim.C", ("",)),
+    ("sim.Echo", ("", "", "", "x", "y")),
+    ("sim.Echo", ("",)),
+    ("sim.Flaky", ("",)),
+    ("sim.Model", KEYS),
+    ("sim.Model", KEYS),
+)
+EVERYTHING = ("sim.Echo", "sim.Model", "sim.Flaky")  # services with all methods
+METHODS = ("Idem", "Idem", "Once", "Stream", "Resume", "Collect")
 LIMITS = Limits(
     absence_grace_s=5.0,
     startup_grace_s=1.0,
@@ -30,10 +42,16 @@ LIMITS = Limits(
 
 
 class Chaos:
-    """Runs the world. `rate`: calls per second of all clients together."""
+    """Runs a world. Per second: `rate` calls of all clients together, and `accidents`."""
 
-    def __init__(self, seed: int, rate: float = 400.0, accidents: float = 1.0) -> None:
-        self.world = World(seed, LIMITS, start=3e7)  # a year of uptime: clocks are coarse there
+    def __init__(
+        self,
+        seed: int,
+        rate: float = 400.0,
+        accidents: float = 1.0,
+        world: type[World] = World,
+    ) -> None:
+        self.world = world(seed, LIMITS, start=3e7)  # a year of uptime: clocks are coarse there
         self.random = self.world.random
         self.rate = rate
         self.accidents = accidents
@@ -44,6 +62,7 @@ class Chaos:
         self.manager = Manager(
             self.world, Plan("sim.Model"), Plan("sim.Model", credits=4, time_s=0.03, most_s=0.3)
         )
+        self.manager.gone = lambda: self._attach(self.manager)  # type: ignore[method-assign]
         self.servers.append(self.manager)
         for server in self.servers:
             server.attach()
@@ -78,36 +97,27 @@ class Chaos:
     def _ask(self, client: Client) -> None:
         if self.quiet:
             return
+        pick = self.world.pick
         rate = self.rate / len(self.clients)
         self.world.at(self.random.expovariate(rate), self._ask, client)
         if not client.alive:
             return
         draw = self.random.random
-        service, key = self.random.choice(
-            (
-                ("sim.A", ""),
-                ("sim.B", ""),
-                ("sim.C", ""),
-                ("sim.Echo", self.random.choice(("", "x", "y"))),
-                ("sim.Echo", ""),
-                ("sim.Flaky", ""),
-                ("sim.Model", self.random.choice(KEYS)),
-                ("sim.Model", self.random.choice(KEYS)),
-            )
-        )
+        service, keys = pick(TARGETS)
+        key = pick(keys)
         method = "Idem"
-        if service in ("sim.Echo", "sim.Model", "sim.Flaky"):
-            method = self.random.choice(("Idem", "Idem", "Once", "Stream", "Resume", "Collect"))
+        if service in EVERYTHING:
+            method = pick(METHODS)
         if draw() < 0.001:
             service = "sim.Nobody"
         call = client.ask(
             service,
             method,
             key,
-            call_class=self.random.choice((0, 0, 0, 1, 2, 3, 4, 4, 4, 9)),
-            timeout_s=self.random.choice((0, 0, 0.05, 0.3, 1.0, 10.0)),
+            call_class=pick((0, 0, 0, 1, 2, 3, 4, 4, 4, 9)),
+            timeout_s=pick((0, 0, 0.05, 0.3, 1.0, 10.0)),
             pieces=self.random.randint(1, 5),
-            affinity=self.random.choice(("", "", "p1", "p2")),
+            affinity=pick(("", "", "p1", "p2")),
         )
         if draw() < 0.04:
             self.world.at(self.random.expovariate(10), client.cancel, call, client.port)
@@ -115,7 +125,7 @@ class Chaos:
     def _tide(self) -> None:
         """Load comes and goes."""
         if not self.quiet:
-            self.rate *= self.random.choice((0.5, 2.0)) if 100 <= self.rate <= 1600 else 1.0
+            self.rate *= self.world.pick((0.5, 2.0)) if 100 <= self.rate <= 1600 else 1.0
             self.rate = min(1000.0, max(150.0, self.rate))
             self.world.at(5.0, self._tide)
 
@@ -125,17 +135,17 @@ class Chaos:
         if self.quiet:
             return
         self.world.at(self.random.expovariate(self.accidents), self._accident)
-        server = self.random.choice(self.servers)
+        server = self.world.pick(self.servers)
         workers = [w for w in self.manager.workers if w.alive]
         if workers and self.random.random() < 0.4:
-            server = self.random.choice(workers)
+            server = self.world.pick(workers)
         if not server.alive:
             return
-        kind = self.random.choice(ACCIDENTS)
+        kind = self.world.pick(ACCIDENTS)
         self.world.outcomes[kind] += 1
         if kind == "crash":
             server.die()
-            self._back(server, self.random.choice((0.01, 0.5, 2.0, 7.0)))
+            self._back(server, self.world.pick((0.01, 0.5, 2.0, 7.0)))
         elif kind == "reattach":
             server.attach()  # before its old stream was seen to end
         elif kind == "drain":
@@ -145,15 +155,15 @@ class Chaos:
             self.world.feed(DrainRequested(server.port))
             self.world.at(1.0, self._crash_if, server, server.port)
         elif kind == "hang":
-            server.hang(self.random.choice((0.2, 1.5, 4.0)))
+            server.hang(self.world.pick((0.2, 1.5, 4.0)))
         elif kind == "credits":
-            server.set_credits(self.random.choice((1, 2, 3, 8, server.plan.credits)))
+            server.set_credits(self.world.pick((1, 2, 3, 8, server.plan.credits)))
         elif kind == "client dies":
-            client = self.random.choice(self.clients)
+            client = self.world.pick(self.clients)
             client.die()
             self.world.at(0.1, self._new_client, client)
         elif kind == "operator cancels" and self.world.core.calls.table:
-            self.world.feed(CancelRequested(self.random.choice([*self.world.core.calls.table])))
+            self.world.feed(CancelRequested(self.world.pick([*self.world.core.calls.table])))
 
     def _crash_if(self, server: Server, port: int) -> None:
         if server.alive and server.port == port:

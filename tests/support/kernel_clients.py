@@ -49,10 +49,12 @@ class Client(Process):
     def __init__(self, world: World, name: str, tenant: str) -> None:
         super().__init__(world, name, tenant)
         self.asked: dict[int, Asked] = {}
+        self._leaving: list[int] = []  # given up, which the kernel does not know yet
         self._next = 1
 
     def attach(self) -> None:
         self.asked.clear()
+        self._leaving.clear()
         self._next = 1
         super().attach()
 
@@ -109,11 +111,13 @@ class Client(Process):
         """Give a call up."""
         if call in self.asked and self.alive and port == self.port:
             self.send(pb.Envelope(call=call, kind=pb.KIND_CANCEL))
+            self._leaving.append(call)
 
-    def arrived(self, calls: list[tuple[int, int]]) -> None:
-        for kind, call in calls:
-            if kind == pb.KIND_CANCEL and self.asked.pop(call, None) is not None:
+    def arrived(self) -> None:
+        for call in self._leaving:
+            if self.asked.pop(call, None) is not None:
                 self.world.outcomes["given up"] += 1
+        self._leaving.clear()
 
     def take(self, envelope: pb.Envelope) -> None:
         kind = envelope.kind

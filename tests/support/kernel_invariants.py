@@ -78,7 +78,6 @@ def check_every_call_is_somewhere(core: Core) -> None:
 def check_counts(core: Core) -> None:
     """The counters agree with what they count."""
     total = 0
-    tenants: Counter[str] = Counter()
     for service, queue in _queues(core):
         calls = queue.calls()
         total += len(calls)
@@ -95,9 +94,9 @@ def check_counts(core: Core) -> None:
         if fault is not None:
             expect("a fault in progress is with a handler", fault.id in core.calls.table, fault.id)
     expect("the kernel's queue count holds", core.scheduler.queued == total, total)
-    tenants.update(c.payer.name for c in core.calls.table.values() if c.counted and c.payer)
-    for name, tenant in core.scheduler.tenants.table.items():
-        expect("tenants' counts hold", tenant.open == tenants[name], name)
+    counted = Counter(c.payer.name for c in core.calls.table.values() if c.counted and c.payer)
+    for name, payer in core.scheduler.tenants.table.items():
+        expect("tenants' counts hold", payer.open == counted[name], name)
     stats = core.stats
     open_ = sum(c.opener is not None for c in core.calls.table.values())
     ended = sum(stats.ended.values())
@@ -163,6 +162,8 @@ def check_bounded_memory(core: Core) -> None:
     deadlines = len(core.calls._deadlines)
     bound = 1001 + 2 * (core.limits.max_queued + running)
     expect("deadlines are forgotten", deadlines <= bound, deadlines)
+    for service in core.scheduler.services.values():
+        expect("what nobody serves is forgotten", bool(service.seen or service.queues), service)
     for service, queue in _queues(core):
         for waiting in queue.classes.values():
             kept = len(waiting._arrivals)
@@ -189,17 +190,18 @@ def check_empty(core: Core) -> None:
         expect("no tenant has calls", tenant.open == 0, tenant.name)
 
 
-def check_garbage(core: Core, ports: int) -> None:
-    """No object of an ended call or of a dead port is reachable. `ports`: of other cores."""
+def reachable() -> tuple[int, int]:
+    """Return how many calls and ports there are in this process's memory."""
     gc.collect()
-    calls = ports_left = 0
-    for thing in gc.get_objects():
-        if type(thing) is Call:
-            calls += 1
-        elif type(thing) is PortState:
-            ports_left += 1
-    expect("ended calls are garbage", calls == len(core.calls.table), calls)
-    expect("dead ports are garbage", ports_left == len(core.ports) + ports, ports_left)
+    kinds = Counter(type(thing) for thing in gc.get_objects())
+    return kinds[Call], kinds[PortState]
+
+
+def check_garbage(core: Core, before: tuple[int, int]) -> None:
+    """No object of an ended call or of a dead port is left. before: what other cores have."""
+    calls, ports = reachable()
+    expect("ended calls are garbage", calls == before[0] + len(core.calls.table), calls)
+    expect("dead ports are garbage", ports == before[1] + len(core.ports), ports)
 
 
 def judge_dispatch(world: Judged, port: int, server_id: int) -> None:

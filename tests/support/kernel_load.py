@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 
 from kernel_clients import Asked, Client
@@ -22,7 +22,9 @@ class Worker(Server):
     def __init__(self, world: World, plan: Plan, cost: Callable[[float], float] | None) -> None:
         super().__init__(world, plan)
         self.latency = 0.0
-        self.done: Counter[str] = Counter()  # seconds, or reported cost, by tenant
+        self.done: defaultdict[str, float] = defaultdict(
+            float
+        )  # seconds, or reported cost, by tenant
         self._cost = cost
 
     def _start(self, task: Task) -> None:

@@ -74,7 +74,7 @@ class Task:
 class Server(Process):
     """One simulated server process."""
 
-    asks: tuple[pb.CallClass, ...] = (
+    asks: tuple[pb.CallClass.ValueType, ...] = (
         pb.CALL_CLASS_UNSPECIFIED,
         pb.CALL_CLASS_SYSTEM,
         pb.CALL_CLASS_BATCH,
@@ -91,7 +91,6 @@ class Server(Process):
         self.resumed_at = 0.0
         self.draining = False
         self.drained = False
-        self.on_gone: list[object] = []
         self._held: list[tuple[pb.Envelope, float]] = []  # what a hung process has not read
         self._late: list[tuple[Task, int]] = []  # work whose time came while it hung
         self._next = 1
@@ -272,8 +271,8 @@ class Server(Process):
         opened = pb.Open(
             method=f"/{self.plan.calls}/Idem",
             parent=task.id,
-            call_class=world.random.choice(self.asks),
-            timeout_us=world.random.choice((0, 60_000_000)),
+            call_class=world.pick(self.asks),
+            timeout_us=world.pick((0, 60_000_000)),
         )
         self.send(
             pb.Envelope(
@@ -359,19 +358,24 @@ class Manager(Server):
     def _load(self, call: int, key: str, port: int) -> None:
         if port != self.port or not self.alive or self.faults.pop(call, None) is None:
             return
-        fate = 0.9 if key == "liar" else self.world.random.random()
+        world = self.world
+        fate = 0.9 if key == "liar" else world.random.random()
         if key.startswith("sound") or fate < 0.8:
-            worker = Server(self.world, self.worker_plan(key), f"worker/{key}")
+            worker = Server(world, self.worker_plan(key), f"worker/{key}")
             worker.attach()
             self.workers.append(worker)
             # The worker's EXPORT has arrived when the fault is answered, as a manager ensures.
-            self.world.at(worker.latency + 1e-6, self._answer, call, 0)
+            world.at(worker.latency + 1e-6, self._answer, call, 0)
         elif fate < 0.88:
             self._answer(call, 5)
         elif fate < 0.94:
             self._answer(call, 0)  # though nothing was loaded
         else:
             self.die()
+            world.at(1.0, self.gone)
+
+    def gone(self) -> None:
+        """It died by itself: whoever supervises it may start it again."""
 
     def worker_plan(self, key: str) -> Plan:
         """Return what a worker for a key does."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from llmos.api.kernel.v1 import admin_pb2_grpc  # noqa: F401  (registers Pager in the pool)
 from llmos.api.kernel.v1 import port_pb2 as pb
 from llmos.api.memory.v1 import buffers_pb2, buffers_pb2_grpc  # noqa: F401
@@ -29,13 +31,14 @@ class Sim:
         self.now = 1000.0
         self.sent: dict[int, list[pb.Envelope]] = {}
         self.last: dict[int, list[pb.Envelope]] = {}  # what the last event sent, not copied
+        self.wake: float | None = None
         self.closed: dict[int, LLMOSError] = {}
         self._ports = 0
         self._wake: float | None = None
 
     def feed(self, event: Event) -> Actions:
         actions = self.core.handle(event, self.now)
-        self.last = actions.frames
+        self.last, self.wake = actions.frames, actions.wake
         self._wake = actions.wake
         for port, envelopes in actions.frames.items():
             copies = [pb.Envelope.FromString(e.SerializeToString()) for e in envelopes]
@@ -56,11 +59,14 @@ class Sim:
         self.now += seconds
         self.feed(Tick())
 
-    def attach(self, name: str, host: str = "host", own: bool = False) -> Peer:
+    def attach(
+        self, name: str, host: str = "host", own: bool = False, credential: bytes = b""
+    ) -> Peer:
         self._ports += 1
         self.feed(Attached(self._ports, own))
         peer = Peer(self, self._ports, name)
-        hello = pb.Hello(protocol=1, name=name, instance=f"instance-{self._ports}", host=host)
+        instance = f"instance-{self._ports}"
+        hello = pb.Hello(protocol=1, name=name, instance=instance, host=host, credential=credential)
         peer.send(pb.Envelope(kind=pb.KIND_HELLO, hello=hello))
         assert peer.take()[0].kind == pb.KIND_WELCOME
         return peer
@@ -73,7 +79,7 @@ class Peer:
         self.sim = sim
         self.port = port
         self.name = name
-        self._next = 1
+        self.next_call = 1
 
     def send(self, *envelopes: pb.Envelope) -> None:
         self.sim.feed(Received(self.port, envelopes))
@@ -104,6 +110,7 @@ class Peer:
         credits: int = 0,
         fault_handler: bool = False,
         stall_ms: int = 0,
+        files: Sequence[bytes] | None = None,
     ) -> None:
         export = pb.Export(
             service=service,
@@ -111,7 +118,7 @@ class Peer:
             credits=credits,
             fault_handler=fault_handler,
             stall_ms=stall_ms,
-            files=methods.files_of(service),
+            files=methods.files_of(service) if files is None else files,
         )
         self.send(pb.Envelope(call=7, kind=pb.KIND_EXPORT, export=export))
 
@@ -125,8 +132,8 @@ class Peer:
         parent: int = 0,
         key: str = "",
     ) -> int:
-        call = self._next
-        self._next += 2
+        call = self.next_call
+        self.next_call += 2
         opened = pb.Open(
             method=method,
             call_class=call_class,  # type: ignore[arg-type]

@@ -12,8 +12,8 @@ import math
 import random
 import struct
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from google.protobuf import descriptor_pb2
 from kernel_invariants import expect
@@ -26,6 +26,7 @@ from llmos.kernel.core.state import Identity
 from llmos.lib.errors import LLMOSError, Unauthenticated
 
 UID = struct.Struct("<QI")  # number of the call in this world, number of the message
+T = TypeVar("T")
 SERVICES = ("sim.A", "sim.B", "sim.C", "sim.Echo", "sim.Model", "sim.Flaky")
 _SAFE = descriptor_pb2.MethodOptions.IDEMPOTENT
 
@@ -83,6 +84,10 @@ class World:
         self._uids += 1
         return self._uids
 
+    def pick(self, things: Sequence[T]) -> T:
+        """Return one of some things."""
+        return things[int(self.random.random() * len(things))]
+
     def at(self, delay: float, act: Callable[..., None], *args: Any) -> None:
         """Do something later."""
         self._seq += 1
@@ -109,6 +114,7 @@ class World:
             process = self.processes.get(port)
             if process is not None:
                 for envelope in envelopes:
+                    self.carried(port, envelope)
                     process.take(envelope)
         for port, err in actions.close:
             process = self.processes.pop(port, None)
@@ -120,6 +126,9 @@ class World:
             self.at(self._tick_at - self.now, self._tick, self._tick_at)
         if self.judge is not None and self.events % self.judge_every == 0:
             self.judge()
+
+    def carried(self, port: int, envelope: pb.Envelope) -> None:
+        """For tests: an envelope reaches a port."""
 
     def _tick(self, when: float) -> None:
         if when == self._tick_at:
@@ -149,7 +158,7 @@ class Process:
         self.name = name
         self.tenant = tenant
         self.instance = f"{name}-{world.uid():08}"
-        self.latency = world.random.choice((0.0, 0.0002, 0.001))
+        self.latency = world.pick((0.0, 0.0002, 0.001))
         self.port = 0
         self.alive = False
         self._out: list[pb.Envelope] = []
@@ -181,13 +190,12 @@ class Process:
             self._out = []
         self.world.envelopes += len(frame)
         self.world.single = len(frame) == 1
-        calls = [(e.kind, e.call) for e in frame]  # the core changes what it passes on
         self.world.feed(Received(port, frame))
         self.world.single = True
-        self.arrived(calls)
+        self.arrived()
 
-    def arrived(self, calls: list[tuple[int, int]]) -> None:
-        """The kernel has seen a frame with envelopes of these kinds and calls."""
+    def arrived(self) -> None:
+        """The kernel has seen everything that was sent."""
 
     def take(self, envelope: pb.Envelope) -> None:
         """Take an envelope from the kernel. Must not keep it, nor feed the core."""

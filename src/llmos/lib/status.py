@@ -14,6 +14,7 @@ Metadata = list[tuple[str, str | bytes]]
 
 DETAILS = "grpc-status-details-bin"
 RETRY_AFTER_MS = "retry-after-ms"
+_RETRY_DIGITS = 12  # thirty years; a foreign server may send anything
 
 
 def to_wire(err: errors.LLMOSError) -> tuple[int, str, Metadata]:
@@ -48,7 +49,8 @@ def from_wire(
             reason, details = _reason(value) or (reason, details)
         elif key == RETRY_AFTER_MS:
             text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-            retry = int(text) / 1000 if text.isdigit() else None
+            if text.isascii() and text.isdigit() and len(text) <= _RETRY_DIGITS:
+                retry = int(text) / 1000
     return cls(reason, message, retry_after_s=retry, details=details)
 
 
