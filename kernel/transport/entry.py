@@ -92,12 +92,13 @@ class Entry(grpc.GenericRpcHandler):
             await rpc.abort(context, err)
         feeding = asyncio.get_running_loop().create_task(self._feed(stream, method, requests))
         try:
-            sent_headers = False
+            await stream.started()
+            if stream.headers is not None:
+                # At once: they tell that something is ready though its first message may be long
+                # in coming, e.g. that a subscription misses nothing any more.
+                headers = metadata_from_wire(stream.headers.metadata)
+                await context.send_initial_metadata(headers)
             while (message := await stream.receive()) is not None:
-                if stream.headers is not None and not sent_headers:
-                    sent_headers = True
-                    headers = metadata_from_wire(stream.headers.metadata)
-                    await context.send_initial_metadata(headers)
                 await context.write(message)
             await stream.wait()
             await _finish(stream, context)

@@ -47,6 +47,9 @@ class BlobEcho(registry_pb2_grpc.BlobsServicer):
         self.calls += 1
         self.started.set()
         first = len(call.resume_log(context))
+        if request.sha256 == "headers":
+            await context.send_initial_metadata((("x-first", "1"),))
+            await asyncio.sleep(60)
         try:
             for i in range(first, request.length):
                 if self.die_after is not None and i == self.die_after:

@@ -163,7 +163,7 @@ class Session:
         elif kind == pb.KIND_WINDOW:
             stream.granted(envelope.window)
         elif kind == pb.KIND_HEADERS:
-            stream.headers = envelope.headers
+            stream.begin(envelope.headers)
 
     def _taken(self, stream: ServerStream, envelope: pb.Envelope) -> bool:
         try:

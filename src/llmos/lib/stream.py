@@ -259,6 +259,18 @@ class ClientStream(Stream):
             self.cookie += envelope.cookie
         self.take(envelope)
 
+    def begin(self, headers: pb.Headers) -> None:
+        """Take HEADERS from the server."""
+        self.headers = headers
+        self._wake_reader()
+
+    async def started(self) -> None:
+        """Return when HEADERS or the first message came, or the end; for the one who receives."""
+        while not (self.inbox or self.headers is not None or self.remote_closed or self.ended):
+            if self._readable is None:
+                self._readable = asyncio.get_running_loop().create_future()
+            await self._readable
+
     def end(self, envelope: pb.Envelope) -> None:
         """Take END from the server."""
         if envelope.HasField("status"):

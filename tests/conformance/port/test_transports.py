@@ -171,3 +171,10 @@ async def test_a_request_that_does_not_parse(world: World) -> None:
     method: Any = world.channel.unary_unary("/llmos.api.storage.v1.Blobs/StatBlobs")
     error = await failing(method(b"\xff\xff\xff"))
     assert error.code() in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INTERNAL)
+
+
+async def test_headers_do_not_wait_for_the_first_message(world: World) -> None:
+    call = world.stub.ReadBlob(pb.ReadBlobRequest(length=7, offset=7, sha256="headers"))
+    metadata = await asyncio.wait_for(call.initial_metadata(), 10)
+    assert dict(metadata or ())["x-first"] == "1"
+    call.cancel()
