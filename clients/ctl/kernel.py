@@ -6,10 +6,12 @@ from typing import Annotated
 
 import typer
 
+from llmos.clients.ctl import events, limits, replay, top
+from llmos.clients.ctl.frame import flags_of, services_of
 from llmos.clients.ctl.output import as_value, duration
 from llmos.clients.ctl.session import QUICK_S, UINT64, Session, command
 
-app = typer.Typer(help="Look into the kernel: ports, services, calls, stats.", no_args_is_help=True)
+app = typer.Typer(help="Look into the kernel and steer it.", no_args_is_help=True)
 
 
 @command(app)
@@ -21,12 +23,6 @@ def ports(session: Session) -> None:
     reply = stub.ListPorts(admin_pb2.ListPortsRequest(), timeout=session.limit(QUICK_S))
     rows = []
     for port in reply.ports:
-        exports = []
-        for export in port.exports:
-            keys = ",".join(key for key in export.keys if key)
-            short = export.service.rsplit(".", 1)[-1]
-            exports.append(f"{short}[{keys}]" if keys else short)
-        flags = [n for n, on in (("draining", port.draining), ("stalled", port.stalled)) if on]
         rows.append(
             [
                 str(port.port),
@@ -36,8 +32,8 @@ def ports(session: Session) -> None:
                 str(port.running),
                 str(port.served),
                 str(port.failed),
-                " ".join(flags),
-                " ".join(exports),
+                flags_of(port),
+                services_of(port),
             ]
         )
     columns = ["PORT", "NAME", "PID", "FOR", "RUNNING", "SERVED", "FAILED", "FLAGS", "SERVICES"]
@@ -134,3 +130,9 @@ def drain(
     stub = session.kernel(admin_pb2_grpc.AdminStub)
     reply = stub.DrainPort(admin_pb2.DrainPortRequest(port=port), timeout=session.limit(QUICK_S))
     session.out.say(f"Port {port} drains; {reply.running} calls still run.", as_value(reply))
+
+
+top.register(app)
+limits.register(app)
+events.register(app)
+replay.register(app)

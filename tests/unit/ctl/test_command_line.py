@@ -20,6 +20,7 @@ COMMANDS = [
     *(["job", verb] for verb in ("ls", "watch", "cancel", "submit")),
     ["job", "submit", "export-onnx"],
     *(["kernel", verb] for verb in "ports services calls stats cancel drain".split()),
+    *(["kernel", verb] for verb in "top tenants limits replay events publish".split()),
 ]
 
 
