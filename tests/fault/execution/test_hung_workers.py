@@ -129,7 +129,7 @@ async def test_a_stopped_worker_without_calls_is_found_by_the_first(
 
 async def test_a_busy_worker_is_never_taken_for_hung(running: Stack, llmos: Client) -> None:
     """Long prompts, more calls than it has room for, one thread: for longer than the stall time."""
-    text = "It was a dark and stormy night. " * 80
+    text = "It was a dark and stormy night. " * 48
     request = ask(text, max_tokens=4)
     first = [r async for r in llmos.execution.Generate(request, timeout=120)]
     pid = running.record("worker/smollm2@1").pid
