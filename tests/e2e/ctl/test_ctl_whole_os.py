@@ -71,6 +71,8 @@ def test_interrupt_cancels_the_call(os_up: WholeOS) -> None:
         stderr=subprocess.PIPE,
         text=True,
         env={k: v for k, v in os.environ.items() if not k.startswith("LLMOS_")},
+        # A shell's background job ignores SIGINT, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         assert call.stdout is not None and call.stdout.read(1)

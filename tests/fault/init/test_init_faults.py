@@ -276,6 +276,8 @@ def test_interrupted_up_stops_what_it_started(tmp_path: Path) -> None:
             },
             stderr=subprocess.PIPE,
             text=True,
+            # A shell's background job ignores SIGINT, and so would its children.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         try:
             while system.alive() != ["a", "b", "init"]:  # no stand-in yet: b is never ready
