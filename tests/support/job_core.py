@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from llmos.api.optimizer.v1 import jobs_pb2, process_pb2
 from llmos.lib.config import run_dir
 from llmos.lib.errors import NotFound
 from llmos.lib.host import records
+from llmos.lib.publish import Tell, nobody
 from llmos.servers.optimizer.core import Jobs
 from llmos.servers.optimizer.launcher import Launcher
 from llmos.servers.optimizer.seams import Source
@@ -35,15 +36,24 @@ class Shelf:
         return Source(f"{name}@{version or 1}", format, task)
 
 
-def core(state: Path, *, parallel: int = 1, keep: int = 100, max_crashes: int = 3) -> Jobs:
+def core(
+    state: Path,
+    *,
+    parallel: int = 1,
+    keep: int = 100,
+    max_crashes: int = 3,
+    tell: Tell = nobody,
+    looked: Callable[[], None] = lambda: None,
+) -> Jobs:
     """Return a core; open it yourself."""
     supervisor = Supervisor(
         Launcher(run_dir(state), COMMAND),
         process_pb2.JobLaunch(state_dir=str(state), kernel="none"),
         max_crashes,
         grace_s=0.5,
+        looked=looked,
     )
-    return Jobs(state / "jobs", supervisor, Shelf(), parallel=parallel, keep=keep)
+    return Jobs(state / "jobs", supervisor, Shelf(), parallel=parallel, keep=keep, tell=tell)
 
 
 @asynccontextmanager

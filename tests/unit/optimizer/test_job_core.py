@@ -194,3 +194,30 @@ async def _gone(pid: int) -> None:
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < until
         await asyncio.sleep(0.02)
+
+
+async def test_ends_are_told_and_looks_are_progress(state: Path) -> None:
+    told: list[tuple[str, dict[str, object]]] = []
+    looks: list[float] = []
+    jobs = core(
+        state,
+        tell=lambda topic, **facts: told.append((topic, dict(facts))),
+        looked=lambda: looks.append(time.monotonic()),
+    )
+    jobs.open()
+    try:
+        good = await ended(jobs, (await jobs.submit(export("good"), "")).id)
+        assert looks, "who watches a job waits for nothing else"
+        slow = (await jobs.submit(export("slow"), "")).id
+        queued = (await jobs.submit(export("good"), "")).id
+        await jobs.cancel(queued)
+        await jobs.cancel(slow)
+    finally:
+        await jobs.close()
+    assert {topic for topic, _ in told} == {"job.ended"}
+    assert [(facts["job"], facts["state"]) for _, facts in told] == [
+        (good.id, "succeeded"),
+        (queued, "cancelled"),
+        (slow, "cancelled"),
+    ]
+    assert told[0][1]["results"] == ["half@1", "whole@2"] and told[0][1]["kind"] == "export_onnx"
