@@ -17,6 +17,7 @@ import grpc
 
 from llmos.api.init.v1 import init_pb2, init_pb2_grpc
 from llmos.clients.ctl.output import as_value
+from llmos.clients.ctl.session import connects
 from llmos.lib.config import run_dir
 from llmos.lib.family import members
 
@@ -85,11 +86,18 @@ class TinyOS:
         for name in ("stand-in", "init"):
             os.kill(self.pid(name), signal.SIGKILL)
 
-    def wait_for(self, names: list[str], limit_s: float = 20) -> None:
-        """Wait until exactly these processes run (and the stand-in, when init is among them)."""
+    def wait_for(self, names: list[str], limit_s: float = 20, gone: int = 0) -> None:
+        """Wait until exactly these processes run and the pid `gone` does not.
+
+        With init its stand-in is expected as well, and that it answers.
+        """
         deadline = time.monotonic() + limit_s
         wanted = [*names, "stand-in"] if "init" in names else names
-        while self.alive() != wanted:
+        while (
+            self.alive() != wanted
+            or gone in (record.pid for record in members(run_dir(self.state_dir)))
+            or ("init" in names and not connects(run_dir(self.state_dir) / "init.sock"))
+        ):
             assert time.monotonic() < deadline, self.alive()
             time.sleep(0.05)
 

@@ -110,7 +110,7 @@ def test_killed_init_is_replaced_by_its_stand_in(running: TinyOS) -> None:
     running.wait_for(["a", "b", "init"])
     before = running.ps()
     os.kill(before["init"]["pid"], signal.SIGKILL)
-    running.wait_for(["a", "b", "init"])
+    running.wait_for(["a", "b", "init"], gone=before["init"]["pid"])
     after = running.ps()
     assert after["init"]["pid"] == before["stand-in"]["pid"] != after["stand-in"]["pid"]
     for name in "ab":
