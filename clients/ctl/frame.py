@@ -79,8 +79,9 @@ def ports(sample: Sample, rate: Rates) -> list[admin_pb2.PortInfo]:
 
 
 def services_of(port: admin_pb2.PortInfo) -> str:
-    """Return what a port serves, e.g. `Execution[smollm2,smollm2@1]`."""
-    return " ".join(map(_export, port.exports))
+    """Return what a port serves, e.g. `Execution[smollm2,smollm2@1]`, what all serve last."""
+    exports = sorted(port.exports, key=lambda e: e.service.endswith(".Introspection"))
+    return " ".join(map(_export, exports))
 
 
 def _export(export: admin_pb2.ExportInfo) -> str:

@@ -59,7 +59,9 @@ def _title(name: str, shown: int, there: int) -> Text:
 
 
 def _ports(ports: Sequence[admin_pb2.PortInfo], rate: Rates) -> Table:
-    table = _table("PORT", "PID", "FOR", "RUN", "SERVED/S", "SERVED", "FAILED", left=("NAME", ""))
+    table = _table(
+        "PORT", "PID", "FOR", "RUN", "SERVED/S", "SERVED", "FAILED", left=("NAME", "SERVICES")
+    )
     for port in ports:
         flags = frame.flags_of(port)
         table.add_row(
@@ -112,9 +114,10 @@ def _tenants(tenants: Sequence[admin_pb2.TenantInfo], rate: Rates) -> Renderable
 
 
 def _table(*right: str, left: Sequence[str]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1), expand=True)
     for column in right:
         table.add_column(column, justify="right", no_wrap=True)
-    for column in left:
-        table.add_column(column, no_wrap=True, overflow="ellipsis")
+    for column in left:  # the last one gets, and gives up, what room there is
+        ratio = 1 if column == left[-1] else None
+        table.add_column(column, no_wrap=True, overflow="ellipsis", ratio=ratio)
     return table

@@ -101,8 +101,20 @@ def test_a_frame_has_everything() -> None:
     assert "worker/[red]@1" in stalled, "names are no markup"
     ports = [line for line in lines if "worker/" in line or "storage" in line]
     assert ports[0] is stalled and "worker/m@1" in ports[1], "trouble first, then the busiest"
-    assert "Execution[m,m@1]" in ports[1] and " 50.0 " in ports[1]
+    assert ports[1].split()[:8] == ["2", "12", "0.0s", "2", "50.0", "1,000", "0", "worker/m@1"]
+    assert "Execution[m,m@1]" in ports[1]
     assert "NOT_FOUND 10" in text
+
+
+def test_long_lists_of_services_take_nothing_from_the_numbers() -> None:
+    keys = [f"some-long-model-name@{number}" for number in range(50)]
+    port = pb.PortInfo(port=7, name="worker/x", pid=12345, served=77, exports=[])
+    port.exports.add(service="a.b.Execution", keys=keys)
+    ports = pb.ListPortsResponse(ports=[port])
+    sample = frame.Sample(1.0, SECOND.stats, ports, SECOND.services, SECOND.tenants)
+    (line,) = [line for line in drawn(sample, frame.Rates()).splitlines() if "worker/x" in line]
+    assert line.split()[:8] == ["7", "12345", "0.0s", "0", "0.0", "77", "0", "worker/x"]
+    assert len(line.rstrip()) <= 140 and "…" in line
 
 
 def test_a_frame_fits_the_screen_and_says_what_it_leaves_out() -> None:
