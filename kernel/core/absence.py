@@ -14,7 +14,7 @@ from llmos.api.kernel.v1 import port_pb2 as pb
 from llmos.kernel.core.limits import Limits
 from llmos.kernel.core.queues import KeyQueue
 from llmos.kernel.core.state import Call, Export, Service, Stats
-from llmos.lib.errors import LLMOSError, Unavailable, Unimplemented
+from llmos.lib.errors import LLMOSError, NotFound, Unavailable, Unimplemented
 
 if TYPE_CHECKING:
     from llmos.kernel.core.scheduler import Scheduler
@@ -111,13 +111,14 @@ class Absence:
 
     def _arm(self, service: Service, queue: KeyQueue, now: float) -> None:
         oldest = min(call.queued_at for call in queue.calls())
-        queue.timer_at = max(now, oldest + self._grace(service))
+        queue.timer_at = max(now, oldest + self._grace(service, queue.key))
         self._timer_seq += 1
         heapq.heappush(self._timers, (queue.timer_at, self._timer_seq, service, queue))
 
-    def _grace(self, service: Service) -> float:
+    def _grace(self, service: Service, key: str) -> float:
         limits = self._limits
-        return limits.absence_grace_s if service.seen else limits.startup_grace_s
+        known = service.seen and knows(service, key)
+        return limits.absence_grace_s if known else limits.startup_grace_s
 
     def next_timer(self) -> float | None:
         """Return when `expire` has something to do."""
@@ -133,7 +134,7 @@ class Absence:
             hot = service.hot.get(queue.key, [])
             if served(hot):
                 continue
-            grace = self._grace(service)
+            grace = self._grace(service, queue.key)
             for call in [c for c in queue.calls() if c.queued_at + grace <= now]:
                 queue.take(call)
                 self._scheduler.queued -= 1
@@ -153,9 +154,21 @@ def served(hot: list[Export]) -> bool:
     return any(takes_calls(export) for export in hot)
 
 
+def knows(service: Service, key: str) -> bool:
+    """Return whether somebody serves a key, did, or would be asked to."""
+    return not key or key in service.known_keys or service.handled
+
+
+def no_such_key(service: Service, key: str) -> LLMOSError:
+    """Return the error of a call for a key that nobody knows."""
+    return NotFound("NO_SUCH_KEY", f"No process exports {service.name} for the key {key!r}.")
+
+
 def _nobody(service: Service, call: Call, grace: float) -> LLMOSError:
     if not service.seen:
         return Unimplemented("NO_SUCH_SERVICE", f"No process exports the service {service.name}.")
+    if not knows(service, call.key):
+        return no_such_key(service, call.key)
     what = f"{service.name} for {call.key!r}" if call.key else service.name
     return Unavailable(
         "NO_SERVER",

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable
 
 from llmos.api.kernel.v1 import port_pb2 as pb
-from llmos.kernel.core.absence import Absence, served
+from llmos.kernel.core.absence import Absence, knows, no_such_key, served
 from llmos.kernel.core.limits import Limits
 from llmos.kernel.core.queues import AGED_EVERY, KeyQueue
 from llmos.kernel.core.state import Call, Export, PortState, Service, Stats
@@ -18,7 +18,6 @@ from llmos.kernel.core.tenants import Tenants
 from llmos.lib.errors import (
     DeadlineExceeded,
     LLMOSError,
-    NotFound,
     ResourceExhausted,
     Unimplemented,
 )
@@ -149,11 +148,9 @@ class Scheduler:
                 f"No process exports the service {service.name}; `llmos-ctl kernel services` "
                 "lists those there are.",
             )
-        known = not call.key or call.key in service.known_keys or service.handled
-        if not known and now - (self.started or now) >= self._limits.startup_grace_s:
-            raise NotFound(
-                "NO_SUCH_KEY", f"No process exports {service.name} for the key {call.key!r}."
-            )
+        started = now - (self.started or now) >= self._limits.startup_grace_s
+        if started and not knows(service, call.key):
+            raise no_such_key(service, call.key)
 
     def withdraw(self, call: Call) -> None:
         """Take a waiting call out of its queue."""

@@ -46,3 +46,14 @@ def test_an_early_call_for_a_cold_key_waits_for_the_fault_handler() -> None:
     manager = sim.attach("execution")
     manager.export(EXECUTION, fault_handler=True)
     assert manager.take()[-1].open.method == "/llmos.api.kernel.v1.Pager/Fault"
+
+
+def test_an_early_call_for_a_key_that_nobody_has_is_told_so_after_the_start() -> None:
+    sim = Sim(Limits(startup_grace_s=5))
+    worker, client = sim.attach("worker"), sim.attach("client")
+    worker.export(EXECUTION, ("other",))
+    client.open(GENERATE, REQUEST)
+    sim.advance(4.9)
+    assert not client.take()
+    sim.advance(0.2)
+    assert client.error() == (5, "NO_SUCH_KEY")
