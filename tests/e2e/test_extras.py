@@ -94,7 +94,8 @@ def test_the_kernel_runs_there(kernel: KernelProcess, tmp_path: Path) -> None:
     assert "kernel stopped" in kernel.log.read_text()
 
 
-@pytest.mark.parametrize("name", ["storage", "gateway", "ctl"]  # execution starts without, and says it per model)
+# Execution starts without its extra and says which one a model needs.
+@pytest.mark.parametrize("name", ["storage", "gateway", "ctl"])
 def test_without_its_extra_a_process_says_which(bare: Path, name: str, tmp_path: Path) -> None:
     args = ["--help"] if name == "ctl" else ["--state-dir", str(tmp_path), "--kernel", "none"]
     done = run(bare, f"llmos-{name}", *args)
