@@ -13,6 +13,8 @@ need gcc "gcc libc6-dev"
 need spin spin
 need nginx nginx-light
 need h2load nghttp2-client
+command -v spin >/dev/null || missing="$missing spin"
+command -v gcc >/dev/null || missing="$missing gcc libc6-dev"
 if [ -z "$missing" ]; then
   echo "system-deps: everything is there"
 elif [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
