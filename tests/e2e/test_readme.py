@@ -38,14 +38,13 @@ def state(tmp_path: Path) -> Iterator[Path]:
 def bash(code: str, **env: str) -> subprocess.CompletedProcess[str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("LLMOS_", "MAKE"))}
     kept["PATH"] = f"{Path(sys.executable).parent}:{kept['PATH']}"
-    return subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", code],
+    return subprocess.run(  # `timeout` ends the whole process group, and so the pipes
+        ["timeout", "-k", "5", "150", "bash", "-euo", "pipefail", "-c", code],
         cwd=ROOT,
         env={**kept, **env},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=150,
     )
 
 

@@ -15,7 +15,9 @@ CONFTEST = Path(__file__).parents[2] / "conftest.py"
 def run(folder: Path, body: str, ci: str) -> subprocess.CompletedProcess[str]:
     (folder / "conftest.py").write_text(CONFTEST.read_text())
     (folder / "test_it.py").write_text("import pytest\n" + body)
-    (folder / "pytest.ini").write_text("[pytest]\nmarkers = gpu: needs a GPU\n")
+    support = CONFTEST.parent / "support"  # which the hook's module imports from
+    ini = f"[pytest]\nmarkers = gpu: needs a GPU\npythonpath = {support}\n"
+    (folder / "pytest.ini").write_text(ini)
     env = {**os.environ, "CI": ci, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(folder)],
