@@ -99,7 +99,8 @@ def test_any_text_survives_and_follows_the_rule(
     smollm: TorchEngine, reference: ReferenceBpe
 ) -> None:
     @settings(max_examples=150, deadline=None)
-    @given(st.text(KNOWN, max_size=40))
+    # Special tokens are not text, but hypothesis finds them among the constants of the code.
+    @given(st.text(KNOWN, max_size=40).filter(lambda text: "<|" not in text))
     def check(text: str) -> None:
         ids = smollm.tokenizer.encode(text)
         assert ids == reference.encode(text)
