@@ -15,6 +15,7 @@ from llmos.lib import rpc
 from llmos.lib.errors import InvalidArgument, LLMOSError, ResourceExhausted
 from llmos.lib.outbox import Outbox
 
+_MAX_UNREAD = 256 << 20  # bytes kept for a peer that does not read
 _LAST_WRITE_S = 2.0  # a peer that does not even read gets no status
 
 
@@ -28,7 +29,10 @@ class Attachment:
         self._closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def _send(self, envelopes: Sequence[pb.Envelope]) -> None:
-        self._outbox.put_all(envelopes)
+        if self._outbox.put_all(envelopes) > _MAX_UNREAD:
+            self._close(
+                ResourceExhausted("NOT_READING", "The process has not read what was sent to it.")
+            )
 
     def _close(self, err: LLMOSError) -> None:
         if not self._closed.done():
@@ -40,23 +44,27 @@ class Attachment:
         loop = asyncio.get_running_loop()
         reader = loop.create_task(self._read(port, frames))
         writer = loop.create_task(self._outbox.run(context.write))
+        error: LLMOSError | None = None
         try:
             await asyncio.wait({reader, writer, self._closed}, return_when=asyncio.FIRST_COMPLETED)
             for future in (self._closed, reader):
                 if future.done():
                     future.result()
         except LLMOSError as err:
-            # gRPC takes no status while a write is in flight.
-            self._outbox.close()
-            done, _ = await asyncio.wait({writer}, timeout=_LAST_WRITE_S)
-            if done:
-                await rpc.abort(context, err)
+            error = err
         finally:
-            self._hub.detach(port)
+            self._hub.detach(port)  # first: who sees the status may count on the port being gone
             self._closed.cancel()
-            for task in (reader, writer):
-                task.cancel()
+            reader.cancel()
+            if error is not None:
+                # gRPC takes no status while a write is in flight.
+                self._outbox.close()
+                await asyncio.wait({writer}, timeout=_LAST_WRITE_S)
+            written = writer.done()
+            writer.cancel()
             await asyncio.gather(reader, writer, return_exceptions=True)
+        if error is not None and written:
+            await rpc.abort(context, error)
 
     async def _read(self, port: int, frames: AsyncIterator[bytes]) -> None:
         limit = self._hub.core.limits.max_frame_bytes

@@ -101,6 +101,12 @@ class Hub:
         self._sinks.pop(port, None)
         self.feed(Detached(port))
 
+    def close(self, err: LLMOSError) -> None:
+        """End the streams of all attached processes."""
+        for number, port in self.core.ports.items():
+            if not port.own and (sink := self._sinks.get(number)) is not None:
+                sink.close(err)
+
 
 class OwnPort:
     """A port in the kernel's own process: for plain gRPC clients, and for the kernel's services."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from llmos.kernel.transport.events import EventsService
 from llmos.kernel.transport.health import HealthService
 from llmos.kernel.transport.hub import HOST, Hub, OwnPort
 from llmos.lib import methods
+from llmos.lib.errors import Unavailable
 from llmos.lib.host import new_instance
 from llmos.lib.reflection import ReflectionService
 from llmos.lib.serve import OPTIONS, Recorder, bind
@@ -28,6 +31,7 @@ from llmos.lib.serve import OPTIONS, Recorder, bind
 log = logging.getLogger(__name__)
 
 TCP_SETTING = "--tcp or LLMOS_KERNEL_TCP (127.0.0.1:0 = any free port, none = no TCP)"
+_LAST_STATUS_S = 0.5  # for telling ports that the kernel stops
 ATTACH = "/llmos.api.kernel.v1.Port/Attach"
 
 
@@ -92,7 +96,12 @@ class KernelServer:
 
     async def stop(self, grace_s: float = 2.0) -> None:
         """Stop listening, let plain clients' calls finish for `grace_s`, close all streams."""
-        await self._server.stop(grace_s)
+        stopping = asyncio.ensure_future(self._server.stop(grace_s + _LAST_STATUS_S))
+        until = time.monotonic() + grace_s
+        while self._entry.session.streams and time.monotonic() < until:
+            await asyncio.sleep(0.01)
+        self.hub.close(Unavailable("KERNEL_STOPPING", "The kernel stops; attach again."))
+        await stopping
         if self.hub.recorder is not None:
             self.hub.recorder.close()
             self.hub.recorder = None

@@ -53,8 +53,8 @@ class Outbox:
         if self._bytes > HIGH_WATER and not self._full:
             self._set_full(True)
 
-    def put_all(self, envelopes: Iterable[pb.Envelope]) -> None:
-        """Queue envelopes in order."""
+    def put_all(self, envelopes: Iterable[pb.Envelope]) -> int:
+        """Queue envelopes in order; return how many bytes are queued now."""
         queue = self._queue
         size = 0
         for envelope in envelopes:
@@ -65,6 +65,7 @@ class Outbox:
             self._wake()
         if self._bytes > HIGH_WATER and not self._full:
             self._set_full(True)
+        return self._bytes
 
     def _set_full(self, full: bool) -> None:
         self._full = full

@@ -57,6 +57,7 @@ class PortServicer(object):
         RESOURCE_EXHAUSTED FRAME_TOO_LARGE: a frame exceeds Welcome.max_frame_bytes.
         UNAUTHENTICATED    BAD_CREDENTIAL: the credential in HELLO is not accepted.
         FAILED_PRECONDITION PROTOCOL_VERSION: the kernel does not speak Hello.protocol.
+        RESOURCE_EXHAUSTED NOT_READING: the process does not read, and over 256 MiB wait for it.
         UNAVAILABLE        KERNEL_STOPPING: the kernel drains; attach again, with back-off.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

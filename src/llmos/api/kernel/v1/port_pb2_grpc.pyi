@@ -50,6 +50,7 @@ class PortStub:
       RESOURCE_EXHAUSTED FRAME_TOO_LARGE: a frame exceeds Welcome.max_frame_bytes.
       UNAUTHENTICATED    BAD_CREDENTIAL: the credential in HELLO is not accepted.
       FAILED_PRECONDITION PROTOCOL_VERSION: the kernel does not speak Hello.protocol.
+      RESOURCE_EXHAUSTED NOT_READING: the process does not read, and over 256 MiB wait for it.
       UNAVAILABLE        KERNEL_STOPPING: the kernel drains; attach again, with back-off.
     """
 
@@ -69,6 +70,7 @@ class PortAsyncStub(PortStub):
       RESOURCE_EXHAUSTED FRAME_TOO_LARGE: a frame exceeds Welcome.max_frame_bytes.
       UNAUTHENTICATED    BAD_CREDENTIAL: the credential in HELLO is not accepted.
       FAILED_PRECONDITION PROTOCOL_VERSION: the kernel does not speak Hello.protocol.
+      RESOURCE_EXHAUSTED NOT_READING: the process does not read, and over 256 MiB wait for it.
       UNAVAILABLE        KERNEL_STOPPING: the kernel drains; attach again, with back-off.
     """
 
@@ -91,6 +93,7 @@ class PortServicer(metaclass=_abc_1.ABCMeta):
           RESOURCE_EXHAUSTED FRAME_TOO_LARGE: a frame exceeds Welcome.max_frame_bytes.
           UNAUTHENTICATED    BAD_CREDENTIAL: the credential in HELLO is not accepted.
           FAILED_PRECONDITION PROTOCOL_VERSION: the kernel does not speak Hello.protocol.
+          RESOURCE_EXHAUSTED NOT_READING: the process does not read, and over 256 MiB wait for it.
           UNAVAILABLE        KERNEL_STOPPING: the kernel drains; attach again, with back-off.
         """
 
