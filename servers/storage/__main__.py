@@ -12,12 +12,15 @@ from llmos.api.storage.v1 import registry_pb2_grpc
 from llmos.lib import log
 from llmos.lib.config import load_or_exit
 from llmos.lib.errors import InvalidArgument, LLMOSError
+from llmos.lib.extras import needed
 from llmos.lib.publish import Publisher
 from llmos.lib.serve import Server
 from llmos.servers.storage import extras
 from llmos.servers.storage.config import StorageConfig
-from llmos.servers.storage.local import LocalStorage
-from llmos.servers.storage.service import BlobsService, RegistryService
+
+with needed("storage"):
+    from llmos.servers.storage.local import LocalStorage
+    from llmos.servers.storage.service import BlobsService, RegistryService
 
 
 async def serve(config: StorageConfig) -> None:
@@ -31,6 +34,7 @@ async def serve(config: StorageConfig) -> None:
     storage = await asyncio.to_thread(
         LocalStorage,
         config.state_dir / "storage",
+        database=config.database,
         imports=config.imports,
         blob_grace_s=config.blob_grace_s,
     )

@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 import shutil
-import sqlite3
 import time
 import uuid
 from collections import Counter
@@ -18,8 +17,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from sqlalchemy import Connection, delete, exists, insert, select, update
+
 from llmos.lib.errors import DataLoss, NotFound, OutOfRange
-from llmos.servers.storage.database import Database
+from llmos.servers.storage.db.engine import Database
+from llmos.servers.storage.db.tables_blobs import blobs
+from llmos.servers.storage.db.tables_registry import files
 from llmos.servers.storage.disk import sync_dir, writing
 from llmos.servers.storage.staging import Staged, Staging
 
@@ -48,7 +51,8 @@ class Blobs:
     def has_size(self, size: int) -> bool:
         """Return whether any blob has this size: only then can a file of it be stored already."""
         with self._db.read() as sql:
-            return bool(sql.execute("SELECT 1 FROM blobs WHERE size = ?", (size,)).fetchone())
+            found = sql.execute(select(blobs.c.sha256).where(blobs.c.size == size).limit(1))
+            return found.first() is not None
 
     def stage(self) -> Staging:
         """Return a place for unfinished files; `discard` it at the end in any case."""
@@ -77,7 +81,7 @@ class Blobs:
     def touch(self, sha256: str) -> int:
         """Spare a blob from collection for another while; return its size, -1 if not stored."""
         with self._db.write() as sql:
-            sql.execute("UPDATE blobs SET touched = ? WHERE sha256 = ?", (time.time(), sha256))
+            _touch(sql, sha256)
             return _size(sql, sha256)
 
     def pin(self, sha256: str) -> bool:
@@ -94,7 +98,7 @@ class Blobs:
             pass
 
     @contextlib.contextmanager
-    def placing(self, staged: Iterable[Staged]) -> Iterator[sqlite3.Connection]:
+    def placing(self, staged: Iterable[Staged]) -> Iterator[Connection]:
         """Rename staged files into the store and run the block in the transaction of their rows.
 
         When it raises, the files that were new are gone again and no row has changed.
@@ -110,9 +114,9 @@ class Blobs:
                 _unlink(new)
                 raise
 
-    def _place(self, sql: sqlite3.Connection, blob: Staged) -> list[Path]:
+    def _place(self, sql: Connection, blob: Staged) -> list[Path]:
         if _size(sql, blob.sha256) >= 0:
-            sql.execute("UPDATE blobs SET touched = ? WHERE sha256 = ?", (time.time(), blob.sha256))
+            _touch(sql, blob.sha256)
             return []
         target = self.path(blob.sha256)
         with writing(self.folder):
@@ -121,11 +125,12 @@ class Blobs:
                 sync_dir(self.folder)
             blob.path.rename(target)
             sync_dir(target.parent)
-        sql.execute("INSERT INTO blobs VALUES (?, ?, ?)", (blob.sha256, blob.size, time.time()))
+        row = {"sha256": blob.sha256, "size": blob.size, "touched": time.time()}
+        sql.execute(insert(blobs), row)
         return [target]
 
     @contextlib.contextmanager
-    def dropping(self) -> Iterator[tuple[sqlite3.Connection, list[str]]]:
+    def dropping(self) -> Iterator[tuple[Connection, list[str]]]:
         """Run a transaction; of the digests put on the list, those that nobody needs any more go.
 
         The list then holds only the digests whose files went.
@@ -135,20 +140,18 @@ class Blobs:
                 digests: list[str] = []
                 yield sql, digests
                 digests[:] = [d for d in digests if not self._pins[d] and not _used(sql, d)]
-                sql.executemany("DELETE FROM blobs WHERE sha256 = ?", [(d,) for d in digests])
+                for digest in digests:
+                    sql.execute(delete(blobs).where(blobs.c.sha256 == digest))
             _unlink(self.path(digest) for digest in digests)
 
     def collect(self, grace_s: float) -> int:
         """Delete uploads that no version has taken up within `grace_s`; return how many."""
         with self.dropping() as (sql, digests):
-            digests += [
-                d
-                for (d,) in sql.execute(
-                    "SELECT sha256 FROM blobs WHERE touched < ? "
-                    "AND NOT EXISTS (SELECT 1 FROM files WHERE files.sha256 = blobs.sha256)",
-                    (time.time() - grace_s,),
-                )
-            ]
+            abandoned = select(blobs.c.sha256).where(
+                blobs.c.touched < time.time() - grace_s,
+                ~exists().where(files.c.sha256 == blobs.c.sha256),
+            )
+            digests += sql.execute(abandoned).scalars()
         return len(digests)
 
     def recover(self) -> None:
@@ -156,7 +159,7 @@ class Blobs:
         for left in self._temporary.iterdir():
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         with self._db.lock, self._db.write() as sql:
-            rows = dict(sql.execute("SELECT sha256, size FROM blobs").fetchall())
+            rows = {row.sha256: row.size for row in sql.execute(select(blobs))}
             found = {file.name: file for file in self.folder.glob("*/*")}
             orphans = [file for digest, file in found.items() if digest not in rows]
             _unlink(orphans)
@@ -167,7 +170,7 @@ class Blobs:
                 if _used(sql, digest):
                     log.error("a blob is damaged or missing", extra={"sha256": digest})
                     continue
-                sql.execute("DELETE FROM blobs WHERE sha256 = ?", (digest,))
+                sql.execute(delete(blobs).where(blobs.c.sha256 == digest))
                 _unlink([self.path(digest)])
         if orphans:
             log.info("removed files that a crash left", extra={"files": len(orphans)})
@@ -214,14 +217,18 @@ def damaged(sha256: str, why: str) -> DataLoss:
     )
 
 
-def _size(sql: sqlite3.Connection, sha256: str) -> int:
-    row = sql.execute("SELECT size FROM blobs WHERE sha256 = ?", (sha256,)).fetchone()
-    return int(row[0]) if row else -1
+def _size(sql: Connection, sha256: str) -> int:
+    size = sql.execute(select(blobs.c.size).where(blobs.c.sha256 == sha256)).scalar()
+    return -1 if size is None else size
 
 
-def _used(sql: sqlite3.Connection, sha256: str) -> bool:
-    row = sql.execute("SELECT 1 FROM files WHERE sha256 = ? LIMIT 1", (sha256,)).fetchone()
-    return row is not None
+def _touch(sql: Connection, sha256: str) -> None:
+    sql.execute(update(blobs).where(blobs.c.sha256 == sha256).values(touched=time.time()))
+
+
+def _used(sql: Connection, sha256: str) -> bool:
+    using = select(files.c.name).where(files.c.sha256 == sha256).limit(1)
+    return sql.execute(using).first() is not None
 
 
 def _unlink(paths: Iterable[Path]) -> None:

@@ -11,6 +11,9 @@ from llmos.lib.config import ServerConfig, option
 class StorageConfig(ServerConfig):
     """What `[storage]` in llmos.toml may say."""
 
+    database: str = option(
+        "", "postgresql://USER:PASSWORD@HOST/NAME or sqlite:///FILE; empty = a file in state_dir"
+    )
     imports: int = option(2, "imports that run at a time; others wait")
     blob_grace_s: float = option(86400.0, "uploads that no version has taken up go after this long")
     stall_s: float = option(

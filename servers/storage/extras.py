@@ -8,7 +8,7 @@ from typing import Any
 
 from llmos.lib.errors import FailedPrecondition
 
-_PACKAGES = ("gguf", "safetensors", "onnx")
+_PACKAGES = ("gguf", "safetensors", "onnx", "sqlalchemy", "alembic", "psycopg")
 
 
 def need(module: str) -> Any:

@@ -15,7 +15,7 @@ from llmos.lib.errors import FailedPrecondition, LLMOSError
 from llmos.servers.storage import importer, names
 from llmos.servers.storage.base import Storage
 from llmos.servers.storage.blobs import Blobs, damaged
-from llmos.servers.storage.database import Database
+from llmos.servers.storage.db.engine import Database
 from llmos.servers.storage.disk import writing
 from llmos.servers.storage.model import Draft, Page, Progress, Registered, Version
 from llmos.servers.storage.registry import Registry
@@ -29,12 +29,20 @@ _TICK_S = 0.1
 class LocalStorage(Storage):
     """Implements Storage. Nothing of it blocks the event loop."""
 
-    def __init__(self, folder: Path, *, imports: int = 2, blob_grace_s: float = 86400.0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        database: str = "",
+        imports: int = 2,
+        blob_grace_s: float = 86400.0,
+    ) -> None:
         """Open or create the store, and clear what a crash left.
 
-        imports: how many run at a time, others wait. blob_grace_s: how long an uploaded blob
-        stays without a version that has it. Raises READ_ONLY, DISK_FULL, STATE_IN_USE,
-        REGISTRY_DAMAGED, NEWER_STATE.
+        database: URL, "" = a file in `folder`. imports: how many run at a time, others wait.
+        blob_grace_s: how long an uploaded blob stays without a version that has it. Raises
+        READ_ONLY, DISK_FULL, STATE_IN_USE, REGISTRY_DAMAGED, NEWER_STATE, BAD_CONFIG,
+        DATABASE_UNREACHABLE.
         """
         blobs, temporary = folder / "blobs", folder / "tmp"
         with writing(folder), contextlib.ExitStack() as undo:
@@ -42,7 +50,7 @@ class LocalStorage(Storage):
                 path.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock = _lock(folder / "lock")
             undo.callback(os.close, self._lock)
-            self._database = Database(folder / "registry.db")
+            self._database = Database(database or folder / "registry.db")
             undo.callback(self._database.close)
             self._blobs = Blobs(blobs, temporary, self._database)
             self._registry = Registry(self._database, blobs)

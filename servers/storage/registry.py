@@ -6,13 +6,25 @@ import base64
 import difflib
 import json
 import math
-import sqlite3
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, and_, delete, insert, or_, select, update
 
 from llmos.lib.errors import FailedPrecondition, InvalidArgument, NotFound
-from llmos.servers.storage.database import Database
+from llmos.servers.storage.db.engine import Database
+from llmos.servers.storage.db.tables import insert_new
+from llmos.servers.storage.db.tables_blobs import blobs
+from llmos.servers.storage.db.tables_registry import (
+    files,
+    metrics,
+    models,
+    parents,
+    requests,
+    versions,
+)
 from llmos.servers.storage.model import (
     Description,
     Draft,
@@ -39,7 +51,7 @@ class Registry:
         self._db = database
         self._blobs = blobs
 
-    def insert(self, sql: sqlite3.Connection, draft: Draft) -> tuple[Version, bool]:
+    def insert(self, sql: Connection, draft: Draft) -> tuple[Version, bool]:
         """Register a draft under the next number of its name; its blobs must have rows.
 
         Returns the version, and whether it was there before: the one that an earlier attempt
@@ -48,69 +60,76 @@ class Registry:
         digest = version_digest(draft.files)
         if found := self._existing(sql, draft, digest):
             return found, True
-        sql.execute("INSERT OR IGNORE INTO models VALUES (?, 0)", (draft.name,))
-        (version,) = sql.execute(
-            "UPDATE models SET last_version = last_version + 1 WHERE name = ? "
-            "RETURNING last_version",
-            (draft.name,),
-        ).fetchone()
-        about, lineage, key = draft.description, draft.lineage, (draft.name, version)
+        sql.execute(insert_new(sql, models), {"name": draft.name, "last_version": 0})
+        version = sql.execute(
+            update(models)
+            .where(models.c.name == draft.name)
+            .values(last_version=models.c.last_version + 1)
+            .returning(models.c.last_version)
+        ).scalar_one()
+        about, lineage = draft.description, draft.lineage
+        key = {"name": draft.name, "version": version}
         sql.execute(
-            f"INSERT INTO versions VALUES ({', '.join('?' * 14)})",
-            (
-                *key,
-                digest,
-                about.format,
-                about.task,
-                about.architecture,
-                about.parameters,
-                about.dtype,
-                about.context_length,
-                about.license,
-                lineage.source,
-                lineage.job,
-                lineage.step,
-                time.time(),
-            ),
-        )
-        sql.executemany(
-            "INSERT INTO files VALUES (?, ?, ?, ?, ?)",
-            [(*key, i, file.name, file.sha256) for i, file in enumerate(draft.files)],
-        )
-        sql.executemany(
-            "INSERT INTO parents VALUES (?, ?, ?, ?)",
-            [(*key, i, parent) for i, parent in enumerate(lineage.parents)],
-        )
-        sql.executemany(
-            "INSERT INTO metrics VALUES (?, ?, ?, ?, ?, ?)",
-            [(*key, i, m.name, m.value, m.unit) for i, m in enumerate(draft.metrics)],
-        )
-        if draft.request_id:
-            sql.execute("INSERT INTO requests VALUES (?, ?, ?)", (draft.request_id, *key))
-        return self._load(sql, [key])[0], False
-
-    def _existing(self, sql: sqlite3.Connection, draft: Draft, digest: str) -> Version | None:
-        key = None
-        if draft.request_id:
-            key = sql.execute(
-                "SELECT name, version FROM requests WHERE request_id = ?", (draft.request_id,)
-            ).fetchone()
-        key = (
+            insert(versions),
             key
-            or sql.execute(
-                "SELECT name, version FROM versions WHERE name = ? AND digest = ?",
-                (draft.name, digest),
-            ).fetchone()
+            | {
+                "digest": digest,
+                "format": int(about.format),
+                "task": int(about.task),
+                "architecture": about.architecture,
+                "parameters": about.parameters,
+                "dtype": about.dtype,
+                "context_length": about.context_length,
+                "license": about.license,
+                "source": lineage.source,
+                "job": lineage.job,
+                "step": lineage.step,
+                "created": time.time(),
+            },
         )
-        return self._load(sql, [key])[0] if key else None
+        rows: list[tuple[Any, list[dict[str, object]]]] = [
+            (files, [{"file": f.name, "sha256": f.sha256} for f in draft.files]),
+            (parents, [{"parent": parent} for parent in lineage.parents]),
+            (
+                metrics,
+                [
+                    {
+                        "metric": m.name,
+                        "value": None if math.isnan(m.value) else m.value,
+                        "unit": m.unit,
+                    }
+                    for m in draft.metrics
+                ],
+            ),
+        ]
+        for table, of_version in rows:
+            if of_version:
+                numbered = [key | {"position": i} | row for i, row in enumerate(of_version)]
+                sql.execute(insert(table), numbered)
+        if draft.request_id:
+            sql.execute(insert(requests), key | {"request_id": draft.request_id})
+        return self._load(sql, [(draft.name, version)])[0], False
+
+    def _existing(self, sql: Connection, draft: Draft, digest: str) -> Version | None:
+        if draft.request_id and (found := self._of_request(sql, draft.request_id)):
+            return found
+        key = sql.execute(
+            select(versions.c.name, versions.c.version).where(
+                versions.c.name == draft.name, versions.c.digest == digest
+            )
+        ).first()
+        return self._load(sql, [(key.name, key.version)])[0] if key else None
 
     def of_request(self, request_id: str) -> Version | None:
         """Return the version that an earlier attempt of this request registered."""
         with self._db.read() as sql:
-            key = sql.execute(
-                "SELECT name, version FROM requests WHERE request_id = ?", (request_id,)
-            ).fetchone()
-            return self._load(sql, [key])[0] if key else None
+            return self._of_request(sql, request_id)
+
+    def _of_request(self, sql: Connection, request_id: str) -> Version | None:
+        key = sql.execute(
+            select(requests.c.name, requests.c.version).where(requests.c.request_id == request_id)
+        ).first()
+        return self._load(sql, [(key.name, key.version)])[0] if key else None
 
     def get(self, ref: str) -> Version:
         """Return the version that `name` (newest) or `name@version` means.
@@ -120,39 +139,35 @@ class Registry:
         with self._db.read() as sql:
             return self._load(sql, [self.key(sql, ref)])[0]
 
-    def key(self, sql: sqlite3.Connection, ref: str) -> tuple[str, int]:
+    def key(self, sql: Connection, ref: str) -> tuple[str, int]:
         """Return (name, version) of an existing version. Raises as `get`."""
         name, version = parse_ref(ref)
-        numbers = [
-            n
-            for (n,) in sql.execute(
-                "SELECT version FROM versions WHERE name = ? ORDER BY version DESC", (name,)
-            )
-        ]
+        wanted = select(versions.c.version).where(versions.c.name == name)
+        if version is not None:
+            found = sql.execute(wanted.where(versions.c.version == version)).scalar()
+        else:
+            found = sql.execute(wanted.order_by(versions.c.version.desc()).limit(1)).scalar()
+        if found is not None:
+            return name, found
+        newest = wanted.order_by(versions.c.version.desc()).limit(9)
+        numbers = [str(n) for n in sql.execute(newest).scalars()]
         if not numbers:
-            names = [n for (n,) in sql.execute("SELECT DISTINCT name FROM versions")]
+            names = list(sql.execute(select(versions.c.name).distinct()).scalars())
             near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
             hint = f"near names: {', '.join(near)}" if near else "`llmos-ctl model ls` lists all"
             raise NotFound("NO_SUCH_MODEL", f"There is no model {short(name)}; {hint}.")
-        if version is None:
-            return name, numbers[0]
-        if version not in numbers:
-            there = ", ".join(str(n) for n in numbers[:8]) + (", ..." if len(numbers) > 8 else "")
-            raise NotFound(
-                "NO_SUCH_VERSION", f"Model {name} has no version {version}; it has {there}."
-            )
-        return name, version
+        there = ", ".join(numbers[:8]) + (", ..." if len(numbers) > 8 else "")
+        raise NotFound("NO_SUCH_VERSION", f"Model {name} has no version {version}; it has {there}.")
 
-    def license(self, parents: Iterable[str]) -> str:
+    def license(self, refs: Iterable[str]) -> str:
         """Return the licence that all these versions have; "" when they differ or say nothing."""
         found = set()
         with self._db.read() as sql:
-            for parent in parents:
-                row = sql.execute(
-                    "SELECT license FROM versions WHERE name = ? AND version = ?",
-                    parse_ref(parent),
-                ).fetchone()
-                found.add(row[0] if row else "")
+            for name, version in map(parse_ref, refs):
+                one = select(versions.c.license).where(
+                    versions.c.name == name, versions.c.version == version
+                )
+                found.add(sql.execute(one).scalar() or "")
         return found.pop() if len(found) == 1 else ""
 
     def page(self, name: str, size: int, token: str) -> Page:
@@ -162,32 +177,29 @@ class Registry:
                 "BAD_PAGE", f"page_size {size} is out of range: ask for 1 to {MAX_PAGE}."
             )
         size = size or DEFAULT_PAGE
-        where, values = "1", list[object]()
+        wanted = select(versions.c.name, versions.c.version)
         if name:
-            where, values = "name = ?", [name]
+            wanted = wanted.where(versions.c.name == name)
         if token:
             last = _read_token(token, name)
-            where += " AND (name > ? OR (name = ? AND version < ?))"
-            values += [last[0], last[0], last[1]]
+            older = and_(versions.c.name == last[0], versions.c.version < last[1])
+            wanted = wanted.where(or_(versions.c.name > last[0], older))
+        wanted = wanted.order_by(versions.c.name, versions.c.version.desc()).limit(size + 1)
         with self._db.read() as sql:
-            keys = sql.execute(
-                f"SELECT name, version FROM versions WHERE {where} "
-                "ORDER BY name, version DESC LIMIT ?",
-                [*values, size + 1],
-            ).fetchall()
-            versions = self._load(sql, keys[:size])
-        return Page(versions, _token(name, keys[size - 1]) if len(keys) > size else "")
+            keys = [(row.name, row.version) for row in sql.execute(wanted)]
+            found = self._load(sql, keys[:size])
+        return Page(found, _token(name, keys[size - 1]) if len(keys) > size else "")
 
-    def delete(self, sql: sqlite3.Connection, ref: str, force: bool) -> list[str]:
+    def delete(self, sql: Connection, ref: str, force: bool) -> list[str]:
         """Delete a version and return its digests. Raises as `get`, and IN_USE."""
         name, version = self.key(sql, ref)
-        children = [
-            f"{n}@{v}"
-            for n, v in sql.execute(
-                "SELECT DISTINCT name, version FROM parents WHERE parent = ? ORDER BY 1, 2",
-                (f"{name}@{version}",),
-            )
-        ]
+        made = (
+            select(parents.c.name, parents.c.version)
+            .where(parents.c.parent == f"{name}@{version}")
+            .distinct()
+            .order_by(parents.c.name, parents.c.version)
+        )
+        children = [f"{row.name}@{row.version}" for row in sql.execute(made)]
         if children and not force:
             raise FailedPrecondition(
                 "IN_USE",
@@ -195,47 +207,51 @@ class Registry:
                 f"{'was' if len(children) == 1 else 'were'} made from; delete those first, or "
                 "force it.",
             )
-        digests = [
-            d
-            for (d,) in sql.execute(
-                "SELECT DISTINCT sha256 FROM files WHERE name = ? AND version = ?", (name, version)
-            )
-        ]
-        sql.execute("DELETE FROM versions WHERE name = ? AND version = ?", (name, version))
+        own = select(files.c.sha256).where(files.c.name == name, files.c.version == version)
+        digests = list(sql.execute(own.distinct()).scalars())
+        sql.execute(delete(versions).where(versions.c.name == name, versions.c.version == version))
         return digests
 
-    def _load(self, sql: sqlite3.Connection, keys: Iterable[tuple[str, int]]) -> list[Version]:
+    def _load(self, sql: Connection, keys: Iterable[tuple[str, int]]) -> list[Version]:
         return [self._one(sql, name, version) for name, version in keys]
 
-    def _one(self, sql: sqlite3.Connection, name: str, version: int) -> Version:
-        key = (name, version)
+    def _one(self, sql: Connection, name: str, version: int) -> Version:
         row = sql.execute(
-            "SELECT format, task, architecture, parameters, dtype, context_length, license, "
-            "source, job, step, created, digest FROM versions WHERE name = ? AND version = ?",
-            key,
-        ).fetchone()
-        files = sql.execute(
-            "SELECT file, sha256, size FROM files JOIN blobs USING (sha256) "
-            "WHERE name = ? AND version = ? ORDER BY position",
-            key,
+            select(versions).where(versions.c.name == name, versions.c.version == version)
+        ).one()
+        stored = sql.execute(
+            select(files.c.file, files.c.sha256, blobs.c.size)
+            .join(blobs, blobs.c.sha256 == files.c.sha256)
+            .where(files.c.name == name, files.c.version == version)
+            .order_by(files.c.position)
         )
-        parents = sql.execute(
-            "SELECT parent FROM parents WHERE name = ? AND version = ? ORDER BY position", key
-        )
-        metrics = sql.execute(
-            "SELECT metric, value, unit FROM metrics WHERE name = ? AND version = ? "
-            "ORDER BY position",
-            key,
+        made_from = sql.execute(
+            select(parents.c.parent)
+            .where(parents.c.name == name, parents.c.version == version)
+            .order_by(parents.c.position)
+        ).scalars()
+        measured = sql.execute(
+            select(metrics.c.metric, metrics.c.value, metrics.c.unit)
+            .where(metrics.c.name == name, metrics.c.version == version)
+            .order_by(metrics.c.position)
         )
         return Version(
             name=name,
             version=version,
-            description=Description(Format(row[0]), Task(row[1]), *row[2:7]),
-            files=tuple(File(f, d, s, self._blobs / d[:2] / d) for f, d, s in files),
-            lineage=Lineage(row[7], tuple(p for (p,) in parents), row[8], row[9]),
-            metrics=tuple(Metric(m, math.nan if v is None else v, u) for m, v, u in metrics),
-            created_unix_s=row[10],
-            digest=row[11],
+            description=Description(
+                Format(row.format),
+                Task(row.task),
+                row.architecture,
+                row.parameters,
+                row.dtype,
+                row.context_length,
+                row.license,
+            ),
+            files=tuple(File(f, d, s, self._blobs / d[:2] / d) for f, d, s in stored),
+            lineage=Lineage(row.source, tuple(made_from), row.job, row.step),
+            metrics=tuple(Metric(m, math.nan if v is None else v, u) for m, v, u in measured),
+            created_unix_s=row.created,
+            digest=row.digest,
         )
 
 
