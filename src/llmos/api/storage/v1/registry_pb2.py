@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#llmos/api/storage/v1/registry.proto\x12\x14llmos.api.storage.v1\"\xad\x03\n\x0cModelVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12,\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x1c.llmos.api.storage.v1.Format\x12(\n\x04task\x18\x04 \x01(\x0e\x32\x1a.llmos.api.storage.v1.Task\x12\x14\n\x0c\x61rchitecture\x18\x05 \x01(\t\x12\x12\n\nparameters\x18\x06 \x01(\x04\x12\r\n\x05\x64type\x18\x07 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x08 \x01(\r\x12\x0f\n\x07license\x18\t \x01(\t\x12)\n\x05\x66iles\x18\n \x03(\x0b\x32\x1a.llmos.api.storage.v1.File\x12.\n\x07lineage\x18\x0b \x01(\x0b\x32\x1d.llmos.api.storage.v1.Lineage\x12-\n\x07metrics\x18\x0c \x03(\x0b\x32\x1c.llmos.api.storage.v1.Metric\x12\x16\n\x0e\x63reated_unix_s\x18\r \x01(\x01\x12\x0e\n\x06\x64igest\x18\x0e \x01(\t\x12\x12\n\nsize_bytes\x18\x0f \x01(\x04\"@\n\x04\x46ile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12\x0c\n\x04path\x18\x04 \x01(\t\"E\n\x07Lineage\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0f\n\x07parents\x18\x02 \x03(\t\x12\x0b\n\x03job\x18\x03 \x01(\t\x12\x0c\n\x04step\x18\x04 \x01(\t\"3\n\x06Metric\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x0c\n\x04unit\x18\x03 \x01(\t\"2\n\x12ImportModelRequest\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x93\x01\n\x13ImportModelResponse\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x12\n\ndone_bytes\x18\x02 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\x12\x33\n\x07version\x18\x04 \x01(\x0b\x32\".llmos.api.storage.v1.ModelVersion\x12\x0f\n\x07\x65xisted\x18\x05 \x01(\x08\"_\n\x14\x43reateVersionRequest\x12\x33\n\x07version\x18\x01 \x01(\x0b\x32\".llmos.api.storage.v1.ModelVersion\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"L\n\x15\x43reateVersionResponse\x12\x33\n\x07version\x18\x01 \x01(\x0b\x32\".llmos.api.storage.v1.ModelVersion\" \n\x11GetVersionRequest\x12\x0b\n\x03ref\x18\x01 \x01(\t\"I\n\x12GetVersionResponse\x12\x33\n\x07version\x18\x01 \x01(\x0b\x32\".llmos.api.storage.v1.ModelVersion\"J\n\x13ListVersionsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"e\n\x14ListVersionsResponse\x12\x34\n\x08versions\x18\x01 \x03(\x0b\x32\".llmos.api.storage.v1.ModelVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"2\n\x14\x44\x65leteVersionRequest\x12\x0b\n\x03ref\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\",\n\x15\x44\x65leteVersionResponse\x12\x13\n\x0b\x66reed_bytes\x18\x01 \x01(\x04\"0\n\x10WriteBlobRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"2\n\x11WriteBlobResponse\x12\x0c\n\x04size\x18\x01 \x01(\x04\x12\x0f\n\x07\x65xisted\x18\x02 \x01(\x08\"A\n\x0fReadBlobRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\" \n\x10ReadBlobResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\"\n\x10StatBlobsRequest\x12\x0e\n\x06sha256\x18\x01 \x03(\t\"\"\n\x11StatBlobsResponse\x12\r\n\x05sizes\x18\x01 \x03(\x03*Z\n\x06\x46ormat\x12\x16\n\x12\x46ORMAT_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x46ORMAT_GGUF\x10\x01\x12\x16\n\x12\x46ORMAT_SAFETENSORS\x10\x02\x12\x0f\n\x0b\x46ORMAT_ONNX\x10\x03*Q\n\x04Task\x12\x14\n\x10TASK_UNSPECIFIED\x10\x00\x12\x11\n\rTASK_GENERATE\x10\x01\x12\x0e\n\nTASK_EMBED\x10\x02\x12\x10\n\x0cTASK_PREDICT\x10\x03\x32\xa5\x04\n\x08Registry\x12i\n\x0bImportModel\x12(.llmos.api.storage.v1.ImportModelRequest\x1a).llmos.api.storage.v1.ImportModelResponse\"\x03\x90\x02\x02\x30\x01\x12m\n\rCreateVersion\x12*.llmos.api.storage.v1.CreateVersionRequest\x1a+.llmos.api.storage.v1.CreateVersionResponse\"\x03\x90\x02\x02\x12\x64\n\nGetVersion\x12\'.llmos.api.storage.v1.GetVersionRequest\x1a(.llmos.api.storage.v1.GetVersionResponse\"\x03\x90\x02\x01\x12j\n\x0cListVersions\x12).llmos.api.storage.v1.ListVersionsRequest\x1a*.llmos.api.storage.v1.ListVersionsResponse\"\x03\x90\x02\x01\x12m\n\rDeleteVersion\x12*.llmos.api.storage.v1.DeleteVersionRequest\x1a+.llmos.api.storage.v1.DeleteVersionResponse\"\x03\x90\x02\x02\x32\xb1\x02\n\x05\x42lobs\x12\x63\n\tWriteBlob\x12&.llmos.api.storage.v1.WriteBlobRequest\x1a\'.llmos.api.storage.v1.WriteBlobResponse\"\x03\x90\x02\x02(\x01\x12`\n\x08ReadBlob\x12%.llmos.api.storage.v1.ReadBlobRequest\x1a&.llmos.api.storage.v1.ReadBlobResponse\"\x03\x90\x02\x01\x30\x01\x12\x61\n\tStatBlobs\x12&.llmos.api.storage.v1.StatBlobsRequest\x1a\'.llmos.api.storage.v1.StatBlobsResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#llmos/api/storage/v1/registry.proto\x12\x14llmos.api.storage.v1\"\xad\x03\n\x0cModelVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12,\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x1c.llmos.api.storage.v1.Format\x12(\n\x04task\x18\x04 \x01(\x0e\x32\x1a.llmos.api.storage.v1.Task\x12\x14\n\x0c\x61rchitecture\x18\x05 \x01(\t\x12\x12\n\nparameters\x18\x06 \x01(\x04\x12\r\n\x05\x64type\x18\x07 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x08 \x01(\r\x12\x0f\n\x07license\x18\t \x01(\t\x12)\n\x05\x66iles\x18\n \x03(\x0b\x32\x1a.llmos.api.storage.v1.File\x12.\n\x07lineage\x18\x0b \x01(\x0b\x32\x1d.llmos.api.storage.v1.Lineage\x12-\n\x07metrics\x18\x0c \x03(\x0b\x32\x1c.llmos.api.storage.v1.Metric\x12\x16\n\x0e\x63reated_unix_s\x18\r \x01(\x01\x12\x0e\n\x06\x64igest\x18\x0e \x01(\t\x12\x12\n\nsize_bytes\x18\x0f \x01(\x04\"@\n\x04\x46ile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12\x0c\n\x04path\x18\x04 \x01(\t\"E\n\x07Lineage\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0f\n\x07parents\x18\x02 \x03(\t\x12\x0b\n\x03job\x18\x03 \x01(\t\x12\x0c\n\x04step\x18\x04 \x01(\t\"3\n\x06Metric\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x0c\n\x04unit\x18\x03 \x01(\t\"2\n\x12ImportModelRequest\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x93\x01\n\x13ImportModelResponse\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x12\n\ndone_bytes\x18\x02 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\x12\x33\n\x07version\x18\x04 \x01(\x0b\x32\".llmos.api.storage.v1.ModelVersion\x12\x0f\n\x07\x65xisted\x18\x05 \x01(\x08\"_\n\x14\x43reateVersionRequest\x12\x33\n\x07version\x18\x01 \x01(\x0b\x32\".llmos.api.storage.v1.ModelVersion\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"L\n\x15\x43reateVersionResponse\x12\x33\n\x07version\x18\x01 \x01(\x0b\x32\".llmos.api.storage.v1.ModelVersion\".\n\x11GetVersionRequest\x12\x0b\n\x03ref\x18\x01 \x01(\t\x12\x0c\n\x04load\x18\x02 \x01(\x08\"I\n\x12GetVersionResponse\x12\x33\n\x07version\x18\x01 \x01(\x0b\x32\".llmos.api.storage.v1.ModelVersion\"J\n\x13ListVersionsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"e\n\x14ListVersionsResponse\x12\x34\n\x08versions\x18\x01 \x03(\x0b\x32\".llmos.api.storage.v1.ModelVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"2\n\x14\x44\x65leteVersionRequest\x12\x0b\n\x03ref\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\",\n\x15\x44\x65leteVersionResponse\x12\x13\n\x0b\x66reed_bytes\x18\x01 \x01(\x04\"0\n\x10WriteBlobRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"2\n\x11WriteBlobResponse\x12\x0c\n\x04size\x18\x01 \x01(\x04\x12\x0f\n\x07\x65xisted\x18\x02 \x01(\x08\"A\n\x0fReadBlobRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\" \n\x10ReadBlobResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\"\n\x10StatBlobsRequest\x12\x0e\n\x06sha256\x18\x01 \x03(\t\"\"\n\x11StatBlobsResponse\x12\r\n\x05sizes\x18\x01 \x03(\x03*o\n\x06\x46ormat\x12\x16\n\x12\x46ORMAT_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x46ORMAT_GGUF\x10\x01\x12\x16\n\x12\x46ORMAT_SAFETENSORS\x10\x02\x12\x0f\n\x0b\x46ORMAT_ONNX\x10\x03\x12\x13\n\x0f\x46ORMAT_PIPELINE\x10\x08*Q\n\x04Task\x12\x14\n\x10TASK_UNSPECIFIED\x10\x00\x12\x11\n\rTASK_GENERATE\x10\x01\x12\x0e\n\nTASK_EMBED\x10\x02\x12\x10\n\x0cTASK_PREDICT\x10\x03\x32\xa5\x04\n\x08Registry\x12i\n\x0bImportModel\x12(.llmos.api.storage.v1.ImportModelRequest\x1a).llmos.api.storage.v1.ImportModelResponse\"\x03\x90\x02\x02\x30\x01\x12m\n\rCreateVersion\x12*.llmos.api.storage.v1.CreateVersionRequest\x1a+.llmos.api.storage.v1.CreateVersionResponse\"\x03\x90\x02\x02\x12\x64\n\nGetVersion\x12\'.llmos.api.storage.v1.GetVersionRequest\x1a(.llmos.api.storage.v1.GetVersionResponse\"\x03\x90\x02\x01\x12j\n\x0cListVersions\x12).llmos.api.storage.v1.ListVersionsRequest\x1a*.llmos.api.storage.v1.ListVersionsResponse\"\x03\x90\x02\x01\x12m\n\rDeleteVersion\x12*.llmos.api.storage.v1.DeleteVersionRequest\x1a+.llmos.api.storage.v1.DeleteVersionResponse\"\x03\x90\x02\x02\x32\xb1\x02\n\x05\x42lobs\x12\x63\n\tWriteBlob\x12&.llmos.api.storage.v1.WriteBlobRequest\x1a\'.llmos.api.storage.v1.WriteBlobResponse\"\x03\x90\x02\x02(\x01\x12`\n\x08ReadBlob\x12%.llmos.api.storage.v1.ReadBlobRequest\x1a&.llmos.api.storage.v1.ReadBlobResponse\"\x03\x90\x02\x01\x30\x01\x12\x61\n\tStatBlobs\x12&.llmos.api.storage.v1.StatBlobsRequest\x1a\'.llmos.api.storage.v1.StatBlobsResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,10 +47,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BLOBS'].methods_by_name['ReadBlob']._serialized_options = b'\220\002\001'
   _globals['_BLOBS'].methods_by_name['StatBlobs']._loaded_options = None
   _globals['_BLOBS'].methods_by_name['StatBlobs']._serialized_options = b'\220\002\001'
-  _globals['_FORMAT']._serialized_start=1721
-  _globals['_FORMAT']._serialized_end=1811
-  _globals['_TASK']._serialized_start=1813
-  _globals['_TASK']._serialized_end=1894
+  _globals['_FORMAT']._serialized_start=1735
+  _globals['_FORMAT']._serialized_end=1846
+  _globals['_TASK']._serialized_start=1848
+  _globals['_TASK']._serialized_end=1929
   _globals['_MODELVERSION']._serialized_start=62
   _globals['_MODELVERSION']._serialized_end=491
   _globals['_FILE']._serialized_start=493
@@ -68,31 +68,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEVERSIONRESPONSE']._serialized_start=982
   _globals['_CREATEVERSIONRESPONSE']._serialized_end=1058
   _globals['_GETVERSIONREQUEST']._serialized_start=1060
-  _globals['_GETVERSIONREQUEST']._serialized_end=1092
-  _globals['_GETVERSIONRESPONSE']._serialized_start=1094
-  _globals['_GETVERSIONRESPONSE']._serialized_end=1167
-  _globals['_LISTVERSIONSREQUEST']._serialized_start=1169
-  _globals['_LISTVERSIONSREQUEST']._serialized_end=1243
-  _globals['_LISTVERSIONSRESPONSE']._serialized_start=1245
-  _globals['_LISTVERSIONSRESPONSE']._serialized_end=1346
-  _globals['_DELETEVERSIONREQUEST']._serialized_start=1348
-  _globals['_DELETEVERSIONREQUEST']._serialized_end=1398
-  _globals['_DELETEVERSIONRESPONSE']._serialized_start=1400
-  _globals['_DELETEVERSIONRESPONSE']._serialized_end=1444
-  _globals['_WRITEBLOBREQUEST']._serialized_start=1446
-  _globals['_WRITEBLOBREQUEST']._serialized_end=1494
-  _globals['_WRITEBLOBRESPONSE']._serialized_start=1496
-  _globals['_WRITEBLOBRESPONSE']._serialized_end=1546
-  _globals['_READBLOBREQUEST']._serialized_start=1548
-  _globals['_READBLOBREQUEST']._serialized_end=1613
-  _globals['_READBLOBRESPONSE']._serialized_start=1615
-  _globals['_READBLOBRESPONSE']._serialized_end=1647
-  _globals['_STATBLOBSREQUEST']._serialized_start=1649
-  _globals['_STATBLOBSREQUEST']._serialized_end=1683
-  _globals['_STATBLOBSRESPONSE']._serialized_start=1685
-  _globals['_STATBLOBSRESPONSE']._serialized_end=1719
-  _globals['_REGISTRY']._serialized_start=1897
-  _globals['_REGISTRY']._serialized_end=2446
-  _globals['_BLOBS']._serialized_start=2449
-  _globals['_BLOBS']._serialized_end=2754
+  _globals['_GETVERSIONREQUEST']._serialized_end=1106
+  _globals['_GETVERSIONRESPONSE']._serialized_start=1108
+  _globals['_GETVERSIONRESPONSE']._serialized_end=1181
+  _globals['_LISTVERSIONSREQUEST']._serialized_start=1183
+  _globals['_LISTVERSIONSREQUEST']._serialized_end=1257
+  _globals['_LISTVERSIONSRESPONSE']._serialized_start=1259
+  _globals['_LISTVERSIONSRESPONSE']._serialized_end=1360
+  _globals['_DELETEVERSIONREQUEST']._serialized_start=1362
+  _globals['_DELETEVERSIONREQUEST']._serialized_end=1412
+  _globals['_DELETEVERSIONRESPONSE']._serialized_start=1414
+  _globals['_DELETEVERSIONRESPONSE']._serialized_end=1458
+  _globals['_WRITEBLOBREQUEST']._serialized_start=1460
+  _globals['_WRITEBLOBREQUEST']._serialized_end=1508
+  _globals['_WRITEBLOBRESPONSE']._serialized_start=1510
+  _globals['_WRITEBLOBRESPONSE']._serialized_end=1560
+  _globals['_READBLOBREQUEST']._serialized_start=1562
+  _globals['_READBLOBREQUEST']._serialized_end=1627
+  _globals['_READBLOBRESPONSE']._serialized_start=1629
+  _globals['_READBLOBRESPONSE']._serialized_end=1661
+  _globals['_STATBLOBSREQUEST']._serialized_start=1663
+  _globals['_STATBLOBSREQUEST']._serialized_end=1697
+  _globals['_STATBLOBSRESPONSE']._serialized_start=1699
+  _globals['_STATBLOBSRESPONSE']._serialized_end=1733
+  _globals['_REGISTRY']._serialized_start=1932
+  _globals['_REGISTRY']._serialized_end=2481
+  _globals['_BLOBS']._serialized_start=2484
+  _globals['_BLOBS']._serialized_end=2789
 # @@protoc_insertion_point(module_scope)

@@ -33,6 +33,8 @@ class _FormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Format.ValueTy
     """safetensors with config.json and tokenizer.json beside it."""
     FORMAT_ONNX: _Format.ValueType  # 3
     """ONNX, optionally with tokenizer.json beside it."""
+    FORMAT_PIPELINE: _Format.ValueType  # 8
+    """A pipeline of models: `pipeline.toml`, see docs/models.md."""
 
 class Format(_Format, metaclass=_FormatEnumTypeWrapper):
     """File format of a version, recognised by content."""
@@ -45,6 +47,8 @@ FORMAT_SAFETENSORS: Format.ValueType  # 2
 """safetensors with config.json and tokenizer.json beside it."""
 FORMAT_ONNX: Format.ValueType  # 3
 """ONNX, optionally with tokenizer.json beside it."""
+FORMAT_PIPELINE: Format.ValueType  # 8
+"""A pipeline of models: `pipeline.toml`, see docs/models.md."""
 Global___Format: _TypeAlias = Format  # noqa: Y015
 
 class _Task:
@@ -268,7 +272,12 @@ class ImportModelRequest(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     source: _builtins.str
-    """A file, a directory, or `pkg:<installed Python package>`."""
+    """Absolute path of a file, a directory or an archive (tar, zip) on the storage server's host;
+    `pkg:NAME`, an installed Python package; `hf:OWNER/NAME[@REVISION]`, of a Hugging Face style
+    hub; `oci:HOST/REPOSITORY:TAG` or `oci:HOST/REPOSITORY@sha256:DIGEST`, of an OCI registry;
+    `s3://BUCKET/PREFIX`, of an S3-compatible store. Credentials come from the storage server's
+    own environment and files, never from here.
+    """
     name: _builtins.str
     """Name to register under; empty = derived from the source."""
     def __init__(
@@ -384,16 +393,20 @@ class GetVersionRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REF_FIELD_NUMBER: _builtins.int
+    LOAD_FIELD_NUMBER: _builtins.int
     ref: _builtins.str
     """`name` or `name@version`."""
+    load: _builtins.bool
+    """The caller is about to use the files: they are checked first (see GetVersion's errors)."""
     def __init__(
         self,
         *,
         ref: _builtins.str = ...,
+        load: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ref", b"ref"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "ref", b"ref"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -67,7 +67,7 @@ class RegistryServicer(object):
     """
 
     def ImportModel(self, request, context):
-        """Imports a model from a place on the storage server's host and registers it as a new version.
+        """Imports a model from a place (see ImportModelRequest.source) and registers it as a new version.
         Streams progress; the last message has the version. Importing bytes that are the same as those
         of a version of that name returns that version and changes nothing.
 
@@ -75,10 +75,20 @@ class RegistryServicer(object):
         INVALID_ARGUMENT BAD_NAME: the name is not [A-Za-z0-9][A-Za-z0-9._-]{0,127}.
         INVALID_ARGUMENT BAD_MODEL_FILE: truncated, or not what its name says; names file and fault.
         INVALID_ARGUMENT PICKLE_REFUSED: the model needs unpickling; says how to convert it.
-        NOT_FOUND NO_SUCH_SOURCE: the path or the installed package is not there.
+        INVALID_ARGUMENT BAD_SOURCE: the source is not written as its kind of place needs.
+        INVALID_ARGUMENT BAD_ARCHIVE: a tar or zip file whose entries lie outside of it, are links or
+        devices, or unpack to far more than it holds.
+        NOT_FOUND NO_SUCH_SOURCE: the path, the installed package, or what the place is asked for is
+        not there.
+        PERMISSION_DENIED SOURCE_REFUSED: the place refuses the storage server's credentials, or
+        wants some; says where they are read from.
+        UNAVAILABLE SOURCE_UNREACHABLE: the place does not answer, or is offline by configuration;
+        what has arrived is kept for a day, and the same import goes on from there.
+        DATA_LOSS DIGEST_MISMATCH: what arrived is not what the place announced; nothing is kept.
         RESOURCE_EXHAUSTED DISK_FULL: no room; nothing is left behind.
         FAILED_PRECONDITION READ_ONLY: the state directory cannot be written.
-        FAILED_PRECONDITION MISSING_EXTRA: a package that reads the format is not installed.
+        FAILED_PRECONDITION MISSING_EXTRA: a package that reads the format, or reaches the place, is
+        not installed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -99,6 +109,9 @@ class RegistryServicer(object):
         """Finds a version by reference: `name` (its newest version) or `name@version`.
 
         Errors: INVALID_ARGUMENT BAD_NAME. NOT_FOUND NO_SUCH_MODEL, NO_SUCH_VERSION: lists near names.
+        With `load`: DATA_LOSS BLOB_DAMAGED: a file was changed in the store (told by its stamp of
+        size and times; where that is new or has changed, the whole file is read and compared).
+        FAILED_PRECONDITION NOT_SIGNED: the server requires a signature by its key, and there is none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
