@@ -33,6 +33,12 @@ class _FormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Format.ValueTy
     """safetensors with config.json and tokenizer.json beside it."""
     FORMAT_ONNX: _Format.ValueType  # 3
     """ONNX, optionally with tokenizer.json beside it."""
+    FORMAT_TORCHSCRIPT: _Format.ValueType  # 4
+    """TorchScript (torch.jit.save), one file. Its pickles name nothing but its own classes and
+    tensors.
+    """
+    FORMAT_TORCH_EXPORT: _Format.ValueType  # 5
+    """torch.export (torch.export.save, .pt2), one file."""
     FORMAT_PIPELINE: _Format.ValueType  # 8
     """A pipeline of models: `pipeline.toml`, see docs/models.md."""
 
@@ -47,6 +53,12 @@ FORMAT_SAFETENSORS: Format.ValueType  # 2
 """safetensors with config.json and tokenizer.json beside it."""
 FORMAT_ONNX: Format.ValueType  # 3
 """ONNX, optionally with tokenizer.json beside it."""
+FORMAT_TORCHSCRIPT: Format.ValueType  # 4
+"""TorchScript (torch.jit.save), one file. Its pickles name nothing but its own classes and
+tensors.
+"""
+FORMAT_TORCH_EXPORT: Format.ValueType  # 5
+"""torch.export (torch.export.save, .pt2), one file."""
 FORMAT_PIPELINE: Format.ValueType  # 8
 """A pipeline of models: `pipeline.toml`, see docs/models.md."""
 Global___Format: _TypeAlias = Format  # noqa: Y015
