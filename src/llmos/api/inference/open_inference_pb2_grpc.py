@@ -68,6 +68,36 @@ class GRPCInferenceServiceStub(object):
                 request_serializer=llmos_dot_api_dot_inference_dot_open__inference__pb2.ModelInferRequest.SerializeToString,
                 response_deserializer=llmos_dot_api_dot_inference_dot_open__inference__pb2.ModelInferResponse.FromString,
                 _registered_method=True)
+        self.ModelStreamInfer = channel.stream_stream(
+                '/inference.GRPCInferenceService/ModelStreamInfer',
+                request_serializer=llmos_dot_api_dot_inference_dot_open__inference__pb2.ModelInferRequest.SerializeToString,
+                response_deserializer=llmos_dot_api_dot_inference_dot_open__inference__pb2.ModelStreamInferResponse.FromString,
+                _registered_method=True)
+        self.ModelConfig = channel.unary_unary(
+                '/inference.GRPCInferenceService/ModelConfig',
+                request_serializer=llmos_dot_api_dot_inference_dot_open__inference__pb2.ModelConfigRequest.SerializeToString,
+                response_deserializer=llmos_dot_api_dot_inference_dot_open__inference__pb2.ModelConfigResponse.FromString,
+                _registered_method=True)
+        self.ModelStatistics = channel.unary_unary(
+                '/inference.GRPCInferenceService/ModelStatistics',
+                request_serializer=llmos_dot_api_dot_inference_dot_open__inference__pb2.ModelStatisticsRequest.SerializeToString,
+                response_deserializer=llmos_dot_api_dot_inference_dot_open__inference__pb2.ModelStatisticsResponse.FromString,
+                _registered_method=True)
+        self.SystemSharedMemoryStatus = channel.unary_unary(
+                '/inference.GRPCInferenceService/SystemSharedMemoryStatus',
+                request_serializer=llmos_dot_api_dot_inference_dot_open__inference__pb2.SystemSharedMemoryStatusRequest.SerializeToString,
+                response_deserializer=llmos_dot_api_dot_inference_dot_open__inference__pb2.SystemSharedMemoryStatusResponse.FromString,
+                _registered_method=True)
+        self.SystemSharedMemoryRegister = channel.unary_unary(
+                '/inference.GRPCInferenceService/SystemSharedMemoryRegister',
+                request_serializer=llmos_dot_api_dot_inference_dot_open__inference__pb2.SystemSharedMemoryRegisterRequest.SerializeToString,
+                response_deserializer=llmos_dot_api_dot_inference_dot_open__inference__pb2.SystemSharedMemoryRegisterResponse.FromString,
+                _registered_method=True)
+        self.SystemSharedMemoryUnregister = channel.unary_unary(
+                '/inference.GRPCInferenceService/SystemSharedMemoryUnregister',
+                request_serializer=llmos_dot_api_dot_inference_dot_open__inference__pb2.SystemSharedMemoryUnregisterRequest.SerializeToString,
+                response_deserializer=llmos_dot_api_dot_inference_dot_open__inference__pb2.SystemSharedMemoryUnregisterResponse.FromString,
+                _registered_method=True)
         self.RepositoryIndex = channel.unary_unary(
                 '/inference.GRPCInferenceService/RepositoryIndex',
                 request_serializer=llmos_dot_api_dot_inference_dot_open__inference__pb2.RepositoryIndexRequest.SerializeToString,
@@ -141,11 +171,78 @@ class GRPCInferenceServiceServicer(object):
         INVALID_ARGUMENT BAD_NAME: as of ModelMetadata.
         INVALID_ARGUMENT BAD_TENSOR: a tensor is missing, unknown, or has another datatype, shape or
         number of bytes than expected; names the tensor and what was expected.
-        INVALID_ARGUMENT BAD_PARAMETER: a parameter that asks for what is not there (sequences,
-        classification, shared memory regions); names it.
+        INVALID_ARGUMENT BAD_PARAMETER: a parameter that is not known, or has a wrong value; names it.
+        NOT_FOUND NO_SUCH_REGION: a shared memory region that is not registered.
+        UNIMPLEMENTED DECOUPLED: the model answers a request several times; use ModelStreamInfer.
+        And BAD_INPUT, BATCH_TOO_LARGE, NO_SEQUENCES, NO_SUCH_SEQUENCE, QUEUE_FULL,
+        TOO_MANY_SEQUENCES, NO_SUCH_BUFFER, BAD_RANGE as of
+        llmos.api.execution.v1.Execution/Predict.
         NOT_FOUND NO_SUCH_VERSION: as of ModelMetadata.
         FAILED_PRECONDITION WRONG_TASK: the model does not work on tensors; says what it does.
         DEADLINE_EXCEEDED: the call's deadline or its parameter `timeout` passed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ModelStreamInfer(self, request_iterator, context):
+        """Runs models on a stream of requests; answers come in the order of the requests. A request may
+        have several answers, the last of them with the parameter `triton_final_response` where the
+        request has `triton_enable_empty_final_response`; causal language models take `text_input` and
+        give `text_output` in pieces. A request that fails is answered by its error and the stream goes
+        on; a stream opened with the header `triton_grpc_error: true` ends with that error instead.
+
+        Errors: as of ModelInfer, of each request.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ModelConfig(self, request, context):
+        """Tells how a model is run. Loads the model.
+
+        Errors: as of ModelMetadata.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ModelStatistics(self, request, context):
+        """Tells what loaded models have done. Loads nothing.
+
+        Errors:
+        INVALID_ARGUMENT BAD_NAME.
+        NOT_FOUND NOT_LOADED: the model that is named is not loaded.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SystemSharedMemoryStatus(self, request, context):
+        """Lists the caller's shared memory regions.
+
+        Errors: NOT_FOUND NO_SUCH_REGION: the one that is named is not registered.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SystemSharedMemoryRegister(self, request, context):
+        """Gives a part of a buffer of the memory server a name for the caller's requests. No path that a
+        caller names is ever opened.
+
+        Errors:
+        INVALID_ARGUMENT BAD_REGION: the key is not that of a buffer, or the size is 0.
+        ALREADY_EXISTS REGION_EXISTS: another region has that name.
+        OUT_OF_RANGE BAD_RANGE: offset and size exceed the buffer.
+        RESOURCE_EXHAUSTED TOO_MANY_REGIONS: over 1,024 of this caller.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SystemSharedMemoryUnregister(self, request, context):
+        """Forgets a region, or all of the caller. Forgetting what is not there is OK.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -211,6 +308,36 @@ def add_GRPCInferenceServiceServicer_to_server(servicer, server):
                     servicer.ModelInfer,
                     request_deserializer=llmos_dot_api_dot_inference_dot_open__inference__pb2.ModelInferRequest.FromString,
                     response_serializer=llmos_dot_api_dot_inference_dot_open__inference__pb2.ModelInferResponse.SerializeToString,
+            ),
+            'ModelStreamInfer': grpc.stream_stream_rpc_method_handler(
+                    servicer.ModelStreamInfer,
+                    request_deserializer=llmos_dot_api_dot_inference_dot_open__inference__pb2.ModelInferRequest.FromString,
+                    response_serializer=llmos_dot_api_dot_inference_dot_open__inference__pb2.ModelStreamInferResponse.SerializeToString,
+            ),
+            'ModelConfig': grpc.unary_unary_rpc_method_handler(
+                    servicer.ModelConfig,
+                    request_deserializer=llmos_dot_api_dot_inference_dot_open__inference__pb2.ModelConfigRequest.FromString,
+                    response_serializer=llmos_dot_api_dot_inference_dot_open__inference__pb2.ModelConfigResponse.SerializeToString,
+            ),
+            'ModelStatistics': grpc.unary_unary_rpc_method_handler(
+                    servicer.ModelStatistics,
+                    request_deserializer=llmos_dot_api_dot_inference_dot_open__inference__pb2.ModelStatisticsRequest.FromString,
+                    response_serializer=llmos_dot_api_dot_inference_dot_open__inference__pb2.ModelStatisticsResponse.SerializeToString,
+            ),
+            'SystemSharedMemoryStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.SystemSharedMemoryStatus,
+                    request_deserializer=llmos_dot_api_dot_inference_dot_open__inference__pb2.SystemSharedMemoryStatusRequest.FromString,
+                    response_serializer=llmos_dot_api_dot_inference_dot_open__inference__pb2.SystemSharedMemoryStatusResponse.SerializeToString,
+            ),
+            'SystemSharedMemoryRegister': grpc.unary_unary_rpc_method_handler(
+                    servicer.SystemSharedMemoryRegister,
+                    request_deserializer=llmos_dot_api_dot_inference_dot_open__inference__pb2.SystemSharedMemoryRegisterRequest.FromString,
+                    response_serializer=llmos_dot_api_dot_inference_dot_open__inference__pb2.SystemSharedMemoryRegisterResponse.SerializeToString,
+            ),
+            'SystemSharedMemoryUnregister': grpc.unary_unary_rpc_method_handler(
+                    servicer.SystemSharedMemoryUnregister,
+                    request_deserializer=llmos_dot_api_dot_inference_dot_open__inference__pb2.SystemSharedMemoryUnregisterRequest.FromString,
+                    response_serializer=llmos_dot_api_dot_inference_dot_open__inference__pb2.SystemSharedMemoryUnregisterResponse.SerializeToString,
             ),
             'RepositoryIndex': grpc.unary_unary_rpc_method_handler(
                     servicer.RepositoryIndex,
@@ -394,6 +521,168 @@ class GRPCInferenceService(object):
             '/inference.GRPCInferenceService/ModelInfer',
             llmos_dot_api_dot_inference_dot_open__inference__pb2.ModelInferRequest.SerializeToString,
             llmos_dot_api_dot_inference_dot_open__inference__pb2.ModelInferResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ModelStreamInfer(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/inference.GRPCInferenceService/ModelStreamInfer',
+            llmos_dot_api_dot_inference_dot_open__inference__pb2.ModelInferRequest.SerializeToString,
+            llmos_dot_api_dot_inference_dot_open__inference__pb2.ModelStreamInferResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ModelConfig(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inference.GRPCInferenceService/ModelConfig',
+            llmos_dot_api_dot_inference_dot_open__inference__pb2.ModelConfigRequest.SerializeToString,
+            llmos_dot_api_dot_inference_dot_open__inference__pb2.ModelConfigResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ModelStatistics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inference.GRPCInferenceService/ModelStatistics',
+            llmos_dot_api_dot_inference_dot_open__inference__pb2.ModelStatisticsRequest.SerializeToString,
+            llmos_dot_api_dot_inference_dot_open__inference__pb2.ModelStatisticsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SystemSharedMemoryStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inference.GRPCInferenceService/SystemSharedMemoryStatus',
+            llmos_dot_api_dot_inference_dot_open__inference__pb2.SystemSharedMemoryStatusRequest.SerializeToString,
+            llmos_dot_api_dot_inference_dot_open__inference__pb2.SystemSharedMemoryStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SystemSharedMemoryRegister(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inference.GRPCInferenceService/SystemSharedMemoryRegister',
+            llmos_dot_api_dot_inference_dot_open__inference__pb2.SystemSharedMemoryRegisterRequest.SerializeToString,
+            llmos_dot_api_dot_inference_dot_open__inference__pb2.SystemSharedMemoryRegisterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SystemSharedMemoryUnregister(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inference.GRPCInferenceService/SystemSharedMemoryUnregister',
+            llmos_dot_api_dot_inference_dot_open__inference__pb2.SystemSharedMemoryUnregisterRequest.SerializeToString,
+            llmos_dot_api_dot_inference_dot_open__inference__pb2.SystemSharedMemoryUnregisterResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -56,6 +56,21 @@ class ExecutionStub(object):
                 request_serializer=llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.EmbedRequest.SerializeToString,
                 response_deserializer=llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.EmbedResponse.FromString,
                 _registered_method=True)
+        self.Classify = channel.unary_unary(
+                '/llmos.api.execution.v1.Execution/Classify',
+                request_serializer=llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.ClassifyRequest.SerializeToString,
+                response_deserializer=llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.ClassifyResponse.FromString,
+                _registered_method=True)
+        self.Predict = channel.unary_unary(
+                '/llmos.api.execution.v1.Execution/Predict',
+                request_serializer=llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.PredictRequest.SerializeToString,
+                response_deserializer=llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.PredictResponse.FromString,
+                _registered_method=True)
+        self.PredictStream = channel.unary_stream(
+                '/llmos.api.execution.v1.Execution/PredictStream',
+                request_serializer=llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.PredictStreamRequest.SerializeToString,
+                response_deserializer=llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.PredictStreamResponse.FromString,
+                _registered_method=True)
         self.Tokenize = channel.unary_unary(
                 '/llmos.api.execution.v1.Execution/Tokenize',
                 request_serializer=llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.TokenizeRequest.SerializeToString,
@@ -65,6 +80,11 @@ class ExecutionStub(object):
                 '/llmos.api.execution.v1.Execution/ListModels',
                 request_serializer=llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.ListModelsResponse.FromString,
+                _registered_method=True)
+        self.WatchModels = channel.unary_stream(
+                '/llmos.api.execution.v1.Execution/WatchModels',
+                request_serializer=llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.WatchModelsRequest.SerializeToString,
+                response_deserializer=llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.WatchModelsResponse.FromString,
                 _registered_method=True)
         self.LoadModel = channel.unary_unary(
                 '/llmos.api.execution.v1.Execution/LoadModel',
@@ -117,6 +137,46 @@ class ExecutionServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Classify(self, request, context):
+        """Names what texts, images or sounds are. For models that say what their labels are (see
+        docs/models.md).
+
+        Errors:
+        INVALID_ARGUMENT EMPTY_INPUT, BAD_INPUT: an item cannot be read as what the model takes.
+        RESOURCE_EXHAUSTED TOO_MANY_INPUTS: over 2,048 items. QUEUE_FULL: see Predict.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Predict(self, request, context):
+        """Runs a model, or a pipeline of models, on named tensors. Large tensors may come and go as
+        buffers of the memory server.
+
+        Errors:
+        INVALID_ARGUMENT BAD_TENSOR: a tensor is missing, unknown, or has another datatype, shape or
+        number of bytes than expected; names the tensor and what was expected.
+        INVALID_ARGUMENT BAD_INPUT: bytes or text that a declared step cannot read (an image, say).
+        INVALID_ARGUMENT BATCH_TOO_LARGE: more rows than the model takes at once.
+        FAILED_PRECONDITION NO_SEQUENCES, NO_SUCH_SEQUENCE: the model keeps no state, or not this.
+        RESOURCE_EXHAUSTED QUEUE_FULL: as many requests wait as may; with a time to retry after.
+        RESOURCE_EXHAUSTED TOO_MANY_SEQUENCES: as many sequences are open as may be.
+        NOT_FOUND NO_SUCH_BUFFER: a buffer is gone. OUT_OF_RANGE BAD_RANGE: beyond its end.
+        UNIMPLEMENTED DECOUPLED: the model answers a request several times; use PredictStream.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PredictStream(self, request, context):
+        """Runs a model that answers one request any number of times; others answer once.
+
+        Errors: as of Predict.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Tokenize(self, request, context):
         """Turns text into the model's token ids.
         """
@@ -126,6 +186,15 @@ class ExecutionServicer(object):
 
     def ListModels(self, request, context):
         """Lists loaded models and those that storage has.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchModels(self, request, context):
+        """Tells how models are, then every change, for as long as the caller wants.
+
+        Errors: INVALID_ARGUMENT BAD_NAME.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -164,6 +233,21 @@ def add_ExecutionServicer_to_server(servicer, server):
                     request_deserializer=llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.EmbedRequest.FromString,
                     response_serializer=llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.EmbedResponse.SerializeToString,
             ),
+            'Classify': grpc.unary_unary_rpc_method_handler(
+                    servicer.Classify,
+                    request_deserializer=llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.ClassifyRequest.FromString,
+                    response_serializer=llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.ClassifyResponse.SerializeToString,
+            ),
+            'Predict': grpc.unary_unary_rpc_method_handler(
+                    servicer.Predict,
+                    request_deserializer=llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.PredictRequest.FromString,
+                    response_serializer=llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.PredictResponse.SerializeToString,
+            ),
+            'PredictStream': grpc.unary_stream_rpc_method_handler(
+                    servicer.PredictStream,
+                    request_deserializer=llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.PredictStreamRequest.FromString,
+                    response_serializer=llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.PredictStreamResponse.SerializeToString,
+            ),
             'Tokenize': grpc.unary_unary_rpc_method_handler(
                     servicer.Tokenize,
                     request_deserializer=llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.TokenizeRequest.FromString,
@@ -173,6 +257,11 @@ def add_ExecutionServicer_to_server(servicer, server):
                     servicer.ListModels,
                     request_deserializer=llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.ListModelsRequest.FromString,
                     response_serializer=llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'WatchModels': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchModels,
+                    request_deserializer=llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.WatchModelsRequest.FromString,
+                    response_serializer=llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.WatchModelsResponse.SerializeToString,
             ),
             'LoadModel': grpc.unary_unary_rpc_method_handler(
                     servicer.LoadModel,
@@ -262,6 +351,87 @@ class Execution(object):
             _registered_method=True)
 
     @staticmethod
+    def Classify(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmos.api.execution.v1.Execution/Classify',
+            llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.ClassifyRequest.SerializeToString,
+            llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.ClassifyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Predict(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmos.api.execution.v1.Execution/Predict',
+            llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.PredictRequest.SerializeToString,
+            llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.PredictResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PredictStream(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/llmos.api.execution.v1.Execution/PredictStream',
+            llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.PredictStreamRequest.SerializeToString,
+            llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.PredictStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Tokenize(request,
             target,
             options=(),
@@ -305,6 +475,33 @@ class Execution(object):
             '/llmos.api.execution.v1.Execution/ListModels',
             llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.ListModelsRequest.SerializeToString,
             llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/llmos.api.execution.v1.Execution/WatchModels',
+            llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.WatchModelsRequest.SerializeToString,
+            llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.WatchModelsResponse.FromString,
             options,
             channel_credentials,
             insecure,

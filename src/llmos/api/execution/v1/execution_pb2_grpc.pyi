@@ -61,10 +61,43 @@ class ExecutionStub:
 
     Errors: INVALID_ARGUMENT EMPTY_INPUT. RESOURCE_EXHAUSTED TOO_MANY_INPUTS: over 2,048 texts.
     """
+    Classify: _grpc.UnaryUnaryMultiCallable[_execution_pb2.ClassifyRequest, _execution_pb2.ClassifyResponse]
+    """Names what texts, images or sounds are. For models that say what their labels are (see
+    docs/models.md).
+
+    Errors:
+      INVALID_ARGUMENT EMPTY_INPUT, BAD_INPUT: an item cannot be read as what the model takes.
+      RESOURCE_EXHAUSTED TOO_MANY_INPUTS: over 2,048 items. QUEUE_FULL: see Predict.
+    """
+    Predict: _grpc.UnaryUnaryMultiCallable[_execution_pb2.PredictRequest, _execution_pb2.PredictResponse]
+    """Runs a model, or a pipeline of models, on named tensors. Large tensors may come and go as
+    buffers of the memory server.
+
+    Errors:
+      INVALID_ARGUMENT BAD_TENSOR: a tensor is missing, unknown, or has another datatype, shape or
+        number of bytes than expected; names the tensor and what was expected.
+      INVALID_ARGUMENT BAD_INPUT: bytes or text that a declared step cannot read (an image, say).
+      INVALID_ARGUMENT BATCH_TOO_LARGE: more rows than the model takes at once.
+      FAILED_PRECONDITION NO_SEQUENCES, NO_SUCH_SEQUENCE: the model keeps no state, or not this.
+      RESOURCE_EXHAUSTED QUEUE_FULL: as many requests wait as may; with a time to retry after.
+      RESOURCE_EXHAUSTED TOO_MANY_SEQUENCES: as many sequences are open as may be.
+      NOT_FOUND NO_SUCH_BUFFER: a buffer is gone. OUT_OF_RANGE BAD_RANGE: beyond its end.
+      UNIMPLEMENTED DECOUPLED: the model answers a request several times; use PredictStream.
+    """
+    PredictStream: _grpc.UnaryStreamMultiCallable[_execution_pb2.PredictStreamRequest, _execution_pb2.PredictStreamResponse]
+    """Runs a model that answers one request any number of times; others answer once.
+
+    Errors: as of Predict.
+    """
     Tokenize: _grpc.UnaryUnaryMultiCallable[_execution_pb2.TokenizeRequest, _execution_pb2.TokenizeResponse]
     """Turns text into the model's token ids."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_execution_pb2.ListModelsRequest, _execution_pb2.ListModelsResponse]
     """Lists loaded models and those that storage has."""
+    WatchModels: _grpc.UnaryStreamMultiCallable[_execution_pb2.WatchModelsRequest, _execution_pb2.WatchModelsResponse]
+    """Tells how models are, then every change, for as long as the caller wants.
+
+    Errors: INVALID_ARGUMENT BAD_NAME.
+    """
     LoadModel: _grpc.UnaryUnaryMultiCallable[_execution_pb2.LoadModelRequest, _execution_pb2.LoadModelResponse]
     """Loads a model before its first call; answers when it is ready. Loading `name` makes its newest
     version the one that `name` means from then on.
@@ -111,10 +144,43 @@ class ExecutionAsyncStub(ExecutionStub):
 
     Errors: INVALID_ARGUMENT EMPTY_INPUT. RESOURCE_EXHAUSTED TOO_MANY_INPUTS: over 2,048 texts.
     """
+    Classify: _aio.UnaryUnaryMultiCallable[_execution_pb2.ClassifyRequest, _execution_pb2.ClassifyResponse]  # type: ignore[assignment]
+    """Names what texts, images or sounds are. For models that say what their labels are (see
+    docs/models.md).
+
+    Errors:
+      INVALID_ARGUMENT EMPTY_INPUT, BAD_INPUT: an item cannot be read as what the model takes.
+      RESOURCE_EXHAUSTED TOO_MANY_INPUTS: over 2,048 items. QUEUE_FULL: see Predict.
+    """
+    Predict: _aio.UnaryUnaryMultiCallable[_execution_pb2.PredictRequest, _execution_pb2.PredictResponse]  # type: ignore[assignment]
+    """Runs a model, or a pipeline of models, on named tensors. Large tensors may come and go as
+    buffers of the memory server.
+
+    Errors:
+      INVALID_ARGUMENT BAD_TENSOR: a tensor is missing, unknown, or has another datatype, shape or
+        number of bytes than expected; names the tensor and what was expected.
+      INVALID_ARGUMENT BAD_INPUT: bytes or text that a declared step cannot read (an image, say).
+      INVALID_ARGUMENT BATCH_TOO_LARGE: more rows than the model takes at once.
+      FAILED_PRECONDITION NO_SEQUENCES, NO_SUCH_SEQUENCE: the model keeps no state, or not this.
+      RESOURCE_EXHAUSTED QUEUE_FULL: as many requests wait as may; with a time to retry after.
+      RESOURCE_EXHAUSTED TOO_MANY_SEQUENCES: as many sequences are open as may be.
+      NOT_FOUND NO_SUCH_BUFFER: a buffer is gone. OUT_OF_RANGE BAD_RANGE: beyond its end.
+      UNIMPLEMENTED DECOUPLED: the model answers a request several times; use PredictStream.
+    """
+    PredictStream: _aio.UnaryStreamMultiCallable[_execution_pb2.PredictStreamRequest, _execution_pb2.PredictStreamResponse]  # type: ignore[assignment]
+    """Runs a model that answers one request any number of times; others answer once.
+
+    Errors: as of Predict.
+    """
     Tokenize: _aio.UnaryUnaryMultiCallable[_execution_pb2.TokenizeRequest, _execution_pb2.TokenizeResponse]  # type: ignore[assignment]
     """Turns text into the model's token ids."""
     ListModels: _aio.UnaryUnaryMultiCallable[_execution_pb2.ListModelsRequest, _execution_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Lists loaded models and those that storage has."""
+    WatchModels: _aio.UnaryStreamMultiCallable[_execution_pb2.WatchModelsRequest, _execution_pb2.WatchModelsResponse]  # type: ignore[assignment]
+    """Tells how models are, then every change, for as long as the caller wants.
+
+    Errors: INVALID_ARGUMENT BAD_NAME.
+    """
     LoadModel: _aio.UnaryUnaryMultiCallable[_execution_pb2.LoadModelRequest, _execution_pb2.LoadModelResponse]  # type: ignore[assignment]
     """Loads a model before its first call; answers when it is ready. Loading `name` makes its newest
     version the one that `name` means from then on.
@@ -172,6 +238,52 @@ class ExecutionServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def Classify(
+        self,
+        request: _execution_pb2.ClassifyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_execution_pb2.ClassifyResponse, _abc.Awaitable[_execution_pb2.ClassifyResponse]]:
+        """Names what texts, images or sounds are. For models that say what their labels are (see
+        docs/models.md).
+
+        Errors:
+          INVALID_ARGUMENT EMPTY_INPUT, BAD_INPUT: an item cannot be read as what the model takes.
+          RESOURCE_EXHAUSTED TOO_MANY_INPUTS: over 2,048 items. QUEUE_FULL: see Predict.
+        """
+
+    @_abc_1.abstractmethod
+    def Predict(
+        self,
+        request: _execution_pb2.PredictRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_execution_pb2.PredictResponse, _abc.Awaitable[_execution_pb2.PredictResponse]]:
+        """Runs a model, or a pipeline of models, on named tensors. Large tensors may come and go as
+        buffers of the memory server.
+
+        Errors:
+          INVALID_ARGUMENT BAD_TENSOR: a tensor is missing, unknown, or has another datatype, shape or
+            number of bytes than expected; names the tensor and what was expected.
+          INVALID_ARGUMENT BAD_INPUT: bytes or text that a declared step cannot read (an image, say).
+          INVALID_ARGUMENT BATCH_TOO_LARGE: more rows than the model takes at once.
+          FAILED_PRECONDITION NO_SEQUENCES, NO_SUCH_SEQUENCE: the model keeps no state, or not this.
+          RESOURCE_EXHAUSTED QUEUE_FULL: as many requests wait as may; with a time to retry after.
+          RESOURCE_EXHAUSTED TOO_MANY_SEQUENCES: as many sequences are open as may be.
+          NOT_FOUND NO_SUCH_BUFFER: a buffer is gone. OUT_OF_RANGE BAD_RANGE: beyond its end.
+          UNIMPLEMENTED DECOUPLED: the model answers a request several times; use PredictStream.
+        """
+
+    @_abc_1.abstractmethod
+    def PredictStream(
+        self,
+        request: _execution_pb2.PredictStreamRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_execution_pb2.PredictStreamResponse], _abc.AsyncIterator[_execution_pb2.PredictStreamResponse]]:
+        """Runs a model that answers one request any number of times; others answer once.
+
+        Errors: as of Predict.
+        """
+
+    @_abc_1.abstractmethod
     def Tokenize(
         self,
         request: _execution_pb2.TokenizeRequest,
@@ -186,6 +298,17 @@ class ExecutionServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_execution_pb2.ListModelsResponse, _abc.Awaitable[_execution_pb2.ListModelsResponse]]:
         """Lists loaded models and those that storage has."""
+
+    @_abc_1.abstractmethod
+    def WatchModels(
+        self,
+        request: _execution_pb2.WatchModelsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_execution_pb2.WatchModelsResponse], _abc.AsyncIterator[_execution_pb2.WatchModelsResponse]]:
+        """Tells how models are, then every change, for as long as the caller wants.
+
+        Errors: INVALID_ARGUMENT BAD_NAME.
+        """
 
     @_abc_1.abstractmethod
     def LoadModel(
