@@ -8,7 +8,18 @@ from typing import Any
 
 from llmos.lib.errors import FailedPrecondition
 
-_PACKAGES = ("gguf", "safetensors", "onnx", "sqlalchemy", "alembic", "psycopg")
+_PACKAGES = (
+    "gguf",
+    "safetensors",
+    "onnx",
+    "sqlalchemy",
+    "alembic",
+    "psycopg",
+    "pyarrow",
+    "PIL",
+    "selectolax",
+    "py3langid",
+)
 
 
 def need(module: str) -> Any:
