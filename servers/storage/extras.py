@@ -19,6 +19,7 @@ _PACKAGES = (
     "PIL",
     "selectolax",
     "py3langid",
+    "cryptography",
 )
 
 

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from llmos.lib.errors import Cancelled, InvalidArgument
 from llmos.servers.storage import names, sources
 from llmos.servers.storage.blobs import Blobs, no_such_blob
+from llmos.servers.storage.blobs.staging import unreadable
 from llmos.servers.storage.formats.describe import describe
 from llmos.servers.storage.formats.kinds import bad_file
 from llmos.servers.storage.model import Description, Draft, File, Lineage, Progress, Registered
 from llmos.servers.storage.registry import Registry
-from llmos.servers.storage.staging import unreadable
 
 _MAX_FILES = 1000
 

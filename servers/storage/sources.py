@@ -14,11 +14,11 @@ from pathlib import Path
 
 from llmos.lib.errors import NotFound
 from llmos.servers.storage import names
+from llmos.servers.storage.blobs.staging import unreadable
 from llmos.servers.storage.folder import Folder
 from llmos.servers.storage.formats import gguf
 from llmos.servers.storage.formats.card import spdx
 from llmos.servers.storage.formats.kinds import MODELS, Kind, bad_file, check_claim, kind_of
-from llmos.servers.storage.staging import unreadable
 
 _PACKAGE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?")
 _ABOUT = {

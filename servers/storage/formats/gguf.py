@@ -84,8 +84,18 @@ def describe(name: str, path: Path) -> Description:
             raise truncated(name, 24, path.stat().st_size)
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             walk = _Walk(name, data)
-            meta, tensors = _header(walk)
+            meta, tensors, _ = _header(walk)
             return _describe(meta, tensors)
+
+
+def tensor_ranges(name: str, path: Path) -> list[tuple[int, int]]:
+    """Return (first byte, bytes) of each tensor, in order. Raises BAD_MODEL_FILE."""
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+    ):
+        walk = _Walk(name, data)
+        return _header(walk)[2]
 
 
 def title(path: Path) -> str:
@@ -120,8 +130,13 @@ def _metadata(walk: _Walk) -> tuple[dict[str, Any], int]:
     return meta, tensors
 
 
-def _header(walk: _Walk) -> tuple[dict[str, Any], dict[str, tuple[str, int, int]]]:
-    """Return metadata, and {tensor: (type, elements, bytes)} after checking that all lie inside."""
+def _header(
+    walk: _Walk,
+) -> tuple[dict[str, Any], dict[str, tuple[str, int, int]], list[tuple[int, int]]]:
+    """Return metadata, {tensor: (type, elements, bytes)} and where their bytes are.
+
+    Checks that all lie inside.
+    """
     gguf = need("gguf")
     meta, count = _metadata(walk)
     if meta.get("split.count", 0) not in (0, 1):
@@ -165,7 +180,7 @@ def _header(walk: _Walk) -> tuple[dict[str, Any], dict[str, tuple[str, int, int]
             raise walk.fault("tensors overlap")
     if start + ranges[-1][1] > walk.size:
         raise truncated(walk.name, start + ranges[-1][1], walk.size)
-    return meta, tensors
+    return meta, tensors, [(start + begin, end - begin) for begin, end in ranges]
 
 
 def _describe(meta: dict[str, Any], tensors: dict[str, tuple[str, int, int]]) -> Description:

@@ -20,11 +20,11 @@ from typing import BinaryIO, cast
 from sqlalchemy import Connection, delete, exists, insert, select, update
 
 from llmos.lib.errors import DataLoss, NotFound, OutOfRange
+from llmos.servers.storage.blobs.staging import Staged, Staging
 from llmos.servers.storage.db.engine import Database
 from llmos.servers.storage.db.tables_blobs import blobs
 from llmos.servers.storage.db.tables_registry import files
 from llmos.servers.storage.disk import sync_dir, writing
-from llmos.servers.storage.staging import Staged, Staging
 
 log = logging.getLogger(__name__)
 
