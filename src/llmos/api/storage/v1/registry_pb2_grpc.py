@@ -60,6 +60,16 @@ class RegistryStub(object):
                 request_serializer=llmos_dot_api_dot_storage_dot_v1_dot_registry__pb2.DeleteVersionRequest.SerializeToString,
                 response_deserializer=llmos_dot_api_dot_storage_dot_v1_dot_registry__pb2.DeleteVersionResponse.FromString,
                 _registered_method=True)
+        self.SetTags = channel.unary_unary(
+                '/llmos.api.storage.v1.Registry/SetTags',
+                request_serializer=llmos_dot_api_dot_storage_dot_v1_dot_registry__pb2.SetTagsRequest.SerializeToString,
+                response_deserializer=llmos_dot_api_dot_storage_dot_v1_dot_registry__pb2.SetTagsResponse.FromString,
+                _registered_method=True)
+        self.GetLineage = channel.unary_unary(
+                '/llmos.api.storage.v1.Registry/GetLineage',
+                request_serializer=llmos_dot_api_dot_storage_dot_v1_dot_registry__pb2.GetLineageRequest.SerializeToString,
+                response_deserializer=llmos_dot_api_dot_storage_dot_v1_dot_registry__pb2.GetLineageResponse.FromString,
+                _registered_method=True)
 
 
 class RegistryServicer(object):
@@ -106,9 +116,11 @@ class RegistryServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetVersion(self, request, context):
-        """Finds a version by reference: `name` (its newest version) or `name@version`.
+        """Finds a version by reference: `name` (its newest version), `name@version` or
+        `name@alias`.
 
-        Errors: INVALID_ARGUMENT BAD_NAME. NOT_FOUND NO_SUCH_MODEL, NO_SUCH_VERSION: lists near names.
+        Errors: INVALID_ARGUMENT BAD_NAME. NOT_FOUND NO_SUCH_MODEL: lists near names.
+        NOT_FOUND NO_SUCH_VERSION, NO_SUCH_ALIAS: lists those there are.
         With `load`: DATA_LOSS BLOB_DAMAGED: a file was changed in the store (told by its stamp of
         size and times; where that is new or has changed, the whole file is read and compared).
         FAILED_PRECONDITION NOT_SIGNED: the server requires a signature by its key, and there is none.
@@ -118,10 +130,11 @@ class RegistryServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListVersions(self, request, context):
-        """Lists versions, by name, newest first.
+        """Lists versions, by name, newest first. What is registered while a listing goes on may be
+        missing from it; what was there all the time is in it, once.
 
         Errors: INVALID_ARGUMENT BAD_PAGE: page_size over 1,000, or a page token of another listing.
-        INVALID_ARGUMENT BAD_NAME.
+        INVALID_ARGUMENT BAD_NAME, BAD_TAG.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -132,7 +145,28 @@ class RegistryServicer(object):
 
         Errors: INVALID_ARGUMENT BAD_NAME: not `name@version`. NOT_FOUND NO_SUCH_MODEL,
         NO_SUCH_VERSION.
-        FAILED_PRECONDITION IN_USE: another version was made from it (lists them) and force is off.
+        FAILED_PRECONDITION IN_USE: an alias means it, somebody has a lease on it, or another version
+        was made from it; names them, also in the details `aliases`, `leases` and `children`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetTags(self, request, context):
+        """Changes a version's tags, the one thing about it that may change.
+
+        Errors: INVALID_ARGUMENT BAD_NAME: not `name@version`. INVALID_ARGUMENT BAD_TAG: a key is not
+        [A-Za-z0-9][A-Za-z0-9._/-]{0,127}, a value is over 1,024 characters, or they are over 64.
+        NOT_FOUND NO_SUCH_MODEL, NO_SUCH_VERSION.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetLineage(self, request, context):
+        """Walks from a version back to its sources, or on to what was made from it.
+
+        Errors: as GetVersion.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -165,6 +199,16 @@ def add_RegistryServicer_to_server(servicer, server):
                     servicer.DeleteVersion,
                     request_deserializer=llmos_dot_api_dot_storage_dot_v1_dot_registry__pb2.DeleteVersionRequest.FromString,
                     response_serializer=llmos_dot_api_dot_storage_dot_v1_dot_registry__pb2.DeleteVersionResponse.SerializeToString,
+            ),
+            'SetTags': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetTags,
+                    request_deserializer=llmos_dot_api_dot_storage_dot_v1_dot_registry__pb2.SetTagsRequest.FromString,
+                    response_serializer=llmos_dot_api_dot_storage_dot_v1_dot_registry__pb2.SetTagsResponse.SerializeToString,
+            ),
+            'GetLineage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLineage,
+                    request_deserializer=llmos_dot_api_dot_storage_dot_v1_dot_registry__pb2.GetLineageRequest.FromString,
+                    response_serializer=llmos_dot_api_dot_storage_dot_v1_dot_registry__pb2.GetLineageResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -303,6 +347,60 @@ class Registry(object):
             '/llmos.api.storage.v1.Registry/DeleteVersion',
             llmos_dot_api_dot_storage_dot_v1_dot_registry__pb2.DeleteVersionRequest.SerializeToString,
             llmos_dot_api_dot_storage_dot_v1_dot_registry__pb2.DeleteVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetTags(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmos.api.storage.v1.Registry/SetTags',
+            llmos_dot_api_dot_storage_dot_v1_dot_registry__pb2.SetTagsRequest.SerializeToString,
+            llmos_dot_api_dot_storage_dot_v1_dot_registry__pb2.SetTagsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLineage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmos.api.storage.v1.Registry/GetLineage',
+            llmos_dot_api_dot_storage_dot_v1_dot_registry__pb2.GetLineageRequest.SerializeToString,
+            llmos_dot_api_dot_storage_dot_v1_dot_registry__pb2.GetLineageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -65,25 +65,41 @@ class RegistryStub:
       RESOURCE_EXHAUSTED DISK_FULL. FAILED_PRECONDITION READ_ONLY, MISSING_EXTRA.
     """
     GetVersion: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetVersionRequest, _registry_pb2.GetVersionResponse]
-    """Finds a version by reference: `name` (its newest version) or `name@version`.
+    """Finds a version by reference: `name` (its newest version), `name@version` or
+    `name@alias`.
 
-    Errors: INVALID_ARGUMENT BAD_NAME. NOT_FOUND NO_SUCH_MODEL, NO_SUCH_VERSION: lists near names.
+    Errors: INVALID_ARGUMENT BAD_NAME. NOT_FOUND NO_SUCH_MODEL: lists near names.
+      NOT_FOUND NO_SUCH_VERSION, NO_SUCH_ALIAS: lists those there are.
       With `load`: DATA_LOSS BLOB_DAMAGED: a file was changed in the store (told by its stamp of
       size and times; where that is new or has changed, the whole file is read and compared).
       FAILED_PRECONDITION NOT_SIGNED: the server requires a signature by its key, and there is none.
     """
     ListVersions: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListVersionsRequest, _registry_pb2.ListVersionsResponse]
-    """Lists versions, by name, newest first.
+    """Lists versions, by name, newest first. What is registered while a listing goes on may be
+    missing from it; what was there all the time is in it, once.
 
     Errors: INVALID_ARGUMENT BAD_PAGE: page_size over 1,000, or a page token of another listing.
-      INVALID_ARGUMENT BAD_NAME.
+      INVALID_ARGUMENT BAD_NAME, BAD_TAG.
     """
     DeleteVersion: _grpc.UnaryUnaryMultiCallable[_registry_pb2.DeleteVersionRequest, _registry_pb2.DeleteVersionResponse]
     """Deletes a version; its files go when no other version has them.
 
     Errors: INVALID_ARGUMENT BAD_NAME: not `name@version`. NOT_FOUND NO_SUCH_MODEL,
       NO_SUCH_VERSION.
-      FAILED_PRECONDITION IN_USE: another version was made from it (lists them) and force is off.
+      FAILED_PRECONDITION IN_USE: an alias means it, somebody has a lease on it, or another version
+      was made from it; names them, also in the details `aliases`, `leases` and `children`.
+    """
+    SetTags: _grpc.UnaryUnaryMultiCallable[_registry_pb2.SetTagsRequest, _registry_pb2.SetTagsResponse]
+    """Changes a version's tags, the one thing about it that may change.
+
+    Errors: INVALID_ARGUMENT BAD_NAME: not `name@version`. INVALID_ARGUMENT BAD_TAG: a key is not
+      [A-Za-z0-9][A-Za-z0-9._/-]{0,127}, a value is over 1,024 characters, or they are over 64.
+      NOT_FOUND NO_SUCH_MODEL, NO_SUCH_VERSION.
+    """
+    GetLineage: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetLineageRequest, _registry_pb2.GetLineageResponse]
+    """Walks from a version back to its sources, or on to what was made from it.
+
+    Errors: as GetVersion.
     """
 
 @_typing.type_check_only
@@ -123,25 +139,41 @@ class RegistryAsyncStub(RegistryStub):
       RESOURCE_EXHAUSTED DISK_FULL. FAILED_PRECONDITION READ_ONLY, MISSING_EXTRA.
     """
     GetVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetVersionRequest, _registry_pb2.GetVersionResponse]  # type: ignore[assignment]
-    """Finds a version by reference: `name` (its newest version) or `name@version`.
+    """Finds a version by reference: `name` (its newest version), `name@version` or
+    `name@alias`.
 
-    Errors: INVALID_ARGUMENT BAD_NAME. NOT_FOUND NO_SUCH_MODEL, NO_SUCH_VERSION: lists near names.
+    Errors: INVALID_ARGUMENT BAD_NAME. NOT_FOUND NO_SUCH_MODEL: lists near names.
+      NOT_FOUND NO_SUCH_VERSION, NO_SUCH_ALIAS: lists those there are.
       With `load`: DATA_LOSS BLOB_DAMAGED: a file was changed in the store (told by its stamp of
       size and times; where that is new or has changed, the whole file is read and compared).
       FAILED_PRECONDITION NOT_SIGNED: the server requires a signature by its key, and there is none.
     """
     ListVersions: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListVersionsRequest, _registry_pb2.ListVersionsResponse]  # type: ignore[assignment]
-    """Lists versions, by name, newest first.
+    """Lists versions, by name, newest first. What is registered while a listing goes on may be
+    missing from it; what was there all the time is in it, once.
 
     Errors: INVALID_ARGUMENT BAD_PAGE: page_size over 1,000, or a page token of another listing.
-      INVALID_ARGUMENT BAD_NAME.
+      INVALID_ARGUMENT BAD_NAME, BAD_TAG.
     """
     DeleteVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.DeleteVersionRequest, _registry_pb2.DeleteVersionResponse]  # type: ignore[assignment]
     """Deletes a version; its files go when no other version has them.
 
     Errors: INVALID_ARGUMENT BAD_NAME: not `name@version`. NOT_FOUND NO_SUCH_MODEL,
       NO_SUCH_VERSION.
-      FAILED_PRECONDITION IN_USE: another version was made from it (lists them) and force is off.
+      FAILED_PRECONDITION IN_USE: an alias means it, somebody has a lease on it, or another version
+      was made from it; names them, also in the details `aliases`, `leases` and `children`.
+    """
+    SetTags: _aio.UnaryUnaryMultiCallable[_registry_pb2.SetTagsRequest, _registry_pb2.SetTagsResponse]  # type: ignore[assignment]
+    """Changes a version's tags, the one thing about it that may change.
+
+    Errors: INVALID_ARGUMENT BAD_NAME: not `name@version`. INVALID_ARGUMENT BAD_TAG: a key is not
+      [A-Za-z0-9][A-Za-z0-9._/-]{0,127}, a value is over 1,024 characters, or they are over 64.
+      NOT_FOUND NO_SUCH_MODEL, NO_SUCH_VERSION.
+    """
+    GetLineage: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetLineageRequest, _registry_pb2.GetLineageResponse]  # type: ignore[assignment]
+    """Walks from a version back to its sources, or on to what was made from it.
+
+    Errors: as GetVersion.
     """
 
 class RegistryServicer(metaclass=_abc_1.ABCMeta):
@@ -196,9 +228,11 @@ class RegistryServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.GetVersionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.GetVersionResponse, _abc.Awaitable[_registry_pb2.GetVersionResponse]]:
-        """Finds a version by reference: `name` (its newest version) or `name@version`.
+        """Finds a version by reference: `name` (its newest version), `name@version` or
+        `name@alias`.
 
-        Errors: INVALID_ARGUMENT BAD_NAME. NOT_FOUND NO_SUCH_MODEL, NO_SUCH_VERSION: lists near names.
+        Errors: INVALID_ARGUMENT BAD_NAME. NOT_FOUND NO_SUCH_MODEL: lists near names.
+          NOT_FOUND NO_SUCH_VERSION, NO_SUCH_ALIAS: lists those there are.
           With `load`: DATA_LOSS BLOB_DAMAGED: a file was changed in the store (told by its stamp of
           size and times; where that is new or has changed, the whole file is read and compared).
           FAILED_PRECONDITION NOT_SIGNED: the server requires a signature by its key, and there is none.
@@ -210,10 +244,11 @@ class RegistryServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.ListVersionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.ListVersionsResponse, _abc.Awaitable[_registry_pb2.ListVersionsResponse]]:
-        """Lists versions, by name, newest first.
+        """Lists versions, by name, newest first. What is registered while a listing goes on may be
+        missing from it; what was there all the time is in it, once.
 
         Errors: INVALID_ARGUMENT BAD_PAGE: page_size over 1,000, or a page token of another listing.
-          INVALID_ARGUMENT BAD_NAME.
+          INVALID_ARGUMENT BAD_NAME, BAD_TAG.
         """
 
     @_abc_1.abstractmethod
@@ -226,7 +261,32 @@ class RegistryServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: INVALID_ARGUMENT BAD_NAME: not `name@version`. NOT_FOUND NO_SUCH_MODEL,
           NO_SUCH_VERSION.
-          FAILED_PRECONDITION IN_USE: another version was made from it (lists them) and force is off.
+          FAILED_PRECONDITION IN_USE: an alias means it, somebody has a lease on it, or another version
+          was made from it; names them, also in the details `aliases`, `leases` and `children`.
+        """
+
+    @_abc_1.abstractmethod
+    def SetTags(
+        self,
+        request: _registry_pb2.SetTagsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.SetTagsResponse, _abc.Awaitable[_registry_pb2.SetTagsResponse]]:
+        """Changes a version's tags, the one thing about it that may change.
+
+        Errors: INVALID_ARGUMENT BAD_NAME: not `name@version`. INVALID_ARGUMENT BAD_TAG: a key is not
+          [A-Za-z0-9][A-Za-z0-9._/-]{0,127}, a value is over 1,024 characters, or they are over 64.
+          NOT_FOUND NO_SUCH_MODEL, NO_SUCH_VERSION.
+        """
+
+    @_abc_1.abstractmethod
+    def GetLineage(
+        self,
+        request: _registry_pb2.GetLineageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.GetLineageResponse, _abc.Awaitable[_registry_pb2.GetLineageResponse]]:
+        """Walks from a version back to its sources, or on to what was made from it.
+
+        Errors: as GetVersion.
         """
 
 def add_RegistryServicer_to_server(servicer: RegistryServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
