@@ -13,6 +13,8 @@ need gcc "gcc libc6-dev"
 need spin spin
 need nginx nginx-light
 need h2load nghttp2-client
+ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null ||
+  missing="$missing postgresql"
 command -v spin >/dev/null || missing="$missing spin"
 command -v gcc >/dev/null || missing="$missing gcc libc6-dev"
 if [ -z "$missing" ]; then

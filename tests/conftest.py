@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import postgres
 import pytest
 from whole_os import WholeOS
 
@@ -62,3 +63,19 @@ def os_to_break(tmp_path: Path) -> Iterator[WholeOS]:
         yield system
     finally:
         system.down()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[postgres.Postgres | None]:
+    """One PostgreSQL for all tests; None where it is not installed."""
+    with postgres.server() as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_url(postgres_server: postgres.Postgres | None) -> Iterator[str]:
+    """The URL of an empty PostgreSQL database of the test's own."""
+    if postgres_server is None:
+        pytest.skip("needs PostgreSQL (Debian's package postgresql)")
+    with postgres_server.database() as url:
+        yield url
