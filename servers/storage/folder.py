@@ -9,6 +9,7 @@ from llmos.lib.errors import InvalidArgument
 from llmos.servers.storage.formats import onnx
 from llmos.servers.storage.formats.describe import INDEX, shards_of
 from llmos.servers.storage.formats.kinds import (
+    FORMATS,
     MODELS,
     Kind,
     bad_file,
@@ -28,7 +29,8 @@ _BESIDE = re.compile(
     r"\d+_[A-Za-z]+/(config\.json|model\.safetensors)"
 )
 _CANONICAL = {Kind.SAFETENSORS: "model.safetensors", Kind.ONNX: "model.onnx"}
-_CANONICAL[Kind.GGUF] = "model.gguf"
+_CANONICAL |= {Kind.GGUF: "model.gguf", Kind.TORCHSCRIPT: "model.pt"}
+_CANONICAL[Kind.TORCH_EXPORT] = "model.pt2"
 _MAX_ENTRIES = 10_000
 
 Files = tuple[tuple[str, Path], ...]
@@ -74,6 +76,8 @@ class Folder:
             (Kind.GGUF, by_kind[Kind.GGUF]),
             (Kind.ONNX, graphs),
             (Kind.SAFETENSORS, tensors),
+            (Kind.TORCH_EXPORT, by_kind[Kind.TORCH_EXPORT]),
+            (Kind.TORCHSCRIPT, by_kind[Kind.TORCHSCRIPT]),
         ):
             if found:
                 return self.with_main(self._only(kind, found), kind)
@@ -82,7 +86,10 @@ class Folder:
                 check_claim(name, kind)
         if by_kind[Kind.PICKLE]:
             raise pickle_refused(by_kind[Kind.PICKLE][0])
-        raise bad_file(str(self.path), "no model in this folder (GGUF, safetensors or ONNX)")
+        raise bad_file(
+            str(self.path),
+            f"no model in this folder ({FORMATS})",
+        )
 
     def _only(self, kind: Kind, found: list[str]) -> str:
         if kind is Kind.SAFETENSORS and INDEX in self.files:

@@ -16,6 +16,8 @@ class Format(IntEnum):
     GGUF = 1
     SAFETENSORS = 2
     ONNX = 3
+    TORCHSCRIPT = 4
+    TORCH_EXPORT = 5
 
 
 class Task(IntEnum):

@@ -18,7 +18,14 @@ from llmos.servers.storage.blobs.staging import unreadable
 from llmos.servers.storage.folder import Folder
 from llmos.servers.storage.formats import gguf
 from llmos.servers.storage.formats.card import spdx
-from llmos.servers.storage.formats.kinds import MODELS, Kind, bad_file, check_claim, kind_of
+from llmos.servers.storage.formats.kinds import (
+    FORMATS,
+    MODELS,
+    Kind,
+    bad_file,
+    check_claim,
+    kind_of,
+)
 
 _PACKAGE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?")
 _ABOUT = {
@@ -68,7 +75,7 @@ def _file(path: Path) -> Source:
     kind = kind_of(path)
     check_claim(path.name, kind)
     if kind not in MODELS:
-        what = "empty" if kind is Kind.EMPTY else "neither GGUF, safetensors nor ONNX"
+        what = "empty" if kind is Kind.EMPTY else f"not a model: no {FORMATS}"
         raise bad_file(path.name, f"{what}; give a model file")
     if kind is Kind.GGUF:
         name = names.from_path(path, folder=False, title=gguf.title(path))
@@ -126,7 +133,7 @@ def _root(path: Path) -> Path:
 
 def _choose(origin: str, roots: dict[Path, set[Kind]]) -> Path:
     if not roots:
-        raise bad_file(origin, "the package holds no model file (GGUF, safetensors or ONNX)")
+        raise bad_file(origin, f"the package holds no model file ({FORMATS})")
     models = {root for root, kinds in roots.items() if kinds & MODELS} or set(roots)
     if len(models) > 1:
         listed = ", ".join(str(root) for root in sorted(models)[:4])

@@ -7,8 +7,15 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from llmos.servers.storage.formats import card, gguf, onnx, safetensors
-from llmos.servers.storage.formats.kinds import MODELS, Kind, bad_file, check_claim, kind_of
+from llmos.servers.storage.formats import card, gguf, onnx, safetensors, torchzip
+from llmos.servers.storage.formats.kinds import (
+    FORMATS,
+    MODELS,
+    Kind,
+    bad_file,
+    check_claim,
+    kind_of,
+)
 from llmos.servers.storage.model import Description, Format, Task
 
 INDEX = "model.safetensors.index.json"
@@ -26,11 +33,11 @@ def describe(files: Mapping[str, Path]) -> tuple[str, Description]:
     main = next((name for name, kind in kinds.items() if kind in MODELS), None)
     if main is None:
         raise bad_file(
-            next(iter(files), "(no files)"), "not a model: neither GGUF, safetensors nor ONNX"
+            next(iter(files), "(no files)"),
+            f"not a model: no {FORMATS}",
         )
     beside = card.read(files)
-    read = {Kind.GGUF: _gguf, Kind.SAFETENSORS: _safetensors, Kind.ONNX: _onnx}[kinds[main]]
-    about = read(main, files, beside)
+    about = _READERS[kinds[main]](main, files, beside)
     return main, dataclasses.replace(about, license=card.spdx(about.license or beside.license))
 
 
@@ -71,6 +78,23 @@ def _onnx(main: str, files: Mapping[str, Path], beside: card.Card) -> Descriptio
         dtype=graph.dtype,
         context_length=beside.context_length,
     )
+
+
+def _script(main: str, files: Mapping[str, Path], beside: card.Card) -> Description:
+    return torchzip.describe_script(main, files[main])
+
+
+def _export(main: str, files: Mapping[str, Path], beside: card.Card) -> Description:
+    return torchzip.describe_export(main, files[main])
+
+
+_READERS = {
+    Kind.GGUF: _gguf,
+    Kind.SAFETENSORS: _safetensors,
+    Kind.ONNX: _onnx,
+    Kind.TORCHSCRIPT: _script,
+    Kind.TORCH_EXPORT: _export,
+}
 
 
 def shards_of(index: Path) -> dict[str, str]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import pickletools
-import zipfile
+import re
 from enum import Enum
 from pathlib import Path
 
 from llmos.lib.errors import InvalidArgument
+from llmos.servers.storage.formats import zips
 from llmos.servers.storage.names import short
 
 MAX_HEADER = 100_000_000  # as in the safetensors format
@@ -24,13 +25,20 @@ class Kind(Enum):
     GGUF = "GGUF"
     SAFETENSORS = "safetensors"
     ONNX = "ONNX"
+    TORCHSCRIPT = "TorchScript"
+    TORCH_EXPORT = "torch.export"
     PICKLE = "pickle"
     EMPTY = "empty"
     OTHER = "not a model"
 
 
 _CLAIMS = {".gguf": Kind.GGUF, ".safetensors": Kind.SAFETENSORS, ".onnx": Kind.ONNX}
-MODELS = frozenset({Kind.GGUF, Kind.SAFETENSORS, Kind.ONNX})
+_CLAIMS[".pt2"] = Kind.TORCH_EXPORT
+TORCH = frozenset({Kind.TORCHSCRIPT, Kind.TORCH_EXPORT})
+MODELS = TORCH | {Kind.GGUF, Kind.SAFETENSORS, Kind.ONNX}
+
+
+FORMATS = "GGUF, safetensors, ONNX, TorchScript or torch.export"
 
 
 def kind_of(path: Path) -> Kind:
@@ -44,6 +52,8 @@ def kind_of(path: Path) -> Kind:
         if len(head) > 8 and head[8:9] == b"{":
             if 2 <= int.from_bytes(head[:8], "little") <= MAX_HEADER:
                 return Kind.SAFETENSORS
+        if head.startswith(b"PK\x03\x04"):
+            return _zip_kind(file)
         if _is_pickle(file, head):
             return Kind.PICKLE
         return Kind.ONNX if _is_onnx(file, head) else Kind.OTHER
@@ -82,19 +92,29 @@ def pickle_refused(name: str) -> InvalidArgument:
     return InvalidArgument(
         "PICKLE_REFUSED",
         f"{short(name, 100)[1:-1]} is a pickle, and unpickling runs whatever code is in it; "
-        "convert it in a throw-away process: state = torch.load(FILE, weights_only=True); "
-        'safetensors.torch.save_file(state, "model.safetensors").',
+        "convert it with `llmos-ctl model convert FILE`, which reads it by "
+        "torch.load(weights_only=True) in a throw-away process and keeps the tensors as "
+        "safetensors.",
     )
 
 
+def _zip_kind(file: io.BufferedReader) -> Kind:
+    """Tell torch.save, TorchScript and torch.export apart by what their zip files hold."""
+    names = zips.contents(file)
+    if names is None:  # a truncated archive has no directory; its first entry tells
+        file.seek(0)
+        return Kind.PICKLE if b"data.pkl" in file.read(1 << 12) else Kind.OTHER
+    inside = {n.partition("/")[2] or n for n in names}
+    if "serialized_exported_program.json" in inside | set(names):
+        return Kind.TORCH_EXPORT
+    if "archive_format" in inside and any(re.fullmatch(r"models/[^/]+\.json", n) for n in inside):
+        return Kind.TORCH_EXPORT
+    if {"constants.pkl", "data.pkl"} <= inside and any(n.startswith("code/") for n in inside):
+        return Kind.TORCHSCRIPT
+    return Kind.PICKLE if any(n.endswith(".pkl") for n in names) else Kind.OTHER
+
+
 def _is_pickle(file: io.BufferedReader, head: bytes) -> bool:
-    if head.startswith(b"PK\x03\x04"):  # torch.save and TorchScript write zip files of pickles
-        try:
-            with zipfile.ZipFile(file) as archive:
-                return any(n.endswith(".pkl") for n in archive.namelist())
-        except (zipfile.BadZipFile, ValueError, NotImplementedError):
-            file.seek(0)  # a truncated archive has no directory; its first entry tells
-            return b"data.pkl" in file.read(1 << 12)
     if head[0] == 0x80 and len(head) > 1 and 2 <= head[1] <= 5:
         return True
     if head[:1] not in b"(]}cl":

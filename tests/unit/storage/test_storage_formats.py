@@ -193,7 +193,7 @@ def test_pickle_is_refused_whatever_its_name(tmp_path: Path, kind: str, name: st
     (tmp_path / name).write_bytes(pickles()[kind])
     error = refused(tmp_path / name)
     assert error.reason == "PICKLE_REFUSED"
-    assert "save_file" in error.message
+    assert "llmos-ctl model convert" in error.message
 
 
 @pytest.mark.parametrize("data", [b"{}", b"hello", b"\x08", b"(hello)", b"]", b"PK\x03\x04", b"."])
