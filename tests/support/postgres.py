@@ -58,9 +58,9 @@ class Postgres:
             )
         settings = [word for setting in _QUICK for word in ("-c", setting)]
         with (self.folder / "log").open("ab") as log:
+            where = ["-D", str(data), "-k", str(self.folder), "-c", "listen_addresses="]
             self._process = subprocess.Popen(
-                [str(self._bin / "postgres"), "-D", str(data), "-k", str(self.folder)]
-                + ["-c", "listen_addresses=", *settings],
+                [str(self._bin / "postgres"), *where, *settings],
                 stdout=log,
                 stderr=log,
                 cwd="/",
