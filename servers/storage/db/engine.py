@@ -17,7 +17,8 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.pool import NullPool
 
 from llmos.lib.errors import InvalidArgument
-from llmos.servers.storage.db import migrate
+from llmos.servers.storage import caller
+from llmos.servers.storage.db import fence, migrate
 from llmos.servers.storage.db.failures import convert
 
 # Key of the advisory lock that PostgreSQL's writers queue for: "llmos" in ASCII.
@@ -111,13 +112,17 @@ class Database:
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:
-        """Run a transaction: durable when the block ends, undone when it raises."""
+        """Run a transaction: durable when the block ends, undone when it raises.
+
+        Raises STALE_FENCE when the call that is being served requires a lock that it lost.
+        """
         with self.lock:
             if self._in_write:
                 raise RuntimeError("Database.write inside Database.write")
             self._in_write = True
             try:
                 with self._errors(), self._writing(self._engine) as sql:
+                    fence.check(sql, caller.current().fence)
                     yield sql
             finally:
                 self._in_write = False

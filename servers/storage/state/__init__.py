@@ -1,0 +1,1 @@
+"""Small state: documents with history, leases, locks."""
