@@ -315,10 +315,14 @@ class _Kind:
         request_iterator: Any = None,
     ) -> Any:
         call = self._call(self, timeout, metadata)
-        if self._unary:
-            call.first(request)
-        else:
-            call.feed(request if request is not None else request_iterator)
+        try:
+            if self._unary:
+                call.first(request)
+            else:
+                call.feed(request if request is not None else request_iterator)
+        except BaseException:  # it does not serialize
+            call.cancel()
+            raise
         return call
 
 

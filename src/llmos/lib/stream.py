@@ -193,6 +193,7 @@ class ClientStream(Stream):
     __slots__ = (
         "_callbacks",
         "_waiters",
+        "begun",
         "cookie",
         "delivered",
         "headers",
@@ -210,6 +211,7 @@ class ClientStream(Stream):
         super().__init__(session, call_id)
         self.open = opened
         self.replayable = idempotent
+        self.begun = False  # OPEN was sent
         self.kept: list[pb.Envelope] = []
         self.kept_bytes = 0
         self.delivered = False
@@ -229,6 +231,7 @@ class ClientStream(Stream):
                 flags, payload = MESSAGE | MORE, message[:CHUNK]
         if half_close and not flags & MORE:
             flags |= HALF_CLOSE
+        self.begun = True
         self.put(pb.Envelope(call=self.id, kind=OPEN, payload=payload, flags=flags, open=self.open))
         return len(payload)
 
@@ -312,7 +315,8 @@ class ClientStream(Stream):
         """Give the call up; returns whether it was still going on."""
         if self.ended:
             return False
-        self.session.emit(pb.Envelope(call=self.id, kind=CANCEL))
+        if self.begun:
+            self.session.emit(pb.Envelope(call=self.id, kind=CANCEL))
         self.fail(status)
         return True
 
