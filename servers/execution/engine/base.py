@@ -11,9 +11,16 @@ import abc
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+from llmos.lib.errors import FailedPrecondition
+
+if TYPE_CHECKING:
+    from llmos.servers.execution.engine.serving.config import Serving
+    from llmos.servers.execution.engine.serving.statistics import Statistics
 
 
 @dataclass(frozen=True)
@@ -21,7 +28,7 @@ class ModelSpec:
     """One model version as a worker gets it: files on this host, and where to run them."""
 
     ref: str  # `name@version`
-    format: str  # `gguf`, `safetensors` or `onnx`
+    format: str  # `gguf`, `safetensors`, `onnx`, `torchscript`, `torch_export` or `pipeline`
     task: str  # `generate`, `embed` or `predict`
     files: dict[str, Path]  # name within the version -> read-only file; the main file comes first
     context_length: int = 0  # longest input, tokens; 0 = what the file says
@@ -84,6 +91,14 @@ class Embeddings:
 
 
 @dataclass(frozen=True)
+class Classes:
+    """scores: float32 [items, classes]; names: of the classes, as far as they have some."""
+
+    scores: npt.NDArray[np.float32]
+    names: Sequence[str]
+
+
+@dataclass(frozen=True)
 class TensorSpec:
     """A named tensor of a model: numpy dtype name, shape with -1 for free dimensions."""
 
@@ -93,22 +108,43 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
-class EngineInfo:
-    """What a loaded model is."""
+class SequenceCall:
+    """One call of a sequence: calls of one id share a model's state, in their order."""
 
-    engine: str  # `torch` or `onnx`
+    id: int  # not 0
+    start: bool = False
+    end: bool = False
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One request on tensors; `outputs` empty = all. tenant: whose cached answers may be given."""
+
+    inputs: dict[str, npt.NDArray[Any]]
+    outputs: Sequence[str] = ()
+    sequence: SequenceCall | None = None
+    tenant: str = ""
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What a loaded model is. serving: what its version declares, for engines that read it."""
+
+    engine: str  # `torch`, `onnx`, `module` or `pipeline`
     task: str
     device: str
     dtype: str
     context_length: int = 0
     inputs: Sequence[TensorSpec] = field(default=())
     outputs: Sequence[TensorSpec] = field(default=())
+    serving: Serving | None = None
 
 
 class Engine(abc.ABC):
     """A loaded model. The methods of tasks it does not do raise FailedPrecondition WRONG_TASK."""
 
     info: EngineInfo
+    statistics: Statistics | None = None  # for engines that count
 
     @abc.abstractmethod
     def generate(self, request: Generation) -> AsyncIterator[Piece]:
@@ -129,6 +165,39 @@ class Engine(abc.ABC):
 
         Raises InvalidArgument BAD_TENSOR naming the tensor and what was expected.
         """
+
+    async def predict(self, request: Prediction) -> dict[str, npt.NDArray[Any]]:
+        """Run the model with what its version declares around it.
+
+        Raises as `infer`; FailedPrecondition NO_SEQUENCES when the model keeps no state.
+        """
+        if request.sequence is not None:
+            raise FailedPrecondition(
+                "NO_SEQUENCES", "The model keeps no state between calls; leave the sequence out."
+            )
+        return await self.infer(request.inputs, request.outputs)
+
+    async def predict_stream(
+        self, request: Prediction
+    ) -> AsyncIterator[dict[str, npt.NDArray[Any]]]:
+        """Run a model that answers a request several times; others answer once."""
+        yield await self.predict(request)
+
+    async def classify(self, items: Sequence[str | bytes]) -> Classes:
+        """Name what texts (str) or files (bytes) are.
+
+        Raises FailedPrecondition WRONG_TASK when the model has no labels; InvalidArgument
+        EMPTY_INPUT, BAD_INPUT.
+        """
+        raise FailedPrecondition(
+            "WRONG_TASK",
+            f"The model does not classify: it does {self.info.task}. A classifier is an ONNX or "
+            "TorchScript model with a `labels` step in its serving.toml.",
+        )
+
+    def labels(self, output: str) -> Sequence[str] | None:
+        """Return the names of the classes that an output scores; None when it scores none."""
+        return None
 
     @abc.abstractmethod
     def tokenize(self, text: str) -> tuple[list[int], list[str]]:

@@ -47,7 +47,7 @@ def estimate_bytes(spec: ModelSpec) -> int:
 
 def is_weights(name: str) -> bool:
     """Return whether a file of a version has weights, by its name."""
-    return not name.endswith((".json", ".txt", ".md"))
+    return not name.endswith((".json", ".txt", ".md", ".toml"))
 
 
 def load(spec: ModelSpec) -> Engine:

@@ -2,12 +2,13 @@
 
 Nothing waits for company. A round takes up to 32 texts of each waiting request, oldest request
 first, so that a request of 2,048 texts delays a short one by a round and not by all of itself;
-the round's texts are sorted by length and run in batches that waste little padding.
+the round's texts are sorted by length and cut into the batches that cost the least in all.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
@@ -20,10 +21,14 @@ import numpy.typing as npt
 from llmos.lib.encoder import Encoded, TextEncoder
 from llmos.lib.errors import Unavailable
 from llmos.servers.execution.engine.base import Embeddings
+from llmos.servers.execution.engine.serving.statistics import Statistics
 
 Vectors = npt.NDArray[np.float32]
 BATCH_TEXTS = 32
 ROUND_TEXTS = 64
+# What starting a batch costs, in padded tokens: measured for a MiniLM on a CPU (4.8 ms beside
+# 0.29 ms a token); a GPU computes many more before it is busy.
+START_TOKENS = {"cpu": 16, "cuda": 512}
 
 
 @dataclass
@@ -35,6 +40,7 @@ class _Request:
     tokens: int = 0
     truncated: list[int] = field(default_factory=list)
     vectors: Vectors | None = None
+    since: float = field(default_factory=time.perf_counter)
 
 
 @dataclass(frozen=True)
@@ -53,15 +59,20 @@ class Batcher:
         run: Callable[[Sequence[Encoded]], Vectors],
         executor: Executor,
         batch_tokens: int,
+        statistics: Statistics | None = None,
+        start_tokens: int = START_TOKENS["cpu"],
     ) -> None:
         """Prepare. run turns a batch into normalised vectors; batch_tokens bounds its padded size.
 
-        The bound holds the memory of one batch down: attention takes its square.
+        The bound holds the memory of one batch down: attention takes its square. start_tokens: see
+        START_TOKENS.
         """
         self._encoder = encoder
         self._run = run
         self._executor = executor
         self._batch_tokens = batch_tokens
+        self._statistics = statistics or Statistics()
+        self._start_tokens = start_tokens
         self._lock = threading.Lock()
         self._waiting: deque[_Request] = deque()
         self._busy = False
@@ -116,6 +127,8 @@ class Batcher:
                 if request.result.done():  # cancelled, or failed in an earlier round
                     continue
                 first = request.taken
+                if not first:
+                    self._statistics.add("queue", time.perf_counter() - request.since)
                 request.taken = min(len(request.texts), first + min(BATCH_TEXTS, room))
                 room -= request.taken - first
                 picked.append((request, range(first, request.taken)))
@@ -124,6 +137,7 @@ class Batcher:
         return picked
 
     def _compute(self, requests: Sequence[tuple[_Request, range]]) -> None:
+        begun = time.perf_counter()
         items = []
         for request, indices in requests:
             for index in indices:
@@ -133,19 +147,42 @@ class Batcher:
                     request.truncated.append(index)
                 items.append(_Item(request, index, encoded))
         items.sort(key=lambda item: len(item.encoded.ids))
-        while items:
-            items = [item for item in items if not item.request.result.done()]
-            batch = self._batch(items)
-            del items[: len(batch)]
+        lengths = [len(item.encoded.ids) for item in items]
+        self._statistics.add("compute_input", time.perf_counter() - begun, len(requests))
+        at = 0
+        for size in partition(lengths, self._batch_tokens, self._start_tokens):
+            batch = [i for i in items[at : at + size] if not i.request.result.done()]
+            at += size
             if batch:
-                _deliver(batch, self._run([item.encoded for item in batch]))
+                begun = time.perf_counter()
+                vectors = self._run([item.encoded for item in batch])
+                ran = time.perf_counter() - begun
+                self._statistics.ran(len(batch), 0.0, ran, 0.0)
+                self._statistics.add("compute_infer", ran, 0)
+                _deliver(batch, vectors)
 
-    def _batch(self, items: Sequence[_Item]) -> Sequence[_Item]:
-        count = 0
-        for count, item in enumerate(items[:BATCH_TEXTS], 1):
-            if count * len(item.encoded.ids) > self._batch_tokens:
-                return items[: max(1, count - 1)]
-        return items[:count]
+
+def partition(lengths: Sequence[int], most_tokens: int, start_tokens: int) -> list[int]:
+    """Cut texts of ascending lengths into batches; return their sizes, which cost the least.
+
+    A batch costs `start_tokens` and its padded size. By dynamic programming over the last batch.
+    """
+    best = [0.0] + [float("inf")] * len(lengths)
+    size = [0] * (len(lengths) + 1)
+    for end in range(1, len(lengths) + 1):
+        longest = lengths[end - 1]
+        for count in range(1, min(end, BATCH_TEXTS) + 1):
+            if count > 1 and count * longest > most_tokens:
+                break
+            cost = best[end - count] + start_tokens + count * longest
+            if cost < best[end]:
+                best[end], size[end] = cost, count
+    sizes = []
+    end = len(lengths)
+    while end:
+        sizes.append(size[end])
+        end -= size[end]
+    return sizes[::-1]
 
 
 def _unloaded() -> Unavailable:

@@ -1,27 +1,21 @@
-"""The engine: one session, one compute thread, texts in batches, tensors as they come."""
+"""The engine: one session, one compute thread; texts in batches, tensors as declared."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
-
-import numpy.typing as npt
-import onnxruntime as ort
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
 
 from llmos.lib.encoder import Encoded, TextEncoder, normalise
 from llmos.lib.errors import FailedPrecondition, InvalidArgument, LLMOSError, Unavailable
-from llmos.servers.execution.engine.base import (
-    Embeddings,
-    Engine,
-    EngineInfo,
-    Generation,
-    ModelSpec,
-    Piece,
-)
-from llmos.servers.execution.engine.onnx.batcher import Batcher, Vectors
+from llmos.servers.execution.engine.base import Embeddings, ModelSpec
+from llmos.servers.execution.engine.onnx.batcher import START_TOKENS, Batcher, Vectors
 from llmos.servers.execution.engine.onnx.session import Session
+from llmos.servers.execution.engine.serving import config
+from llmos.servers.execution.engine.serving.config import Batching, Serving
+from llmos.servers.execution.engine.serving.engine import ServedEngine
 
 # Padded tokens in one batch. On two cores 2,048 is as fast as more and takes a fifth of the memory
 # of 32 x 256; a GPU wants more work at once.
@@ -29,36 +23,39 @@ _BATCH_TOKENS = {"cpu": 2_048, "cuda": 16_384}
 _ENCODER_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 
 
-class OnnxEngine(Engine):
+class OnnxEngine(ServedEngine):
     """Runs one ONNX model; embeds when the version's task is `embed`."""
 
     def __init__(self, spec: ModelSpec) -> None:
         """Load; blocks. Raises Unavailable LOAD_FAILED, FailedPrecondition NO_ENGINE."""
-        self._ref = spec.ref
-        self._session = Session(spec)
+        serving = config.read(spec.files)
+        session = Session(spec, serving.runtime)
+        if config.FILE not in spec.files:
+            serving = _of_classifier(spec, session) or serving
+        embeds = spec.task == "embed" and not serving.before and not serving.after
+        self._session = session
         self._encoder: TextEncoder | None = None
         self._output = ""
-        if spec.task == "embed":
+        if embeds:
             self._output = self._embedding_output(spec)
             try:
                 self._encoder = TextEncoder(spec.files, spec.context_length)
             except InvalidArgument as exc:
                 raise Unavailable("LOAD_FAILED", f"{spec.ref} cannot be loaded: {exc}") from exc
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="onnx")
-        self._batcher: Batcher | None = None
+        task = "embed" if embeds else "predict"
+        super().__init__(dataclasses.replace(spec, task=task), session, serving, "onnx")
+        self._texts: Batcher | None = None
         if self._encoder is not None:
-            tokens = _BATCH_TOKENS[self._session.device.partition(":")[0]]
-            self._batcher = Batcher(self._encoder, self._embed_batch, self._executor, tokens)
-        floats = [o.dtype for o in self._session.outputs if "float" in o.dtype]
-        self.info = EngineInfo(
-            engine="onnx",
-            task=spec.task,
-            device=self._session.device,
-            dtype=floats[0] if floats else "",
-            context_length=self._encoder.max_length if self._encoder else 0,
-            inputs=self._session.inputs,
-            outputs=self._session.outputs,
-        )
+            kind = session.device.partition(":")[0]
+            self._texts = Batcher(
+                self._encoder,
+                self._embed_batch,
+                self._executor,
+                _BATCH_TOKENS[kind],
+                self.statistics,
+                START_TOKENS[kind],
+            )
+            self.info = dataclasses.replace(self.info, context_length=self._encoder.max_length)
 
     def _embedding_output(self, spec: ModelSpec) -> str:
         unknown = [i.name for i in self._session.inputs if i.name not in _ENCODER_INPUTS]
@@ -77,35 +74,23 @@ class OnnxEngine(Engine):
             )
         return output
 
-    def generate(self, request: Generation) -> AsyncIterator[Piece]:
-        """Raise FailedPrecondition WRONG_TASK: the onnx engine does not generate."""
-        raise self._wrong_task("does not generate text")
-
     async def embed(self, texts: Sequence[str]) -> Embeddings:
         """Turn texts into vectors; see Engine.embed."""
-        if self._batcher is None:
+        if self._texts is None:
             raise self._wrong_task("does not embed texts")
         if not texts:
             raise InvalidArgument("EMPTY_INPUT", "There is no text to embed; give at least one.")
         for index, text in enumerate(texts):
             if not text:
                 raise InvalidArgument("EMPTY_INPUT", f"Text {index} is empty; leave it out.")
-        return await asyncio.wrap_future(self._batcher.submit(texts))
-
-    async def infer(
-        self, inputs: dict[str, npt.NDArray[Any]], outputs: Sequence[str]
-    ) -> dict[str, npt.NDArray[Any]]:
-        """Run the model on tensors; see Engine.infer. bfloat16 tensors are float32 arrays here."""
-        self._session.check(inputs, outputs)
-        options = ort.RunOptions()
-        loop = asyncio.get_running_loop()
+        begun = self._arrived()
         try:
-            return await loop.run_in_executor(
-                self._executor, self._session.run, inputs, outputs, options
-            )
-        except asyncio.CancelledError:
-            options.terminate = True  # ends the run at its next node
+            result = await asyncio.wrap_future(self._texts.submit(texts))
+        except BaseException:
+            self.statistics.add("fail", time.perf_counter() - begun)
             raise
+        self.statistics.add("success", time.perf_counter() - begun)
+        return result
 
     def tokenize(self, text: str) -> tuple[list[int], list[str]]:
         """Return token ids and their texts; see Engine.tokenize."""
@@ -113,17 +98,13 @@ class OnnxEngine(Engine):
             raise self._wrong_task("has no tokenizer")
         return self._encoder.tokens(text)
 
-    def work(self) -> float:
-        """Return the runs finished, and what the one in progress computes; not after `close`."""
-        return self._session.work()
-
     def close(self) -> None:
         """Stop the compute thread after what it does now; fail what still waits."""
-        if self._batcher is not None:
-            self._batcher.stop()
-        self._executor.shutdown(wait=True, cancel_futures=True)
-        if self._batcher is not None:
-            self._batcher.fail_waiting()
+        if self._texts is not None:
+            self._texts.stop()
+        super().close()
+        if self._texts is not None:
+            self._texts.fail_waiting()
 
     def _embed_batch(self, batch: Sequence[Encoded]) -> Vectors:
         assert self._encoder is not None
@@ -138,3 +119,30 @@ class OnnxEngine(Engine):
     def _wrong_task(self, what: str) -> LLMOSError:
         does = "embeds texts and runs on tensors" if self._encoder else "runs on tensors"
         return FailedPrecondition("WRONG_TASK", f"{self._ref} {what}; it {does}.")
+
+
+def _of_classifier(spec: ModelSpec, session: Session) -> Serving | None:
+    """Return what a text classifier needs, when config.json says that the model is one."""
+    if not {"config.json", "tokenizer.json"} <= spec.files.keys():
+        return None
+    try:
+        table = json.loads(spec.files["config.json"].read_text(encoding="utf-8"))
+        classes = table.get("architectures") or []
+        padding = int(table.get("pad_token_id") or 0)
+    except (OSError, ValueError, AttributeError, TypeError) as exc:
+        raise Unavailable(
+            "LOAD_FAILED", f"{spec.ref} cannot be loaded: config.json is not usable: {exc}."
+        ) from exc
+    flat = [o.name for o in session.outputs if len(o.shape) == 2]
+    if not flat or not any(str(c).endswith("ForSequenceClassification") for c in classes):
+        return None
+    names = [i.name for i in session.inputs]
+    many = table.get("problem_type") == "multi_label_classification"
+    return Serving(
+        batching=Batching(pad={n: padding if n == "input_ids" else 0 for n in names}),
+        before=({"step": "tokenize", "max_length": spec.context_length},),
+        after=(
+            {"step": "sigmoid" if many else "softmax", "input": flat[0]},
+            {"step": "labels"},
+        ),
+    )

@@ -18,6 +18,7 @@ import onnxruntime as ort
 from llmos.lib.errors import Cancelled, FailedPrecondition, InvalidArgument, Unavailable
 from llmos.servers.execution.engine.base import ModelSpec, TensorSpec
 from llmos.servers.execution.engine.onnx import bfloat16, is_weights
+from llmos.servers.execution.engine.serving.config import Runtime
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ _FAILURES = (
 class Session:
     """A loaded ONNX model. bfloat16 tensors are given and taken as float32 arrays."""
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, runtime: Runtime | None = None) -> None:
         """Load the version's main file.
 
         Raises Unavailable LOAD_FAILED; FailedPrecondition NO_ENGINE for inputs that are not
@@ -59,7 +60,10 @@ class Session:
         self.ref = spec.ref
         self._runs = 0
         self._thread = 0  # which runs the model
-        self._session = _open(spec)
+        self._session = _open(spec, runtime or Runtime())
+        self.metadata: Mapping[str, str] = dict(
+            self._session.get_modelmeta().custom_metadata_map or {}
+        )
         self.device = "cpu"
         if self._session.get_providers()[0] == "CUDAExecutionProvider":
             self.device = spec.device
@@ -120,6 +124,19 @@ class Session:
                     f"as in tensor {owner!r}."
                 )
 
+    def follows(self, padded: frozenset[str]) -> frozenset[str]:
+        """Return the outputs whose second axis has the symbol of that of the inputs `padded`."""
+        symbols = {self._in[n].shape[1] for n in padded if len(self._in[n].shape or ()) > 1}
+        return frozenset(
+            o.name
+            for o in self._session.get_outputs()
+            if len(o.shape or ()) > 1 and isinstance(o.shape[1], str) and o.shape[1] in symbols
+        )
+
+    def stopper(self) -> Any:
+        """Return what ends one run, at its next node."""
+        return ort.RunOptions()
+
     def run(
         self, inputs: Tensors, outputs: Sequence[str], options: Any = None
     ) -> dict[str, npt.NDArray[Any]]:
@@ -157,9 +174,12 @@ class Session:
         return self._runs + round(time.clock_gettime(clock), 2)
 
 
-def _open(spec: ModelSpec) -> Any:
+def _open(spec: ModelSpec, runtime: Runtime) -> Any:
     options = ort.SessionOptions()
-    options.intra_op_num_threads = spec.threads or len(os.sched_getaffinity(0))
+    threads = runtime.threads or spec.threads
+    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    spin = "1" if runtime.spin else "0"
+    options.add_session_config_entry("session.intra_op.allow_spinning", spin)
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # what goes wrong is raised; not twice on stderr
     # Threads spin within a run (it is a third faster) but not after it: other models want the CPU.

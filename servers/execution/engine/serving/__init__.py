@@ -1,0 +1,1 @@
+"""What the tensor engines share: declared batching, state, streams, caching and steps."""
