@@ -55,14 +55,16 @@ def entries(
     action: str = "",
     subject: str = "",
     until: int = 0,
+    newest: bool = False,
 ) -> list[Entry]:
     """Return up to `limit` entries after number `after`, in order.
 
     actor, subject: exactly this one; action: it, or with a dot at its end all that begin so;
-    until: none after this number; each "" or 0 = any.
+    until: none after this number; each "" or 0 = any. newest: the last ones, still in order.
     """
     c = audit_log.c
-    query = select(audit_log).where(c.seq > after).order_by(c.seq).limit(limit)
+    order = c.seq.desc() if newest else c.seq
+    query = select(audit_log).where(c.seq > after).order_by(order).limit(limit)
     if until:
         query = query.where(c.seq <= until)
     if actor:
@@ -72,7 +74,8 @@ def entries(
         query = query.where(matches if action.endswith(".") else c.action == action)
     if subject:
         query = query.where(c.subject == subject)
-    return [_entry(row) for row in sql.execute(query)]
+    found = [_entry(row) for row in sql.execute(query)]
+    return found[::-1] if newest else found
 
 
 def _entry(row: Row[Any]) -> Entry:

@@ -6,6 +6,7 @@ on what others delete. Functions take `sql` in the transaction of the change tha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, delete, func, insert, select, update
@@ -94,10 +95,16 @@ def require(sql: Connection, tenant: str, bytes: int, items: int = 0) -> None:
 
 def limits(sql: Connection, tenant: str) -> Limits:
     """Return a tenant's limits: its own, else the default ones."""
-    c = quotas.c
-    rows = sql.execute(select(quotas).where(c.tenant.in_((tenant, DEFAULT)))).all()
-    found = {row.tenant: Limits(row.limit_bytes, row.limit_items) for row in rows}
+    found = own_limits(sql, (tenant, DEFAULT))
     return found.get(tenant) or found.get(DEFAULT) or Limits()
+
+
+def own_limits(sql: Connection, tenants: Sequence[str] | None = None) -> dict[str, Limits]:
+    """Return the limits of those (of these) that have some of their own, also of DEFAULT."""
+    query = select(quotas)
+    if tenants is not None:
+        query = query.where(quotas.c.tenant.in_(tenants))
+    return {row.tenant: Limits(row.limit_bytes, row.limit_items) for row in sql.execute(query)}
 
 
 def set_limits(sql: Connection, tenant: str, new: Limits | None) -> None:

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from llmos.lib.errors import LLMOSError
+from llmos.lib.errors import InvalidArgument, LLMOSError
 from llmos.servers.storage.db.engine import Database
 from llmos.servers.storage.state.documents import BEAT_S, LocalDocuments
 from llmos.servers.storage.state.leases import LocalLeases
@@ -30,7 +30,15 @@ class LocalState:
         beat_s: float = BEAT_S,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Use `database`. history_*: how much of the past is kept for watches and old reads."""
+        """Use `database`. history_*: how much of the past is kept for watches and old reads.
+
+        Raises InvalidArgument BAD_CONFIG.
+        """
+        if history_revisions < 1 or history_bytes < 0:
+            raise InvalidArgument(
+                "BAD_CONFIG",
+                "[storage] history_revisions must be at least 1, history_bytes not negative.",
+            )
         self._store = Store(database)
         self._history = history_revisions, history_bytes
         self.documents = LocalDocuments(self._store, beat_s=beat_s)

@@ -99,6 +99,7 @@ class Server:
         self._direct: dict[str, grpc.aio.Channel] = {}
         self._record: ProcessRecord | None = None
         self._stopping = asyncio.Event()
+        self._when_stopping: list[Callable[[], None]] = []
         add_introspection = admin_pb2_grpc.add_IntrospectionServicer_to_server
         self.add(add_introspection, _Introspection(self), keys=[name])
 
@@ -177,6 +178,8 @@ class Server:
 
     async def stop(self, grace_s: float = 10.0) -> None:
         """Drain: take no new calls, let running ones finish for `grace_s`, then cancel them."""
+        for callback in self._when_stopping:
+            callback()
         await self._health.enter_graceful_shutdown()
         if self.port is not None:
             await self.port.stop(grace_s)
@@ -187,6 +190,10 @@ class Server:
         if self._record is not None:
             self._record.remove(self.config.run_dir())
         log.info("stopped")
+
+    def when_stopping(self, callback: Callable[[], None]) -> None:
+        """Call back first when the server stops: to end calls that would wait for hours."""
+        self._when_stopping.append(callback)
 
     def request_stop(self) -> None:
         """Make `run` drain and return."""

@@ -1,0 +1,43 @@
+"""Which services small state, audit and quotas are served by, and the work between calls."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from llmos.api.storage.v1 import audit_pb2_grpc, quota_pb2_grpc, state_pb2_grpc
+from llmos.lib.serve import Server
+from llmos.servers.storage.binding import Bound
+from llmos.servers.storage.db.engine import Database
+from llmos.servers.storage.ledger import AuditLog, QuotaBook
+from llmos.servers.storage.ledger_service import AuditService, QuotasService
+from llmos.servers.storage.state.documents_service import DocumentsService
+from llmos.servers.storage.state.local import LocalState
+from llmos.servers.storage.state.service import LeasesService, LocksService
+
+
+def add_state(server: Server, state: LocalState, database: Database) -> None:
+    """Serve documents, leases, locks, audit log and quotas. Before the server's start.
+
+    None of them has a stall time: watches and waits for locks are quiet for as long as they are.
+    """
+    add = server.add
+    add(state_pb2_grpc.add_DocumentsServicer_to_server, Bound(DocumentsService(state.documents)))
+    add(state_pb2_grpc.add_LeasesServicer_to_server, Bound(LeasesService(state.leases)))
+    add(state_pb2_grpc.add_LocksServicer_to_server, Bound(LocksService(state.locks)))
+    add(audit_pb2_grpc.add_AuditServicer_to_server, Bound(AuditService(AuditLog(database))))
+    add(quota_pb2_grpc.add_QuotasServicer_to_server, Bound(QuotasService(QuotaBook(database))))
+    server.when_stopping(state.stop)
+
+
+@contextlib.asynccontextmanager
+async def kept(state: LocalState) -> AsyncIterator[None]:
+    """End leases and forget old history while inside."""
+    keeping = asyncio.create_task(state.keep())
+    try:
+        yield
+    finally:
+        keeping.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await keeping
