@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
+from pathlib import Path
 
 import uvloop
 
@@ -17,10 +18,14 @@ from llmos.lib.publish import Publisher
 from llmos.lib.serve import Server
 from llmos.servers.storage import extras
 from llmos.servers.storage.config import StorageConfig
+from llmos.servers.storage.crypt.keys import KeyRing
 
 with needed("storage"):
+    from llmos.servers.storage.binding import Bound
     from llmos.servers.storage.local import LocalStorage
     from llmos.servers.storage.service import BlobsService, RegistryService
+    from llmos.servers.storage.serving import add_state, kept
+    from llmos.servers.storage.state.local import LocalState
 
 
 async def serve(config: StorageConfig) -> None:
@@ -37,6 +42,9 @@ async def serve(config: StorageConfig) -> None:
         database=config.database,
         imports=config.imports,
         blob_grace_s=config.blob_grace_s,
+        keys=KeyRing.load(Path(config.encryption_key)) if config.encryption_key else None,
+        cache_dir=Path(config.cache_dir) if config.cache_dir else None,
+        cache_bytes=config.cache_bytes,
     )
     with contextlib.closing(storage):
         server = Server("storage", config)
@@ -44,15 +52,25 @@ async def serve(config: StorageConfig) -> None:
         stall_ms = int(config.stall_s * 1000)
         server.add(
             registry_pb2_grpc.add_RegistryServicer_to_server,
-            RegistryService(storage, publisher.tell),
+            Bound(RegistryService(storage, publisher.tell)),
             stall_ms=stall_ms,
         )
         server.add(
-            registry_pb2_grpc.add_BlobsServicer_to_server, BlobsService(storage), stall_ms=stall_ms
+            registry_pb2_grpc.add_BlobsServicer_to_server,
+            Bound(BlobsService(storage)),
+            stall_ms=stall_ms,
         )
+        state = await asyncio.to_thread(
+            LocalState,
+            storage.database,
+            history_revisions=config.history_revisions,
+            history_bytes=config.history_bytes,
+        )
+        add_state(server, state, storage.database)
         cleaning = asyncio.create_task(storage.keep_clean())
         try:
-            await server.run()
+            async with kept(state):
+                await server.run()
         finally:
             cleaning.cancel()
             with contextlib.suppress(asyncio.CancelledError):

@@ -7,6 +7,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 from llmos.servers.storage.model import Draft, Page, Progress, Registered, Version
 
+READ_CHUNK = 256 << 10  # bytes of one message: under the kernel's frame limit, over its overhead
+
 
 class Storage(ABC):
     """Immutable model versions made of content-addressed files.
@@ -57,8 +59,13 @@ class Storage(ABC):
         """
 
     @abstractmethod
-    def read_blob(self, sha256: str, offset: int, length: int) -> AsyncGenerator[bytes, None]:
-        """Yield a range (length 0 = to the end). Raises BAD_DIGEST, NO_SUCH_BLOB, BAD_RANGE."""
+    def read_blob(
+        self, sha256: str, offset: int, length: int, piece: int = READ_CHUNK
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield a range (length 0 = to the end), at most `piece` bytes at a time.
+
+        Raises BAD_DIGEST, NO_SUCH_BLOB, BAD_RANGE, BLOB_DAMAGED.
+        """
 
     @abstractmethod
     async def stat_blobs(self, digests: Sequence[str]) -> list[int]:

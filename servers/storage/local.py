@@ -9,20 +9,22 @@ import logging
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from llmos.lib.errors import FailedPrecondition, LLMOSError
 from llmos.servers.storage import importer, names
-from llmos.servers.storage.base import Storage
-from llmos.servers.storage.blobs import Blobs, damaged
+from llmos.servers.storage.base import READ_CHUNK, Storage
+from llmos.servers.storage.blobs import Blobs, removal, sealing
+from llmos.servers.storage.blobs.cache import Cache, default_cache
+from llmos.servers.storage.crypt.keys import KeyRing
 from llmos.servers.storage.db.engine import Database
-from llmos.servers.storage.disk import writing
+from llmos.servers.storage.disk import sync_dir, writing
 from llmos.servers.storage.model import Draft, Page, Progress, Registered, Version
+from llmos.servers.storage.places.incoming import Incoming
 from llmos.servers.storage.registry import Registry
 
 log = logging.getLogger(__name__)
-READ_CHUNK = 256 << 10  # bytes of one message: under the kernel's frame limit, over its overhead
-_READ_AHEAD = 1 << 20
 _TICK_S = 0.1
 
 
@@ -36,13 +38,17 @@ class LocalStorage(Storage):
         database: str = "",
         imports: int = 2,
         blob_grace_s: float = 86400.0,
+        keys: KeyRing | None = None,
+        cache_dir: Path | None = None,
+        cache_bytes: int = 0,
     ) -> None:
         """Open or create the store, and clear what a crash left.
 
         database: URL, "" = a file in `folder`. imports: how many run at a time, others wait.
-        blob_grace_s: how long an uploaded blob stays without a version that has it. Raises
-        READ_ONLY, DISK_FULL, STATE_IN_USE, REGISTRY_DAMAGED, NEWER_STATE, BAD_CONFIG,
-        DATABASE_UNREACHABLE.
+        blob_grace_s: how long an uploaded blob stays without a version that has it. keys: seals
+        new files. cache_dir: where copies for reading by path go, at most cache_bytes of them (0
+        = as the disk allows). Raises READ_ONLY, DISK_FULL, STATE_IN_USE, REGISTRY_DAMAGED,
+        NEWER_STATE, BAD_CONFIG, DATABASE_UNREACHABLE, KEY_NEEDED, WRONG_KEY, UNSAFE_CACHE.
         """
         blobs, temporary = folder / "blobs", folder / "tmp"
         with writing(folder), contextlib.ExitStack() as undo:
@@ -50,20 +56,25 @@ class LocalStorage(Storage):
                 path.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock = _lock(folder / "lock")
             undo.callback(os.close, self._lock)
-            self._database = Database(database or folder / "registry.db")
-            undo.callback(self._database.close)
-            self._blobs = Blobs(blobs, temporary, self._database)
-            self._registry = Registry(self._database, blobs)
+            self.database = Database(database or folder / "registry.db")
+            undo.callback(self.database.close)
+            sync_dir(folder)  # the database's own file, and the folders
+            sealing.check(self.database, keys)
+            cache = Cache(cache_dir or default_cache(folder, keys is not None), cache_bytes)
+            self.blobs = Blobs(blobs, temporary, self.database, cache, keys)
+            self._registry = Registry(self.database, blobs)
             self._grace_s = blob_grace_s
-            self._blobs.recover()
-            self._blobs.collect(blob_grace_s)
+            self.incoming = Incoming(folder / "incoming")
+            self.incoming.collect(blob_grace_s)
+            removal.recover(self.blobs)
+            removal.collect(self.blobs, blob_grace_s)
             undo.pop_all()
         self._imports = ThreadPoolExecutor(imports, thread_name_prefix="import")
 
     def close(self) -> None:
         """Wait for running imports and close the files. Calls must have ended or been cancelled."""
         self._imports.shutdown(wait=True, cancel_futures=True)
-        self._database.close()
+        self.database.close()
         os.close(self._lock)
 
     async def keep_clean(self, period_s: float = 3600.0) -> None:
@@ -71,7 +82,8 @@ class LocalStorage(Storage):
         while True:
             await asyncio.sleep(period_s)
             try:
-                await asyncio.to_thread(self._blobs.collect, self._grace_s)
+                await asyncio.to_thread(removal.collect, self.blobs, self._grace_s)
+                await asyncio.to_thread(self.incoming.collect, self._grace_s)
             except LLMOSError as exc:  # e.g. a full disk: the next time may find it better
                 log.warning("cannot collect abandoned uploads", extra={"cause": str(exc)})
 
@@ -81,7 +93,13 @@ class LocalStorage(Storage):
         """See Storage. When the caller goes away, the import stops before this returns."""
         watch = importer.Watch()
         job = self._imports.submit(
-            importer.import_model, self._blobs, self._registry, source, name, watch
+            importer.import_model,
+            self.blobs,
+            self._registry,
+            source,
+            name,
+            watch,
+            self.incoming,
         )
         running = asyncio.wrap_future(job)
         try:
@@ -100,17 +118,45 @@ class LocalStorage(Storage):
 
     async def create_version(self, draft: Draft) -> Registered:
         """See Storage."""
-        return await asyncio.to_thread(importer.create_version, self._blobs, self._registry, draft)
+        return await asyncio.to_thread(importer.create_version, self.blobs, self._registry, draft)
 
     async def get_version(self, ref: str) -> Version:
         """See Storage."""
-        return await asyncio.to_thread(self._registry.get, ref)
+        return await asyncio.to_thread(self._get, ref)
+
+    def _get(self, ref: str) -> Version:
+        version = self._registry.get(ref)
+        special = self.blobs.special([file.sha256 for file in version.files])
+        if not special:
+            return version
+        files = [
+            replace(f, path=self.blobs.copy(special[f.sha256])) if f.sha256 in special else f
+            for f in version.files
+        ]
+        return replace(version, files=tuple(files))
 
     async def list_versions(self, name: str, page_size: int, page_token: str) -> Page:
         """See Storage."""
         if name:
             names.check_name(name)
-        return await asyncio.to_thread(self._registry.page, name, page_size, page_token)
+        return await asyncio.to_thread(self._page, name, page_size, page_token)
+
+    def _page(self, name: str, page_size: int, page_token: str) -> Page:
+        page = self._registry.page(name, page_size, page_token)
+        digests = {file.sha256 for version in page.versions for file in version.files}
+        special = self.blobs.special(list(digests))
+        if not special:
+            return page
+        versions = []
+        for version in page.versions:  # a listing makes no copies
+            files = [
+                replace(f, path=self.blobs.cache.get(f.sha256, f.size))
+                if f.sha256 in special
+                else f
+                for f in version.files
+            ]
+            versions.append(replace(version, files=tuple(files)))
+        return Page(versions, page.next_token)
 
     async def delete_version(self, ref: str, force: bool) -> int:
         """See Storage."""
@@ -118,46 +164,54 @@ class LocalStorage(Storage):
 
     def _delete(self, ref: str, force: bool) -> int:
         names.require_version(ref)
-        with self._blobs.dropping() as (sql, digests):
-            digests += self._registry.delete(sql, ref, force)
-            sizes = dict(zip(digests, self._blobs.sizes(digests), strict=True))
-        return sum(sizes[digest] for digest in digests)
+        with removal.dropping(self.blobs, self._grace_s) as drop:
+            drop.digests += self._registry.delete(drop.sql, ref, force)
+        return drop.freed_bytes
 
     async def write_blob(self, sha256: str, data: AsyncIterator[bytes]) -> tuple[int, bool]:
         """See Storage."""
         names.check_digest(sha256)
-        size = await asyncio.to_thread(self._blobs.touch, sha256)
+        size = await asyncio.to_thread(self.blobs.touch, sha256)
         if size >= 0:
             return size, True
-        staging = self._blobs.stage()
+        staging = self.blobs.stage()
         try:
             writer = staging.writer()
             async for piece in data:
                 await asyncio.to_thread(writer.write, piece)
             staged = await asyncio.to_thread(staging.upload, writer, sha256)
-            await asyncio.to_thread(self._blobs.place, staged)
+            await asyncio.to_thread(self.blobs.place, staged)
             return staged.size, False
         finally:  # in a thread: it waits for a write that goes on though its waiter was cancelled
-            await asyncio.shield(asyncio.to_thread(self._blobs.discard, staging))
+            await asyncio.shield(asyncio.to_thread(self.blobs.discard, staging))
 
-    async def read_blob(self, sha256: str, offset: int, length: int) -> AsyncGenerator[bytes, None]:
-        """See Storage. Yields at most READ_CHUNK bytes at a time."""
+    async def read_blob(
+        self, sha256: str, offset: int, length: int, piece: int = READ_CHUNK
+    ) -> AsyncGenerator[bytes, None]:
+        """See Storage."""
         names.check_digest(sha256)
-        file, end = await asyncio.to_thread(self._blobs.open, sha256, offset, length)
-        with file:
-            while offset < end:
-                data = await asyncio.to_thread(file.read, min(_READ_AHEAD, end - offset))
-                if not data:
-                    raise damaged(sha256, "it ends too early")
-                offset += len(data)
-                for start in range(0, len(data), READ_CHUNK):
-                    yield data[start : start + READ_CHUNK]
+        opened, end = await asyncio.to_thread(self.blobs.open_range, sha256, offset, length)
+        ahead: asyncio.Future[bytes] | None = None
+        try:
+            while offset < end or ahead is not None:
+                data = await ahead if ahead is not None else b""
+                ahead = None
+                if offset < end:  # read the next bytes while these are on their way
+                    count = min(piece, end - offset)
+                    ahead = asyncio.ensure_future(asyncio.to_thread(opened.read, offset, count))
+                    offset += count
+                if data:
+                    yield data
+        finally:
+            if ahead is not None:
+                await asyncio.wait([ahead])
+            opened.close()
 
     async def stat_blobs(self, digests: Sequence[str]) -> list[int]:
         """See Storage."""
         for sha256 in digests:
             names.check_digest(sha256)
-        return await asyncio.to_thread(self._blobs.sizes, digests)
+        return await asyncio.to_thread(self.blobs.sizes, digests)
 
 
 def _lock(path: Path) -> int:

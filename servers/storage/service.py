@@ -8,10 +8,12 @@ from typing import Any
 
 from llmos.api.storage.v1 import registry_pb2 as pb
 from llmos.api.storage.v1 import registry_pb2_grpc
-from llmos.lib.call import progress, same_host
+from llmos.lib.call import progress, same_host, through_kernel
 from llmos.lib.publish import Tell, nobody
-from llmos.servers.storage.base import Storage
+from llmos.servers.storage.base import READ_CHUNK, Storage
 from llmos.servers.storage.model import Draft, File, Lineage, Metric, Progress, Registered, Version
+
+DIRECT_CHUNK = 2 << 20  # bytes of one message: what any gRPC client takes, at the least overhead
 
 
 class RegistryService(registry_pb2_grpc.RegistryServicer):
@@ -117,7 +119,8 @@ class BlobsService(registry_pb2_grpc.BlobsServicer):
         self, request: pb.ReadBlobRequest, context: Any
     ) -> AsyncIterator[pb.ReadBlobResponse]:
         """Stream a range."""
-        blob = self._storage.read_blob(request.sha256, request.offset, request.length)
+        piece = READ_CHUNK if through_kernel(context) else DIRECT_CHUNK
+        blob = self._storage.read_blob(request.sha256, request.offset, request.length, piece)
         async with aclosing(blob) as pieces:
             async for data in pieces:
                 yield pb.ReadBlobResponse(data=data)

@@ -89,11 +89,13 @@ class RemoteStorage(Storage):
         answer = await _own(self.blobs.WriteBlob(requests()))
         return answer.size, answer.existed
 
-    async def read_blob(self, sha256: str, offset: int, length: int) -> AsyncGenerator[bytes, None]:
+    async def read_blob(
+        self, sha256: str, offset: int, length: int, piece: int = 0
+    ) -> AsyncGenerator[bytes, None]:
         call = self.blobs.ReadBlob(pb.ReadBlobRequest(sha256=sha256, offset=offset, length=length))
         try:
-            async for piece in call:
-                yield piece.data
+            async for answer in call:
+                yield answer.data
         except grpc.aio.AioRpcError as exc:
             raise from_rpc_error(exc) from exc
         finally:

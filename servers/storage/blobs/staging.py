@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from llmos.lib import failpoint
 from llmos.lib.errors import Cancelled, DataLoss, NotFound
+from llmos.servers.storage.crypt.keys import KeyRing
+from llmos.servers.storage.crypt.stream import KEY, Sealer
 from llmos.servers.storage.disk import CHUNK, require_room, writing
 from llmos.servers.storage.model import File
 
@@ -30,24 +33,31 @@ class Known(Protocol):
         """Hold a stored blob; False when it is not stored."""
 
     def path(self, sha256: str) -> Path:
-        """Return where a blob is."""
+        """Return where a blob can be read."""
+
+    def readable(self, staged: Staged) -> Path:
+        """Return where the bytes of a finished temporary file can be read."""
 
 
 @dataclass(frozen=True)
 class Staged:
-    """A finished temporary file."""
+    """A finished temporary file; sealed when it has a (wrapped) key. size: plain bytes."""
 
     sha256: str
     size: int
     path: Path
+    wrapped_key: bytes | None = None
 
 
 class Writer:
     """One temporary file being written. `write` and `close` may be called from any thread."""
 
-    def __init__(self, path: Path) -> None:
-        """Create the file."""
+    def __init__(self, path: Path, keys: KeyRing | None = None) -> None:
+        """Create the file; with `keys`, what is written is sealed."""
         self._path = path
+        self._keys = keys
+        self._key = os.urandom(KEY)
+        self._sealer = Sealer(self._key) if keys is not None else None
         self._digest = hashlib.sha256()
         self._size = 0
         self._unflushed = 0
@@ -60,10 +70,8 @@ class Writer:
         with self._lock:
             if self._file.closed:
                 raise Cancelled("CANCELLED", "The upload was given up.")
-            view = memoryview(data)
             with writing(self._path.parent):
-                while view:
-                    view = view[self._file.write(view) :]
+                self._put(data if self._sealer is None else self._sealer.update(data))
                 self._unflushed += len(data)
                 if self._unflushed >= _FLUSH:
                     # Else it all comes at the end, in one fsync that shows no progress for minutes.
@@ -74,11 +82,22 @@ class Writer:
 
     def finish(self) -> Staged:
         """Make the bytes durable and read-only."""
+        sha256 = self._digest.hexdigest()
+        failpoint.hit("file.written")
         with self._lock, writing(self._path.parent):
+            if self._sealer is not None:
+                self._put(self._sealer.finish())
             os.fchmod(self._file.fileno(), 0o444)
             os.fsync(self._file.fileno())
             self._file.close()
-        return Staged(self._digest.hexdigest(), self._size, self._path)
+        failpoint.hit("file.synced")
+        wrapped = self._keys.wrap(self._key, sha256) if self._keys is not None else None
+        return Staged(sha256, self._size, self._path, wrapped)
+
+    def _put(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[self._file.write(view) :]
 
     def close(self) -> None:
         """Give up; a write in progress ends first."""
@@ -89,17 +108,18 @@ class Writer:
 class Staging:
     """A folder of unfinished files of one operation. Made by `Blobs.staging`."""
 
-    def __init__(self, folder: Path, known: Known) -> None:
-        """Use an empty folder that the maker removes."""
+    def __init__(self, folder: Path, known: Known, keys: KeyRing | None = None) -> None:
+        """Use an empty folder that the maker removes; with `keys`, its files are sealed."""
         self.folder = folder
         self._known = known
+        self._keys = keys
         self._writers: list[Writer] = []
         self.staged: list[Staged] = []
         self.pinned: list[str] = []
 
     def writer(self) -> Writer:
         """Return a new temporary file."""
-        writer = Writer(self.folder / str(len(self._writers)))
+        writer = Writer(self.folder / str(len(self._writers)), self._keys)
         self._writers.append(writer)
         return writer
 
@@ -140,7 +160,7 @@ class Staging:
                 tick(len(data))
         staged = writer.finish()
         self.staged.append(staged)
-        return File(name, staged.sha256, staged.size, staged.path)
+        return File(name, staged.sha256, staged.size, self._known.readable(staged))
 
 
 class _open:

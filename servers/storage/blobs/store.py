@@ -1,73 +1,206 @@
-"""Content-addressed files: blobs/<first two digits>/<sha256>, read-only, never changed.
+"""The blobs: files in blobs/<first two digits>/<sha256>, read-only, never changed, and their rows.
 
-A file comes into being under a temporary name, is fsynced, renamed and only then gets its row in
-the database; a file without a row is a leftover of a crash and goes at the next start.
+A file comes into being under a temporary name, is fsynced, linked and only then gets its row in
+the database; a file without a row is a leftover of a crash and goes at the next start. A blob may
+also have no file, but be made of pieces of others, and a file may be sealed (<sha256>.sealed).
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import shutil
-import time
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, cast
 
-from sqlalchemy import Connection, delete, exists, insert, select, update
+from sqlalchemy import Connection, select
 
-from llmos.lib.errors import DataLoss, NotFound, OutOfRange
+from llmos.lib import failpoint
+from llmos.lib.errors import NotFound, OutOfRange
+from llmos.servers.storage.blobs import rows, sharing
+from llmos.servers.storage.blobs.cache import Cache
+from llmos.servers.storage.blobs.reader import (
+    Bytes,
+    Joined,
+    Piece,
+    PlainFile,
+    SealedFile,
+    damaged,
+)
 from llmos.servers.storage.blobs.staging import Staged, Staging
+from llmos.servers.storage.crypt.keys import KeyRing, key_needed
 from llmos.servers.storage.db.engine import Database
 from llmos.servers.storage.db.tables_blobs import blobs
-from llmos.servers.storage.db.tables_registry import files
 from llmos.servers.storage.disk import sync_dir, writing
 
 log = logging.getLogger(__name__)
+SEALED = ".sealed"
+
+
+@dataclass
+class _Placement:
+    """How a staged file will be stored."""
+
+    staged: Staged
+    tensors: list[sharing.Tensor] = field(default_factory=list)
+    parts: list[Piece] = field(default_factory=list)
+    pack: Staged | None = None
 
 
 class Blobs:
-    """The files of the store and their rows. Thread-safe."""
+    """The bytes of the store. Thread-safe."""
 
-    def __init__(self, folder: Path, temporary: Path, database: Database) -> None:
-        """Keep blobs in `folder` and unfinished ones in `temporary`, on the same file system."""
+    def __init__(
+        self,
+        folder: Path,
+        temporary: Path,
+        database: Database,
+        cache: Cache,
+        keys: KeyRing | None = None,
+    ) -> None:
+        """Keep blobs in `folder` and unfinished ones in `temporary`, on the same file system.
+
+        cache: copies for reading by path. keys: with them, new files are sealed.
+        """
         self.folder = folder
-        self._temporary = temporary
-        self._db = database
+        self.temporary = temporary
+        self.db = database
+        self.cache = cache
+        self.keys = keys
         self._pins: Counter[str] = Counter()
 
-    def path(self, sha256: str) -> Path:
-        """Return where a blob is, or would be."""
-        return self.folder / sha256[:2] / sha256
+    # Asking.
+
+    def file(self, sha256: str, sealed: bool = False) -> Path:
+        """Return where a blob's own file is, or would be."""
+        return self.folder / sha256[:2] / (sha256 + (SEALED if sealed else ""))
 
     def sizes(self, digests: Sequence[str]) -> list[int]:
-        """Return each blob's size in bytes, -1 for those that are not stored."""
-        with self._db.read() as sql:
-            return [_size(sql, digest) for digest in digests]
+        """Return each blob's size in bytes, -1 for those that are not stored, or damaged."""
+        with self.db.read() as sql:
+            return [rows.size(sql, digest) for digest in digests]
 
     def has_size(self, size: int) -> bool:
         """Return whether any blob has this size: only then can a file of it be stored already."""
-        with self._db.read() as sql:
+        with self.db.read() as sql:
             found = sql.execute(select(blobs.c.sha256).where(blobs.c.size == size).limit(1))
             return found.first() is not None
 
+    # Reading.
+
+    def open(self, sha256: str) -> Bytes:
+        """Open a blob; the caller closes it, and it stays readable when it is deleted.
+
+        Raises NO_SUCH_BLOB, DATA_LOSS BLOB_DAMAGED, KEY_NEEDED, WRONG_KEY.
+        """
+        with self.db.read() as sql:
+            row = rows.get(sql, sha256)
+            if row is None:
+                raise no_such_blob(sha256)
+            parts = rows.parts(sql, sha256) if row.form == rows.PIECES else []
+            sources = {part.source: rows.get(sql, part.source) for part in parts}
+        try:
+            with contextlib.ExitStack() as undo:
+                if row.form == rows.FILE:
+                    return self._open_file(row)
+                opened = {}
+                for digest, source in sources.items():
+                    if source is None:  # the foreign key forbids it
+                        raise damaged(sha256, f"its source {digest} is gone")
+                    opened[digest] = self._open_file(source)
+                    undo.callback(opened[digest].close)
+                joined = Joined(sha256, row.size, parts, opened)
+                undo.pop_all()
+                return joined
+        except OSError as exc:
+            with self.db.read() as sql:
+                if rows.get(sql, sha256) is None:  # deleted meanwhile
+                    raise no_such_blob(sha256) from exc
+            raise damaged(sha256, exc.strerror or "not there") from exc
+
+    def _open_file(self, row: rows.Row) -> Bytes:
+        if row.fault:
+            raise damaged(row.sha256, row.fault)
+        if row.wrapped_key is None:
+            return PlainFile(row.sha256, row.size, self.file(row.sha256))
+        key = self.unwrap(row.wrapped_key, row.sha256)
+        return SealedFile(row.sha256, row.size, self.file(row.sha256, sealed=True), key)
+
+    def unwrap(self, wrapped: bytes, sha256: str) -> bytes:
+        """Return the key of a sealed file. Raises KEY_NEEDED, WRONG_KEY, KEY_DAMAGED."""
+        if self.keys is None:
+            raise key_needed()
+        return self.keys.unwrap(wrapped, sha256)
+
+    def open_range(self, sha256: str, offset: int, length: int) -> tuple[Bytes, int]:
+        """Open a blob; return it and the end of a range of it (length 0 = to the blob's end).
+
+        Raises as `open`, and BAD_RANGE.
+        """
+        opened = self.open(sha256)
+        end = offset + length if length else opened.size
+        if not offset <= end <= opened.size:
+            opened.close()
+            raise OutOfRange(
+                "BAD_RANGE",
+                f"Bytes {offset} to {end} are outside of the blob's {opened.size} bytes.",
+            )
+        return opened, end
+
+    def path(self, sha256: str) -> Path:
+        """Return a file with the blob's bytes, making a copy in the cache where it has none.
+
+        Raises as `open`, DISK_FULL, CACHE_FULL.
+        """
+        with self.db.read() as sql:
+            row = rows.get(sql, sha256)
+        if row is None or row.plain:
+            return self.file(sha256)
+        return self.copy(row)
+
+    def copy(self, row: rows.Row) -> Path:
+        """Return the cached copy of a blob, making it if needed. Raises as `path`."""
+        if found := self.cache.get(row.sha256, row.size):
+            return found
+        with self.open(row.sha256) as opened:
+            return self._cached(opened)
+
+    def _cached(self, opened: Bytes) -> Path:
+        def fill(fd: int) -> None:
+            opened.copy_to(fd, 0, opened.size, 0)
+
+        return self.cache.make(opened.sha256, opened.size, fill)
+
+    def readable(self, staged: Staged) -> Path:
+        """Return where the bytes of a finished temporary file can be read."""
+        if staged.wrapped_key is None:
+            return staged.path
+        key = self.unwrap(staged.wrapped_key, staged.sha256)
+        with SealedFile(staged.sha256, staged.size, staged.path, key) as opened:
+            return self._cached(opened)
+
+    def special(self, digests: Sequence[str]) -> dict[str, rows.Row]:
+        """Return the rows of those digests that have no plain file: only a copy, on demand."""
+        with self.db.read() as sql:
+            return rows.special(sql, digests)
+
+    # Holding and placing.
+
     def stage(self) -> Staging:
         """Return a place for unfinished files; `discard` it at the end in any case."""
-        with writing(self._temporary):
-            folder = self._temporary / uuid.uuid4().hex
+        with writing(self.temporary):
+            folder = self.temporary / uuid.uuid4().hex
             folder.mkdir(mode=0o700)
-        return Staging(folder, self)
+        return Staging(folder, self, self.keys)
 
     def discard(self, staging: Staging) -> None:
-        """Remove what was staged and not placed, and release what was pinned."""
+        """Remove what was staged, and release what was pinned."""
         staging.close()
         shutil.rmtree(staging.folder, ignore_errors=True)
-        with self._db.lock:
-            self._pins.subtract(staging.pinned)
-            self._pins = +self._pins
+        self.unpin(staging.pinned)
 
     @contextlib.contextmanager
     def staging(self) -> Iterator[Staging]:
@@ -80,17 +213,27 @@ class Blobs:
 
     def touch(self, sha256: str) -> int:
         """Spare a blob from collection for another while; return its size, -1 if not stored."""
-        with self._db.write() as sql:
-            _touch(sql, sha256)
-            return _size(sql, sha256)
+        with self.db.write() as sql:
+            rows.touch(sql, sha256)
+            return rows.size(sql, sha256)
 
     def pin(self, sha256: str) -> bool:
-        """Keep a blob from being collected until its staging ends; False when it is not stored."""
-        with self._db.lock:
+        """Keep a blob from being collected until `unpin`; False when it is not stored."""
+        with self.db.lock:
             if self.sizes([sha256]) == [-1]:
                 return False
             self._pins[sha256] += 1
             return True
+
+    def pinned(self, sha256: str) -> bool:
+        """Return whether somebody holds a blob."""
+        return self._pins[sha256] > 0
+
+    def unpin(self, digests: Iterable[str]) -> None:
+        """Release what was pinned."""
+        with self.db.lock:
+            self._pins.subtract(digests)
+            self._pins = +self._pins
 
     def place(self, staged: Staged) -> None:
         """Keep a finished upload."""
@@ -99,110 +242,87 @@ class Blobs:
 
     @contextlib.contextmanager
     def placing(self, staged: Iterable[Staged]) -> Iterator[Connection]:
-        """Rename staged files into the store and run the block in the transaction of their rows.
+        """Bring staged files into the store and run the block in the transaction of their rows.
 
         When it raises, the files that were new are gone again and no row has changed.
         """
         new: list[Path] = []
-        with self._db.lock:
-            try:
-                with self._db.write() as sql:
-                    for blob in staged:
-                        new += self._place(sql, blob)
-                    yield sql
-            except BaseException:
-                _unlink(new)
-                raise
+        with contextlib.ExitStack() as held:
+            placements = [self._prepare(blob, held) for blob in staged]
+            with self.db.lock:
+                try:
+                    with self.db.write() as sql:
+                        for placement in placements:
+                            new += self._place(sql, placement)
+                        yield sql
+                        failpoint.hit("rows.written")
+                except BaseException:
+                    unlink(new)
+                    raise
+        failpoint.hit("rows.committed")
 
-    def _place(self, sql: Connection, blob: Staged) -> list[Path]:
-        if _size(sql, blob.sha256) >= 0:
-            _touch(sql, blob.sha256)
+    def _prepare(self, staged: Staged, held: contextlib.ExitStack) -> _Placement:
+        """Do the slow part before the lock is taken: find shared tensors, write the pack."""
+        made = _Placement(staged)
+        if staged.size < sharing.WORTH or self.sizes([staged.sha256]) != [-1]:
+            return made
+        path = self.readable(staged)
+        made.tensors = sharing.scan(path)
+        with self.db.read() as sql:
+            stored = sharing.known(sql, [tensor.digest for tensor in made.tensors])
+        mine: list[str] = []
+        held.callback(self.unpin, mine)
+        for source in {sha256 for sha256, _ in stored.values()}:
+            if self.pin(source):
+                mine.append(source)
+        stored = {digest: place for digest, place in stored.items() if place[0] in mine}
+        plan = sharing.plan(staged.size, made.tensors, stored)
+        if plan is None:
+            return made
+        if plan.own:
+            staging = held.enter_context(self.staging())
+            writer = staging.writer()
+            with PlainFile(staged.sha256, staged.size, path) as opened:
+                for start, length in plan.own:
+                    for at in range(start, start + length, 1 << 20):
+                        writer.write(opened.read(at, min(1 << 20, start + length - at)))
+            made.pack = writer.finish()
+        pack = made.pack.sha256 if made.pack else ""
+        made.parts = [Piece(p.source or pack, p.start, p.length) for p in plan.pieces]
+        made.tensors = plan.tensors
+        return made
+
+    def _place(self, sql: Connection, made: _Placement) -> list[Path]:
+        staged = made.staged
+        if rows.size(sql, staged.sha256) >= 0:
+            rows.touch(sql, staged.sha256)
             return []
-        target = self.path(blob.sha256)
+        if not made.parts:
+            new = self._link(sql, staged)
+            sharing.remember(sql, staged.sha256, made.tensors)
+            return new
+        new = []
+        if made.pack is not None:
+            if rows.size(sql, made.pack.sha256) < 0:
+                new = self._link(sql, made.pack, touched=0)
+            sharing.remember(sql, made.pack.sha256, made.tensors)
+        rows.add(sql, staged.sha256, staged.size, parts=made.parts)
+        return new
+
+    def _link(self, sql: Connection, staged: Staged, touched: float | None = None) -> list[Path]:
+        target = self.file(staged.sha256, sealed=staged.wrapped_key is not None)
         with writing(self.folder):
             if not target.parent.is_dir():
                 target.parent.mkdir(mode=0o700)
                 sync_dir(self.folder)
-            blob.path.rename(target)
+            failpoint.hit("file.placing")
+            target.unlink(missing_ok=True)  # damaged, or left by a crash
+            target.hardlink_to(staged.path)
+            failpoint.hit("file.linked")
             sync_dir(target.parent)
-        row = {"sha256": blob.sha256, "size": blob.size, "touched": time.time()}
-        sql.execute(insert(blobs), row)
+        failpoint.hit("file.placed")
+        rows.add(sql, staged.sha256, staged.size, wrapped_key=staged.wrapped_key, touched=touched)
         return [target]
-
-    @contextlib.contextmanager
-    def dropping(self) -> Iterator[tuple[Connection, list[str]]]:
-        """Run a transaction; of the digests put on the list, those that nobody needs any more go.
-
-        The list then holds only the digests whose files went.
-        """
-        with self._db.lock:
-            with self._db.write() as sql:
-                digests: list[str] = []
-                yield sql, digests
-                digests[:] = [d for d in digests if not self._pins[d] and not _used(sql, d)]
-                for digest in digests:
-                    sql.execute(delete(blobs).where(blobs.c.sha256 == digest))
-            _unlink(self.path(digest) for digest in digests)
-
-    def collect(self, grace_s: float) -> int:
-        """Delete uploads that no version has taken up within `grace_s`; return how many."""
-        with self.dropping() as (sql, digests):
-            abandoned = select(blobs.c.sha256).where(
-                blobs.c.touched < time.time() - grace_s,
-                ~exists().where(files.c.sha256 == blobs.c.sha256),
-            )
-            digests += sql.execute(abandoned).scalars()
-        return len(digests)
-
-    def recover(self) -> None:
-        """Remove what a crash left: unfinished files, files without a row, rows without a file."""
-        for left in self._temporary.iterdir():
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
-        with self._db.lock, self._db.write() as sql:
-            rows = {row.sha256: row.size for row in sql.execute(select(blobs))}
-            found = {file.name: file for file in self.folder.glob("*/*")}
-            orphans = [file for digest, file in found.items() if digest not in rows]
-            _unlink(orphans)
-            for digest, size in rows.items():
-                file = found.get(digest)
-                if file is not None and file.stat().st_size == size:
-                    continue
-                if _used(sql, digest):
-                    log.error("a blob is damaged or missing", extra={"sha256": digest})
-                    continue
-                sql.execute(delete(blobs).where(blobs.c.sha256 == digest))
-                _unlink([self.path(digest)])
-        if orphans:
-            log.info("removed files that a crash left", extra={"files": len(orphans)})
-
-    def open(self, sha256: str, offset: int, length: int) -> tuple[BinaryIO, int]:
-        """Return (unbuffered file at `offset`, end of the range); the caller closes the file.
-
-        A range that is open stays readable when the blob is deleted. Raises NO_SUCH_BLOB,
-        BAD_RANGE, DATA_LOSS BLOB_DAMAGED.
-        """
-        try:
-            file: BinaryIO | None = cast(BinaryIO, self.path(sha256).open("rb", buffering=0))
-        except OSError as exc:
-            file, why = None, exc.strerror or "not there"
-        (size,) = self.sizes([sha256])  # after opening: a blob that is deleted now is still whole
-        if file is None:
-            raise damaged(sha256, why) if size >= 0 else no_such_blob(sha256)
-        end = offset + length if length else size
-        try:
-            if size < 0:
-                raise no_such_blob(sha256)
-            if file.seek(0, os.SEEK_END) != size:
-                raise damaged(sha256, "its size changed")
-            if not offset <= end <= size:
-                raise OutOfRange(
-                    "BAD_RANGE", f"Bytes {offset} to {end} are outside of the blob's {size} bytes."
-                )
-            file.seek(offset)
-        except BaseException:
-            file.close()
-            raise
-        return file, end
 
 
 def no_such_blob(sha256: str) -> NotFound:
@@ -210,30 +330,10 @@ def no_such_blob(sha256: str) -> NotFound:
     return NotFound("NO_SUCH_BLOB", f"No blob {sha256} is stored; upload it with WriteBlob first.")
 
 
-def damaged(sha256: str, why: str) -> DataLoss:
-    """Return the error for a blob whose file is not what it was."""
-    return DataLoss(
-        "BLOB_DAMAGED", f"The file of blob {sha256} is damaged ({why}); import its model again."
-    )
-
-
-def _size(sql: Connection, sha256: str) -> int:
-    size = sql.execute(select(blobs.c.size).where(blobs.c.sha256 == sha256)).scalar()
-    return -1 if size is None else size
-
-
-def _touch(sql: Connection, sha256: str) -> None:
-    sql.execute(update(blobs).where(blobs.c.sha256 == sha256).values(touched=time.time()))
-
-
-def _used(sql: Connection, sha256: str) -> bool:
-    using = select(files.c.name).where(files.c.sha256 == sha256).limit(1)
-    return sql.execute(using).first() is not None
-
-
-def _unlink(paths: Iterable[Path]) -> None:
+def unlink(paths: Iterable[Path]) -> None:
+    """Remove files whose rows are gone; what cannot be removed goes at the next start."""
     for path in paths:
         try:
             path.unlink(missing_ok=True)
-        except OSError as exc:  # the row is gone already; the next start tries again
+        except OSError as exc:
             log.warning("cannot remove a file", extra={"path": str(path), "cause": str(exc)})

@@ -47,15 +47,23 @@ def chunks(size: int) -> int:
 class Sealer:
     """Turns plain bytes, in any pieces, into a sealed file. Use once."""
 
-    def __init__(self, key: bytes) -> None:
-        """Start a file under a fresh key of 32 bytes."""
-        self._header = MAGIC + bytes([_LOG2]) + os.urandom(7)
+    def __init__(self, key: bytes, header: bytes = b"", number: int = 0) -> None:
+        """Start a file under a fresh key of 32 bytes, or go on.
+
+        header, number: to go on after a file's first `number` chunks, none of them its last.
+        """
+        self._header = header or MAGIC + bytes([_LOG2]) + os.urandom(7)
         self._cipher = AESGCM(key)
         self._left = bytearray()
-        self._number = 0
-        self._begun = False
+        self._number = number
+        self._begun = bool(header)
 
-    def _seal(self, chunk: bytes | memoryview, last: bool) -> bytes:
+    @property
+    def held(self) -> int:
+        """Return how many of the last plain bytes are not written yet."""
+        return len(self._left)
+
+    def _seal(self, chunk: bytes | bytearray | memoryview, last: bool) -> bytes:
         nonce = _nonce(self._header, self._number, last)
         self._number += 1
         return self._cipher.encrypt(nonce, bytes(chunk), self._header)
@@ -96,8 +104,11 @@ class Opener:
         stop = min(HEADER + end * (CHUNK + TAG), sealed_size(self._size))
         return first, start, max(0, stop - start)
 
-    def open(self, first: int, sealed: bytes) -> bytes:
-        """Return the plain bytes of whole chunks, `first` on. Raises Tampered."""
+    def open(self, first: int, sealed: bytes) -> tuple[bytes, int]:
+        """Return the plain bytes of whole chunks, `first` on, and the offset of their first one.
+
+        Raises Tampered.
+        """
         out, last = [], chunks(self._size) - 1
         step = CHUNK + TAG
         for i in range(0, len(sealed), step):
@@ -107,7 +118,7 @@ class Opener:
                 out.append(self._cipher.decrypt(nonce, sealed[i : i + step], self._header))
             except (InvalidTag, ValueError) as exc:
                 raise Tampered(f"chunk {number} was changed") from exc
-        return b"".join(out)
+        return b"".join(out), first * CHUNK
 
 
 def _nonce(header: bytes, number: int, last: bool) -> bytes:

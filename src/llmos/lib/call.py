@@ -37,6 +37,11 @@ def same_host(context: Any) -> bool:
     return str(context.peer()).startswith("unix:")
 
 
+def through_kernel(context: Any) -> bool:
+    """Return whether the call came over the port, where messages must fit into frames."""
+    return getattr(context, "llmos_open", None) is not None
+
+
 def resume_log(context: Any) -> bytes:
     """Return what earlier servers of this stream appended by `append_resume_log`; b"" if none."""
     opened = getattr(context, "llmos_open", None)
