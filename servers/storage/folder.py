@@ -20,7 +20,7 @@ from llmos.servers.storage.formats.kinds import (
 )
 
 # What serving needs beside the weights, and what tells where they are from.
-_BESIDE = re.compile(
+BESIDE = re.compile(
     r"config\.json|generation_config\.json|tokenizer\.json|tokenizer_config\.json|vocab\.json|"
     r"special_tokens_map\.json|added_tokens\.json|vocab\.txt|merges\.txt|tokenizer\.model|"
     r"spiece\.model|sentencepiece\.bpe\.model|chat_template\.(jinja|json)|preprocessor_config\.json|"
@@ -140,13 +140,13 @@ class Folder:
         raise bad_file(called, "missing, or a link to outside of its folder; put it beside")
 
     def _beside(self, taken: set[str]) -> Files:
-        beside = {n: p for n, p in self.files.items() if _BESIDE.fullmatch(n) and n not in taken}
+        beside = {n: p for n, p in self.files.items() if BESIDE.fullmatch(n) and n not in taken}
         if self.path.name == "onnx" and "tokenizer.json" not in beside:
             parent = Folder(self.path.parent).files
             beside |= {
                 n: p
                 for n, p in parent.items()
-                if _BESIDE.fullmatch(n) and n not in beside and n not in taken
+                if BESIDE.fullmatch(n) and n not in beside and n not in taken
             }
         models = {name for name, path in beside.items() if "/" not in name and _is_model(path)}
         return tuple((n, p) for n, p in beside.items() if n not in models)

@@ -7,13 +7,16 @@ import threading
 from collections.abc import Sequence
 
 from llmos.lib.errors import Cancelled, InvalidArgument
-from llmos.servers.storage import names, sources
+from llmos.servers.storage import names
 from llmos.servers.storage.blobs import Blobs, no_such_blob
 from llmos.servers.storage.blobs.staging import unreadable
 from llmos.servers.storage.formats.describe import describe
 from llmos.servers.storage.formats.kinds import bad_file
-from llmos.servers.storage.model import Description, Draft, File, Lineage, Progress, Registered
+from llmos.servers.storage.model import Description, Draft, File, Progress, Registered
+from llmos.servers.storage.places.bring import brought, check_digest
+from llmos.servers.storage.places.incoming import Incoming
 from llmos.servers.storage.registry import Registry
+from llmos.servers.storage.sources import Source
 
 _MAX_FILES = 1000
 
@@ -48,17 +51,28 @@ class Watch:
 
 
 def import_model(
-    blobs: Blobs, registry: Registry, source: str, name: str, watch: Watch
+    blobs: Blobs, registry: Registry, source: str, name: str, watch: Watch, incoming: Incoming
 ) -> Registered:
-    """Import; see Storage.import_model. Changes nothing unless it returns."""
+    """Import; see Storage.import_model. Changes no version unless it returns.
+
+    incoming: where what comes from other hosts is kept until it is stored, or gone on with.
+    """
     if name:
         names.check_name(name)
     watch.say("looking at the source")
-    found = sources.find(source)
+    with brought(source, incoming, watch) as found:
+        return register(blobs, registry, found, name, watch)
+
+
+def register(
+    blobs: Blobs, registry: Registry, found: Source, name: str, watch: Watch
+) -> Registered:
+    """Store the files of a source and register them under `name`, "" = as the source says."""
     for file, _ in found.files:
         names.check_file_name(file)
     try:
-        watch.expect(sum(path.stat().st_size for _, path in found.files))
+        total = sum(path.stat().st_size for _, path in found.files)
+        watch.expect(watch.progress.done_bytes + total)
     except OSError as exc:  # it went away while it was being looked at
         raise unreadable(found.files[0][1].parent, exc.strerror or "not there") from exc
     with blobs.staging() as staging:
@@ -66,12 +80,15 @@ def import_model(
         for file, path in found.files:
             watch.say(f"reading {path.name}")
             files.append(staging.add(file, path, watch.add))
+            if found.temporary:
+                path.unlink()  # so that a model never takes twice its size
         watch.say("checking the files")
+        check_digest(found, files)
         files, about = _described(files)
         if not about.license:
             about = dataclasses.replace(about, license=found.license)
         watch.say("registering")
-        draft = Draft(name or found.name, tuple(files), about, Lineage(found.origin))
+        draft = Draft(name or found.name, tuple(files), about, found.lineage)
         with blobs.placing(staging.staged) as sql:
             version, existed = registry.insert(sql, draft)
     return Registered(version, existed)

@@ -26,6 +26,7 @@ from llmos.servers.storage.formats.kinds import (
     check_claim,
     kind_of,
 )
+from llmos.servers.storage.model import Lineage
 
 _PACKAGE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?")
 _ABOUT = {
@@ -39,12 +40,22 @@ class Source:
     """Files that make up one model, the main one first, as (name in the version, where it is).
 
     name: derived name. origin: for lineage. license: SPDX, of the package, a hint only.
+    temporary: the files are ours and may go as soon as they are stored. digest: of the version
+    that they must be; "" = not known. step: what was done with them on the way.
     """
 
     files: tuple[tuple[str, Path], ...]
     name: str
     origin: str
     license: str = ""
+    temporary: bool = False
+    digest: str = ""
+    step: str = ""
+
+    @property
+    def lineage(self) -> Lineage:
+        """Return where a version of these files comes from."""
+        return Lineage(self.origin, step=self.step)
 
 
 def find(source: str) -> Source:
@@ -56,7 +67,8 @@ def find(source: str) -> Source:
         raise NotFound(
             "NO_SUCH_SOURCE",
             f"{names.short(source)} is not a source: give the absolute path of a file or a folder "
-            "on the storage server's host, or pkg:NAME for an installed Python package.",
+            "on the storage server's host, pkg:NAME for an installed Python package, "
+            "hf:OWNER/NAME, oci:HOST/REPOSITORY:TAG or s3://BUCKET/PREFIX.",
         )
     try:
         if path.is_dir():
