@@ -9,7 +9,7 @@ from pathlib import Path
 
 import uvloop
 
-from llmos.api.storage.v1 import registry_pb2_grpc
+from llmos.api.storage.v1 import data_pb2_grpc, registry_pb2_grpc
 from llmos.lib import log
 from llmos.lib.config import load_or_exit
 from llmos.lib.errors import InvalidArgument, LLMOSError
@@ -22,6 +22,8 @@ from llmos.servers.storage.crypt.keys import KeyRing
 
 with needed("storage"):
     from llmos.servers.storage.binding import Bound
+    from llmos.servers.storage.data.local import LocalDatasets
+    from llmos.servers.storage.data.service import DatasetsService
     from llmos.servers.storage.local import LocalStorage
     from llmos.servers.storage.service import BlobsService, RegistryService
     from llmos.servers.storage.serving import add_state, kept
@@ -67,6 +69,17 @@ async def serve(config: StorageConfig) -> None:
             history_bytes=config.history_bytes,
         )
         add_state(server, state, storage.database)
+        datasets = LocalDatasets(
+            storage.blobs,
+            storage.database,
+            imports=config.imports,
+            blob_grace_s=config.blob_grace_s,
+        )
+        server.add(
+            data_pb2_grpc.add_DatasetsServicer_to_server,
+            Bound(DatasetsService(datasets, publisher.tell)),
+            stall_ms=stall_ms,
+        )
         cleaning = asyncio.create_task(storage.keep_clean())
         try:
             async with kept(state):
@@ -75,6 +88,7 @@ async def serve(config: StorageConfig) -> None:
             cleaning.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await cleaning
+            datasets.close()
 
 
 def main() -> None:

@@ -1,0 +1,1 @@
+"""Data sets: imported, cleaned, split, kept as Parquet, read in batches."""
