@@ -7,6 +7,7 @@ import os
 import random
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
 
 import grpc
 import pytest
@@ -160,7 +161,8 @@ async def test_paths_that_name_nothing(siege: Siege) -> None:
     async with grpc.aio.insecure_channel(siege.address) as channel:
         for path in ("/", "//", "/a", "/a/", "/%00/x", "/../../etc", "/" + "x" * 4000 + "/y"):
             with pytest.raises(grpc.aio.AioRpcError) as info:
-                await channel.unary_unary(path)(b"\xff" * 20, timeout=20)
+                call: Any = channel.unary_unary(path)
+                await call(b"\xff" * 20, timeout=20)
             assert info.value.code() in (
                 grpc.StatusCode.UNIMPLEMENTED,
                 grpc.StatusCode.INVALID_ARGUMENT,

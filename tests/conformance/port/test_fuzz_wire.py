@@ -41,8 +41,8 @@ def fresh() -> wire.Envelope:
     return hello(f"{next(_numbers):08}")
 
 
-def opened(call: int = 1, path: str = BLOBS, **fields: int) -> wire.Envelope:
-    asked = wire.Open(method=path, **fields)
+def opened(call: int = 1, path: str = BLOBS, parent: int = 0) -> wire.Envelope:
+    asked = wire.Open(method=path, parent=parent)
     return wire.Envelope(call=call, kind=wire.KIND_OPEN, flags=5, open=asked)
 
 
