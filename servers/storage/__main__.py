@@ -9,7 +9,7 @@ from pathlib import Path
 
 import uvloop
 
-from llmos.api.storage.v1 import data_pb2_grpc, registry_pb2_grpc
+from llmos.api.storage.v1 import aliases_pb2_grpc, data_pb2_grpc, registry_pb2_grpc
 from llmos.lib import log
 from llmos.lib.config import load_or_exit
 from llmos.lib.errors import InvalidArgument, LLMOSError
@@ -25,6 +25,8 @@ with needed("storage"):
     from llmos.servers.storage.data.local import LocalDatasets
     from llmos.servers.storage.data.service import DatasetsService
     from llmos.servers.storage.local import LocalStorage
+    from llmos.servers.storage.registry.local import LocalAliases, LocalLeases
+    from llmos.servers.storage.registry.service import AliasesService, VersionLeasesService
     from llmos.servers.storage.service import BlobsService, RegistryService
     from llmos.servers.storage.serving import add_state, kept
     from llmos.servers.storage.state.local import LocalState
@@ -61,6 +63,14 @@ async def serve(config: StorageConfig) -> None:
             registry_pb2_grpc.add_BlobsServicer_to_server,
             Bound(BlobsService(storage)),
             stall_ms=stall_ms,
+        )
+        server.add(
+            aliases_pb2_grpc.add_AliasesServicer_to_server,
+            Bound(AliasesService(LocalAliases(storage.database), publisher.tell)),
+        )
+        server.add(
+            aliases_pb2_grpc.add_VersionLeasesServicer_to_server,
+            Bound(VersionLeasesService(LocalLeases(storage.database))),
         )
         state = await asyncio.to_thread(
             LocalState,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 
-from llmos.servers.storage.model import Draft, Page, Progress, Registered, Version
+from llmos.servers.storage.model import Draft, Filters, Page, Progress, Registered, Version
+from llmos.servers.storage.registry.model import LineageWalk
 
 READ_CHUNK = 256 << 10  # bytes of one message: under the kernel's frame limit, over its overhead
+
+ALL = Filters()
 
 
 class Storage(ABC):
@@ -35,20 +38,43 @@ class Storage(ABC):
 
     @abstractmethod
     async def get_version(self, ref: str) -> Version:
-        """Return what `name` or `name@version` means.
+        """Return what `name`, `name@version` or `name@alias` means.
 
-        Raises BAD_NAME, NO_SUCH_MODEL, NO_SUCH_VERSION.
+        Raises BAD_NAME, NO_SUCH_MODEL, NO_SUCH_VERSION, NO_SUCH_ALIAS.
         """
 
     @abstractmethod
-    async def list_versions(self, name: str, page_size: int, page_token: str) -> Page:
-        """Return a page, by name, newest first; name "" = all. Raises BAD_NAME, BAD_PAGE."""
+    async def list_versions(
+        self, name: str, page_size: int, page_token: str, filters: Filters = ALL
+    ) -> Page:
+        """Return a page, by name, newest first; name "" = all.
+
+        Versions that come or go between two pages shift no other one. Raises BAD_NAME, BAD_TAG,
+        BAD_PAGE.
+        """
 
     @abstractmethod
     async def delete_version(self, ref: str, force: bool) -> int:
         """Delete `name@version` and the files that only it has; return the bytes freed.
 
-        Raises BAD_NAME, NO_SUCH_MODEL, NO_SUCH_VERSION, IN_USE.
+        force: though it has children, and with its aliases; never under a lease. Raises BAD_NAME,
+        NO_SUCH_MODEL, NO_SUCH_VERSION, IN_USE.
+        """
+
+    @abstractmethod
+    async def set_tags(
+        self, ref: str, added: Mapping[str, str], removed: Sequence[str]
+    ) -> Mapping[str, str]:
+        """Change the tags of `name@version`; return all that it has then.
+
+        Raises BAD_NAME, BAD_TAG, NO_SUCH_MODEL, NO_SUCH_VERSION.
+        """
+
+    @abstractmethod
+    async def lineage(self, ref: str, descendants: bool, max_depth: int) -> LineageWalk:
+        """Walk back to what a version was made from, or on to what was made from it.
+
+        max_depth: steps, 0 = to the end. Raises as get_version.
         """
 
     @abstractmethod

@@ -6,7 +6,7 @@ import dataclasses
 import threading
 from collections.abc import Sequence
 
-from llmos.lib.errors import Cancelled, InvalidArgument
+from llmos.lib.errors import Cancelled
 from llmos.servers.storage import names
 from llmos.servers.storage.blobs import Blobs, no_such_blob
 from llmos.servers.storage.blobs.staging import unreadable
@@ -15,7 +15,7 @@ from llmos.servers.storage.formats.kinds import bad_file
 from llmos.servers.storage.model import Description, Draft, File, Progress, Registered
 from llmos.servers.storage.places.bring import brought, check_digest
 from llmos.servers.storage.places.incoming import Incoming
-from llmos.servers.storage.registry import Registry
+from llmos.servers.storage.registry import Registry, checks
 from llmos.servers.storage.sources import Source
 
 _MAX_FILES = 1000
@@ -96,12 +96,7 @@ def register(
 
 def create_version(blobs: Blobs, registry: Registry, draft: Draft) -> Registered:
     """Register a version of stored blobs; see Storage.create_version."""
-    names.check_name(draft.name)
-    for parent in draft.lineage.parents:
-        if names.parse_ref(parent)[1] is None:
-            raise InvalidArgument(
-                "BAD_NAME", f"Parent {parent} has no version: write NAME@VERSION."
-            )
+    checks.draft(draft)
     if draft.request_id and (earlier := registry.of_request(draft.request_id)):
         return Registered(earlier, True)
     if not 0 < len(draft.files) <= _MAX_FILES:

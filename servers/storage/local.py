@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import fcntl
 import logging
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 from llmos.lib.errors import FailedPrecondition, LLMOSError
 from llmos.servers.storage import importer, names
-from llmos.servers.storage.base import READ_CHUNK, Storage
+from llmos.servers.storage.base import ALL, READ_CHUNK, Storage
 from llmos.servers.storage.blobs import Blobs, removal, sealing
 from llmos.servers.storage.blobs.cache import Cache, default_cache
+from llmos.servers.storage.blobs.uploads import LocalUploads
 from llmos.servers.storage.crypt.keys import KeyRing
 from llmos.servers.storage.db.engine import Database
 from llmos.servers.storage.disk import sync_dir, writing
-from llmos.servers.storage.model import Draft, Page, Progress, Registered, Version
+from llmos.servers.storage.model import Draft, Filters, Page, Progress, Registered, Version
 from llmos.servers.storage.places.incoming import Incoming
 from llmos.servers.storage.registry import Registry
+from llmos.servers.storage.registry.model import LineageWalk
 
 log = logging.getLogger(__name__)
 _TICK_S = 0.1
@@ -41,13 +44,14 @@ class LocalStorage(Storage):
         keys: KeyRing | None = None,
         cache_dir: Path | None = None,
         cache_bytes: int = 0,
+        upload_ttl_s: float = 86400.0,
     ) -> None:
         """Open or create the store, and clear what a crash left.
 
         database: URL, "" = a file in `folder`. imports: how many run at a time, others wait.
         blob_grace_s: how long an uploaded blob stays without a version that has it. keys: seals
         new files. cache_dir: where copies for reading by path go, at most cache_bytes of them (0
-        = as the disk allows). Raises READ_ONLY, DISK_FULL, STATE_IN_USE, REGISTRY_DAMAGED,
+        = as the disk allows). upload_ttl_s: unfinished uploads are given up after it. Raises READ_ONLY, DISK_FULL, STATE_IN_USE, REGISTRY_DAMAGED,
         NEWER_STATE, BAD_CONFIG, DATABASE_UNREACHABLE, KEY_NEEDED, WRONG_KEY, UNSAFE_CACHE.
         """
         blobs, temporary = folder / "blobs", folder / "tmp"
@@ -67,6 +71,8 @@ class LocalStorage(Storage):
             self.incoming = Incoming(folder / "incoming")
             self.incoming.collect(blob_grace_s)
             removal.recover(self.blobs)
+            self.uploads = LocalUploads(folder / "uploads", self.blobs, upload_ttl_s)
+            undo.callback(self.uploads.close)
             removal.collect(self.blobs, blob_grace_s)
             undo.pop_all()
         self._imports = ThreadPoolExecutor(imports, thread_name_prefix="import")
@@ -74,6 +80,7 @@ class LocalStorage(Storage):
     def close(self) -> None:
         """Wait for running imports and close the files. Calls must have ended or been cancelled."""
         self._imports.shutdown(wait=True, cancel_futures=True)
+        self.uploads.close()
         self.database.close()
         os.close(self._lock)
 
@@ -93,6 +100,7 @@ class LocalStorage(Storage):
         """See Storage. When the caller goes away, the import stops before this returns."""
         watch = importer.Watch()
         job = self._imports.submit(
+            contextvars.copy_context().run,  # whose import it is
             importer.import_model,
             self.blobs,
             self._registry,
@@ -135,14 +143,14 @@ class LocalStorage(Storage):
         ]
         return replace(version, files=tuple(files))
 
-    async def list_versions(self, name: str, page_size: int, page_token: str) -> Page:
+    async def list_versions(
+        self, name: str, page_size: int, page_token: str, filters: Filters = ALL
+    ) -> Page:
         """See Storage."""
-        if name:
-            names.check_name(name)
-        return await asyncio.to_thread(self._page, name, page_size, page_token)
+        return await asyncio.to_thread(self._page, name, page_size, page_token, filters)
 
-    def _page(self, name: str, page_size: int, page_token: str) -> Page:
-        page = self._registry.page(name, page_size, page_token)
+    def _page(self, name: str, page_size: int, page_token: str, filters: Filters) -> Page:
+        page = self._registry.page(name, page_size, page_token, filters)
         digests = {file.sha256 for version in page.versions for file in version.files}
         special = self.blobs.special(list(digests))
         if not special:
@@ -161,6 +169,17 @@ class LocalStorage(Storage):
     async def delete_version(self, ref: str, force: bool) -> int:
         """See Storage."""
         return await asyncio.to_thread(self._delete, ref, force)
+
+    async def set_tags(
+        self, ref: str, added: Mapping[str, str], removed: Sequence[str]
+    ) -> Mapping[str, str]:
+        """See Storage."""
+        names.require_version(ref)
+        return await asyncio.to_thread(self._registry.set_tags, ref, added, removed)
+
+    async def lineage(self, ref: str, descendants: bool, max_depth: int) -> LineageWalk:
+        """See Storage."""
+        return await asyncio.to_thread(self._registry.lineage, ref, descendants, max_depth)
 
     def _delete(self, ref: str, force: bool) -> int:
         names.require_version(ref)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
 
@@ -41,12 +41,14 @@ class File:
 
 @dataclass(frozen=True)
 class Lineage:
-    """Where a version came from; parents are `name@version`."""
+    """Where a version came from; parents and datasets are `name@version`."""
 
     source: str = ""
     parents: tuple[str, ...] = ()
     job: str = ""
     step: str = ""
+    datasets: tuple[str, ...] = ()
+    code: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,10 @@ class Metric:
 
 @dataclass(frozen=True)
 class Description:
-    """What was read from a version's files. context_length in tokens; 0 and "" = not known."""
+    """What was read from a version's files. context_length in tokens; 0 and "" = not known.
+
+    tokenizer: its kind. chat_template: Jinja; "" in listings.
+    """
 
     format: Format = Format.UNSPECIFIED
     task: Task = Task.UNSPECIFIED
@@ -69,6 +74,8 @@ class Description:
     dtype: str = ""
     context_length: int = 0
     license: str = ""
+    tokenizer: str = ""
+    chat_template: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,11 +88,16 @@ class Draft:
     lineage: Lineage = Lineage()
     metrics: tuple[Metric, ...] = ()
     request_id: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Version:
-    """An immutable version of a model."""
+    """An immutable version of a model, and what may change about it.
+
+    Those are its tags, the aliases that mean it and the sha256 of the keys that signed it; the
+    last two are empty in listings.
+    """
 
     name: str
     version: int
@@ -95,6 +107,9 @@ class Version:
     metrics: tuple[Metric, ...]
     created_unix_s: float
     digest: str
+    tags: Mapping[str, str] = field(default_factory=dict)
+    aliases: tuple[str, ...] = ()
+    signed_by: tuple[str, ...] = ()
 
     @property
     def ref(self) -> str:
@@ -105,6 +120,16 @@ class Version:
     def size_bytes(self) -> int:
         """Return the sum of the files' sizes."""
         return sum(file.size for file in self.files)
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which versions a listing has. tags: all of these, "" = any value. search: in the name."""
+
+    task: Task = Task.UNSPECIFIED
+    format: Format = Format.UNSPECIFIED
+    tags: Mapping[str, str] = field(default_factory=dict)
+    search: str = ""
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,12 @@ from pathlib import Path
 from llmos.lib.errors import InvalidArgument
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}")
+_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 _PART = r"[A-Za-z0-9_][A-Za-z0-9._+: -]{0,127}"
 _FILE = re.compile(f"{_PART}(/{_PART})?")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+LONGEST_TAG = 1024  # characters of a tag's value
 _MAX_VERSION = (1 << 63) - 1
 
 # What packagers put around a model's own name, and folder and file names that say nothing.
@@ -57,6 +60,45 @@ def parse_ref(ref: str) -> tuple[str, int | None]:
             f"{short(number)} is not a version number: write NAME or NAME@VERSION, e.g. {name}@1.",
         )
     return name, version
+
+
+def split_ref(ref: str) -> tuple[str, int | str | None]:
+    """Return (name, version, alias or None for the newest). Raises InvalidArgument BAD_NAME."""
+    name, at, rest = ref.partition("@")
+    if at and not rest[:1].isdigit():
+        return check_name(name), check_alias(rest)
+    return parse_ref(ref)
+
+
+def check_alias(alias: str) -> str:
+    """Return `alias`. Raises InvalidArgument BAD_NAME when it is not the name of an alias."""
+    if not _ALIAS.fullmatch(alias):
+        raise InvalidArgument(
+            "BAD_NAME",
+            f"{short(alias)} is not an alias: use 1 to 64 letters, digits, '.', '_' and '-', "
+            "starting with a letter.",
+        )
+    return alias
+
+
+def check_tag(key: str) -> str:
+    """Return `key`. Raises InvalidArgument BAD_TAG when it is not the key of a tag."""
+    if not _TAG.fullmatch(key):
+        raise InvalidArgument(
+            "BAD_TAG",
+            f"{short(key)} is not a tag: use 1 to 128 letters, digits, '.', '_', '/' and '-', "
+            "starting with a letter or digit.",
+        )
+    return key
+
+
+def check_text(text: str, what: str, longest: int, reason: str) -> str:
+    """Return `text`, to be kept as it is. Raises InvalidArgument when too long or with a NUL."""
+    if len(text) > longest or "\0" in text:
+        raise InvalidArgument(
+            reason, f"{short(text)} is no {what}: use up to {longest} characters, none of them NUL."
+        )
+    return text
 
 
 def require_version(ref: str) -> None:

@@ -11,7 +11,18 @@ from llmos.api.storage.v1 import registry_pb2_grpc
 from llmos.lib.call import progress, same_host, through_kernel
 from llmos.lib.publish import Tell, nobody
 from llmos.servers.storage.base import READ_CHUNK, Storage
-from llmos.servers.storage.model import Draft, File, Lineage, Metric, Progress, Registered, Version
+from llmos.servers.storage.model import (
+    Draft,
+    File,
+    Filters,
+    Format,
+    Lineage,
+    Metric,
+    Progress,
+    Registered,
+    Task,
+    Version,
+)
 
 DIRECT_CHUNK = 2 << 20  # bytes of one message: what any gRPC client takes, at the least overhead
 
@@ -65,8 +76,11 @@ class RegistryService(registry_pb2_grpc.RegistryServicer):
         self, request: pb.ListVersionsRequest, context: Any
     ) -> pb.ListVersionsResponse:
         """List a page."""
+        filters = Filters(
+            Task(request.task), Format(request.format), dict(request.tags), request.search
+        )
         page = await self._storage.list_versions(
-            request.name, request.page_size, request.page_token
+            request.name, request.page_size, request.page_token, filters
         )
         here = same_host(context)
         return pb.ListVersionsResponse(
@@ -80,6 +94,30 @@ class RegistryService(registry_pb2_grpc.RegistryServicer):
         """Delete a version."""
         freed = await self._storage.delete_version(request.ref, request.force)
         return pb.DeleteVersionResponse(freed_bytes=freed)
+
+    async def SetTags(self, request: pb.SetTagsRequest, context: Any) -> pb.SetTagsResponse:
+        """Change tags."""
+        tags = await self._storage.set_tags(request.ref, dict(request.set), list(request.remove))
+        return pb.SetTagsResponse(tags=tags)
+
+    async def GetLineage(
+        self, request: pb.GetLineageRequest, context: Any
+    ) -> pb.GetLineageResponse:
+        """Walk a lineage."""
+        walk = await self._storage.lineage(request.ref, request.descendants, request.max_depth)
+        nodes = [
+            pb.LineageNode(
+                ref=node.ref,
+                depth=node.depth,
+                missing=node.missing,
+                lineage=_lineage(node.lineage),
+                format=pb.Format.ValueType(node.format),
+                created_unix_s=node.created_unix_s,
+                dtype=node.dtype,
+            )
+            for node in walk.nodes
+        ]
+        return pb.GetLineageResponse(nodes=nodes, truncated=walk.truncated)
 
     def _registered(self, step: Registered) -> None:
         version = step.version
@@ -132,7 +170,7 @@ class BlobsService(registry_pb2_grpc.BlobsServicer):
 
 def to_proto(version: Version, paths: bool) -> pb.ModelVersion:
     """Return the message for a version; with its files' paths when the caller can open them."""
-    about, lineage = version.description, version.lineage
+    about = version.description
     return pb.ModelVersion(
         name=version.name,
         version=version.version,
@@ -147,13 +185,27 @@ def to_proto(version: Version, paths: bool) -> pb.ModelVersion:
             pb.File(name=f.name, sha256=f.sha256, size=f.size, path=str(f.path) if paths else "")
             for f in version.files
         ],
-        lineage=pb.Lineage(
-            source=lineage.source, parents=lineage.parents, job=lineage.job, step=lineage.step
-        ),
+        lineage=_lineage(version.lineage),
         metrics=[pb.Metric(name=m.name, value=m.value, unit=m.unit) for m in version.metrics],
         created_unix_s=version.created_unix_s,
         digest=version.digest,
         size_bytes=version.size_bytes,
+        tokenizer=about.tokenizer,
+        chat_template=about.chat_template,
+        tags=version.tags,
+        aliases=version.aliases,
+        signed_by=version.signed_by,
+    )
+
+
+def _lineage(lineage: Lineage) -> pb.Lineage:
+    return pb.Lineage(
+        source=lineage.source,
+        parents=lineage.parents,
+        job=lineage.job,
+        step=lineage.step,
+        datasets=lineage.datasets,
+        code=lineage.code,
     )
 
 
@@ -168,7 +220,10 @@ def to_draft(request: pb.CreateVersionRequest) -> Draft:
             tuple(asked.lineage.parents),
             asked.lineage.job,
             asked.lineage.step,
+            tuple(asked.lineage.datasets),
+            asked.lineage.code,
         ),
         metrics=tuple(Metric(m.name, m.value, m.unit) for m in asked.metrics),
         request_id=request.request_id,
+        tags=dict(asked.tags),
     )

@@ -60,7 +60,9 @@ class RegistryStub:
     CreateVersion: _grpc.UnaryUnaryMultiCallable[_registry_pb2.CreateVersionRequest, _registry_pb2.CreateVersionResponse]
     """Registers a version from blobs that are in the store already (see Blobs).
 
-    Errors: INVALID_ARGUMENT BAD_NAME (of the model, a file or a parent), BAD_DIGEST,
+    Errors: INVALID_ARGUMENT BAD_NAME (of the model, a file, a parent or a data set), BAD_TAG (see
+      SetTags), BAD_MANIFEST (over 1,000 parents, data sets or metrics; over 4,096 characters of a
+      text, 256 of a name; a NUL), BAD_DIGEST,
       BAD_MODEL_FILE, PICKLE_REFUSED. NOT_FOUND NO_SUCH_BLOB: names the digest.
       RESOURCE_EXHAUSTED DISK_FULL. FAILED_PRECONDITION READ_ONLY, MISSING_EXTRA.
     """
@@ -134,7 +136,9 @@ class RegistryAsyncStub(RegistryStub):
     CreateVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.CreateVersionRequest, _registry_pb2.CreateVersionResponse]  # type: ignore[assignment]
     """Registers a version from blobs that are in the store already (see Blobs).
 
-    Errors: INVALID_ARGUMENT BAD_NAME (of the model, a file or a parent), BAD_DIGEST,
+    Errors: INVALID_ARGUMENT BAD_NAME (of the model, a file, a parent or a data set), BAD_TAG (see
+      SetTags), BAD_MANIFEST (over 1,000 parents, data sets or metrics; over 4,096 characters of a
+      text, 256 of a name; a NUL), BAD_DIGEST,
       BAD_MODEL_FILE, PICKLE_REFUSED. NOT_FOUND NO_SUCH_BLOB: names the digest.
       RESOURCE_EXHAUSTED DISK_FULL. FAILED_PRECONDITION READ_ONLY, MISSING_EXTRA.
     """
@@ -217,7 +221,9 @@ class RegistryServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_registry_pb2.CreateVersionResponse, _abc.Awaitable[_registry_pb2.CreateVersionResponse]]:
         """Registers a version from blobs that are in the store already (see Blobs).
 
-        Errors: INVALID_ARGUMENT BAD_NAME (of the model, a file or a parent), BAD_DIGEST,
+        Errors: INVALID_ARGUMENT BAD_NAME (of the model, a file, a parent or a data set), BAD_TAG (see
+          SetTags), BAD_MANIFEST (over 1,000 parents, data sets or metrics; over 4,096 characters of a
+          text, 256 of a name; a NUL), BAD_DIGEST,
           BAD_MODEL_FILE, PICKLE_REFUSED. NOT_FOUND NO_SUCH_BLOB: names the digest.
           RESOURCE_EXHAUSTED DISK_FULL. FAILED_PRECONDITION READ_ONLY, MISSING_EXTRA.
         """
