@@ -51,8 +51,9 @@ class LocalStorage(Storage):
         database: URL, "" = a file in `folder`. imports: how many run at a time, others wait.
         blob_grace_s: how long an uploaded blob stays without a version that has it. keys: seals
         new files. cache_dir: where copies for reading by path go, at most cache_bytes of them (0
-        = as the disk allows). upload_ttl_s: unfinished uploads are given up after it. Raises READ_ONLY, DISK_FULL, STATE_IN_USE, REGISTRY_DAMAGED,
-        NEWER_STATE, BAD_CONFIG, DATABASE_UNREACHABLE, KEY_NEEDED, WRONG_KEY, UNSAFE_CACHE.
+        = as the disk allows). upload_ttl_s: unfinished uploads are given up after it. Raises
+        READ_ONLY, DISK_FULL, STATE_IN_USE, REGISTRY_DAMAGED, NEWER_STATE, BAD_CONFIG,
+        DATABASE_UNREACHABLE, KEY_NEEDED, WRONG_KEY, UNSAFE_CACHE.
         """
         blobs, temporary = folder / "blobs", folder / "tmp"
         with writing(folder), contextlib.ExitStack() as undo:

@@ -42,7 +42,7 @@ def get(sql: Connection, sha256: str) -> Row | None:
     return Row(*row) if row is not None else None
 
 
-def every(sql: Connection, where: Select[tuple[str]] | None = None) -> list[Row]:
+def every(sql: Connection, where: Select[str] | None = None) -> list[Row]:
     """Return all rows, or those whose digests `where` selects."""
     query = _ROW if where is None else _ROW.where(blobs.c.sha256.in_(where))
     return [Row(*row) for row in sql.execute(query)]
@@ -133,7 +133,7 @@ def used(sql: Connection, sha256: str) -> bool:
     return False
 
 
-def unused(touched_before: float) -> Select[tuple[str]]:
+def unused(touched_before: float) -> Select[str]:
     """Return the query for the digests that nothing needs and nobody touched since."""
     query = select(blobs.c.sha256).where(blobs.c.touched < touched_before)
     for column in users():
