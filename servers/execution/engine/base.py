@@ -159,8 +159,8 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     async def infer(
-        self, inputs: dict[str, npt.NDArray[np.generic]], outputs: Sequence[str]
-    ) -> dict[str, npt.NDArray[np.generic]]:
+        self, inputs: dict[str, npt.NDArray[Any]], outputs: Sequence[str]
+    ) -> dict[str, npt.NDArray[Any]]:
         """Run the bare model on tensors; `outputs` empty = all.
 
         Raises InvalidArgument BAD_TENSOR naming the tensor and what was expected.

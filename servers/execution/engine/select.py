@@ -16,12 +16,18 @@ _ENGINES = {
     ("safetensors", "generate"): "torch",
     ("onnx", "embed"): "onnx",
     ("onnx", "predict"): "onnx",
+    ("torchscript", "predict"): "module",
+    ("torch_export", "predict"): "module",
 }
 _NEEDS = {
     "torch": ("numpy", "setproctitle", "torch", "tokenizers"),
     "onnx": ("numpy", "setproctitle", "onnxruntime"),
+    "module": ("numpy", "setproctitle", "torch"),
 }
-_ABLE = "torch runs causal language models (GGUF, safetensors), onnx runs ONNX models"
+_ABLE = (
+    "torch runs causal language models (GGUF, safetensors), onnx runs ONNX models, module runs "
+    "TorchScript and torch.export models"
+)
 
 
 class EngineModule(Protocol):

@@ -35,6 +35,7 @@ MODULES = (
     "llmos.servers.execution.worker.birth",
     "llmos.servers.execution.engine.torch.engine",
     "llmos.servers.execution.engine.onnx.engine",
+    "llmos.servers.execution.engine.module.engine",
 )
 
 log = logging.getLogger(__name__)

@@ -95,7 +95,8 @@ async def test_requests_run_together_and_answers_are_their_own(matrix: Engine) -
     statistics = matrix.statistics
     assert statistics is not None
     assert [a["y"].shape[0] for a in answers] == [len(x) for x in given]
-    for answer, one in zip(answers, alone, strict=False):
+    pairs: list[Any] = list(zip(answers, alone, strict=False))
+    for answer, one in pairs:
         np.testing.assert_allclose(answer["y"], one, atol=1e-6)
     runs = statistics.executions - before
     assert runs < 8  # 48 rows in batches of at most 16
@@ -325,7 +326,10 @@ def classifier(folder: Path, config: dict[str, object] | None = None) -> dict[st
 
 async def test_texts_are_classified_without_a_declaration(tmp_path: Path) -> None:
     names = {"0": "many a", "1": "many b", "2": "many c"}
-    config = {"architectures": ["BertForSequenceClassification"], "id2label": names}
+    config: dict[str, object] = {
+        "architectures": ["BertForSequenceClassification"],
+        "id2label": names,
+    }
     files = classifier(tmp_path, config)
     engine = engine_onnx.load(ModelSpec("m@1", "onnx", "embed", files, threads=1))
     found = await engine.classify(["aab", "bbbbbbc", "cc a ccc"])
@@ -338,9 +342,10 @@ async def test_texts_are_classified_without_a_declaration(tmp_path: Path) -> Non
     assert sorted(answer) == ["label", "score", "scores"]
     alone = await engine.classify(["bbbbbbc"])  # as in the batch, whatever its neighbours
     np.testing.assert_allclose(alone.scores[0], found.scores[1], atol=1e-6)
-    for wrong in (["a", ""], [b"\xff\xfe"]):
+    wrongs: list[Any] = [["a", ""], [b"\xff\xfe"]]
+    for wrong in wrongs:
         with pytest.raises(InvalidArgument) as caught:
-            await engine.classify(wrong)  # type: ignore[arg-type]
+            await engine.classify(wrong)
         assert caught.value.reason == "BAD_INPUT"
     engine.close()
 

@@ -5,20 +5,19 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-import threading
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
 from llmos.lib.errors import Cancelled, FailedPrecondition, InvalidArgument, Unavailable
 from llmos.servers.execution.engine.base import ModelSpec, TensorSpec
 from llmos.servers.execution.engine.onnx import bfloat16, is_weights
+from llmos.servers.execution.engine.serving.checks import Fit
 from llmos.servers.execution.engine.serving.config import Runtime
+from llmos.servers.execution.engine.serving.work import Work
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 log = logging.getLogger(__name__)
@@ -58,8 +57,7 @@ class Session:
         tensors of a type numpy has.
         """
         self.ref = spec.ref
-        self._runs = 0
-        self._thread = 0  # which runs the model
+        self._work = Work()
         self._session = _open(spec, runtime or Runtime())
         self.metadata: Mapping[str, str] = dict(
             self._session.get_modelmeta().custom_metadata_map or {}
@@ -79,6 +77,8 @@ class Session:
         outs = [o for o in self._session.get_outputs() if o.type in _DTYPES]
         self.inputs = tuple(_spec(i) for i in self._in.values())
         self.outputs = tuple(_spec(o) for o in outs)
+        dimensions = {i.name: i.shape for i in self._in.values() if i.shape is not None}
+        self._fit = Fit(spec.ref, self.inputs, self.outputs, dimensions)
         types = {n.type for n in (*self._in.values(), *outs)}
         self._bfloat16 = "tensor(bfloat16)" in types
         if self._bfloat16 and "tensor(string)" in types:
@@ -90,39 +90,7 @@ class Session:
 
     def check(self, inputs: Tensors, outputs: Sequence[str]) -> None:
         """Raise InvalidArgument BAD_TENSOR where a request does not fit the model."""
-        specs = {s.name: s for s in self.inputs}
-        for name in inputs:
-            if name not in specs:
-                raise _bad(f"{self.ref} takes no tensor {name!r}; it takes {_names(specs)}.")
-        sizes: dict[str, tuple[int, str]] = {}
-        for name, spec in specs.items():
-            if name not in inputs:
-                raise _bad(f"Tensor {name!r} is missing; {self.ref} takes {_names(specs)}.")
-            array, expected = inputs[name], _describe(spec)
-            dtype = "float32" if spec.dtype == "bfloat16" else spec.dtype
-            if array.dtype != np.dtype(dtype):
-                raise _bad(f"Tensor {name!r} has datatype {array.dtype}; expected {expected}.")
-            self._check_shape(name, array.shape, spec, sizes)
-        known = {s.name: s for s in self.outputs}
-        for name in outputs:
-            if name not in known:
-                raise _bad(f"{self.ref} gives no tensor {name!r}; it gives {_names(known)}.")
-
-    def _check_shape(
-        self, name: str, shape: Sequence[int], spec: TensorSpec, sizes: dict[str, tuple[int, str]]
-    ) -> None:
-        fits = len(shape) == len(spec.shape) or self._in[name].shape is None
-        if not fits or any(e not in (-1, n) for n, e in zip(shape, spec.shape, strict=False)):
-            raise _bad(f"Tensor {name!r} has shape {list(shape)}; expected {_describe(spec)}.")
-        for size, symbol in zip(shape, self._in[name].shape or (), strict=False):
-            if not isinstance(symbol, str) or not symbol.isidentifier():
-                continue
-            first, owner = sizes.setdefault(symbol, (size, name))
-            if first != size:
-                raise _bad(
-                    f"Tensor {name!r} has {size} as its dimension {symbol!r}; expected {first}, "
-                    f"as in tensor {owner!r}."
-                )
+        self._fit.check(inputs, outputs)
 
     def follows(self, padded: frozenset[str]) -> frozenset[str]:
         """Return the outputs whose second axis has the symbol of that of the inputs `padded`."""
@@ -146,12 +114,13 @@ class Session:
         `options.terminate` was set.
         """
         names = list(outputs) or [s.name for s in self.outputs]
-        self._thread = threading.get_ident()
         try:
-            if self._bfloat16:
-                types = {s.name: s.dtype for s in self.inputs}
-                return bfloat16.run(self._session, names, inputs, types, options)
-            return dict(zip(names, self._session.run(names, dict(inputs), options), strict=True))
+            with self._work.one():
+                if self._bfloat16:
+                    types = {s.name: s.dtype for s in self.inputs}
+                    return bfloat16.run(self._session, names, inputs, types, options)
+                values = self._session.run(names, dict(inputs), options)
+            return dict(zip(names, values, strict=True))
         except _BAD_INPUT as exc:
             raise _bad(f"{self.ref} refuses its input: {_sentence(exc)}") from exc
         except _FAILURES as exc:
@@ -159,19 +128,10 @@ class Session:
                 raise Cancelled("CANCELLED", "The call was cancelled.") from exc
             # What fails at run time for these values only, e.g. an index beyond a table.
             raise _bad(f"{self.ref} failed on these values: {_sentence(exc)}") from exc
-        finally:
-            self._runs += 1
 
     def work(self) -> float:
-        """Return the runs so far and the CPU seconds, to the hundredth, of the thread that runs.
-
-        A run shows nothing of how far it is, but one that waits for what never comes uses no CPU.
-        Not to be asked after that thread has ended.
-        """
-        if not self._thread:
-            return 0.0
-        clock = time.pthread_getcpuclockid(self._thread)
-        return self._runs + round(time.clock_gettime(clock), 2)
+        """Return as Engine.work; not to be asked after the thread that runs has ended."""
+        return self._work.done()
 
 
 def _open(spec: ModelSpec, runtime: Runtime) -> Any:
@@ -221,15 +181,6 @@ def _providers(device: str) -> list[Any]:
 def _spec(node: Any) -> TensorSpec:
     shape = [d if isinstance(d, int) else -1 for d in node.shape or ()]
     return TensorSpec(node.name, _DTYPES[node.type], shape)
-
-
-def _describe(spec: TensorSpec) -> str:
-    dtype = "strings" if spec.dtype == "object" else spec.dtype
-    return f"{dtype} of shape {list(spec.shape)} (-1 = free)"
-
-
-def _names(specs: Mapping[str, TensorSpec]) -> str:
-    return ", ".join(f"{s.name!r} ({_describe(s)})" for s in specs.values())
 
 
 def _bad(message: str) -> InvalidArgument:

@@ -333,7 +333,7 @@ class ServedEngine(Engine):
                 else:
                     continue
                 dtype = "float32" if spec.dtype == "bfloat16" else spec.dtype
-                if dtype == "object":
+                if dtype in ("object", ""):
                     return
                 feeds[spec.name] = np.zeros(shape, dtype)
             try:
