@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import typer
 
-from llmos.clients.ctl import chat, demo, embed, job, kernel, model, run, system
+from llmos.clients.ctl import (
+    chat,
+    dataset,
+    dataset_rows,  # noqa: F401  # more commands of dataset
+    demo,
+    embed,
+    job,
+    kernel,
+    model,
+    run,
+    system,
+)
 from llmos.clients.ctl.session import (
     AddressOption,
     Options,
@@ -56,6 +67,7 @@ def build() -> typer.Typer:
     embed.register(app)
     demo.register(app)
     app.add_typer(model.app, name="model")
+    app.add_typer(dataset.app, name="dataset")
     app.add_typer(job.app, name="job")
     app.add_typer(kernel.app, name="kernel")
     return app

@@ -167,7 +167,7 @@ def _find(sql: Connection, ref: str) -> tuple[str, int]:
         )
     known = list(sql.execute(select(data_versions.c.name).distinct()).scalars())
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-    hint = f"near names: {', '.join(near)}" if near else "`llmos-ctl dataset ls` lists all"
+    hint = f"near names: {', '.join(near)}" if near else "`llmos-ctl dataset list` lists all"
     raise NotFound("NO_SUCH_DATASET", f"There is no data set {short(name)}; {hint}.")
 
 

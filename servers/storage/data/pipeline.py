@@ -188,7 +188,6 @@ class _Import:
                 cleaner = Cleaner(self._order.cleaning, self._roles, self._tally, self._scratch)
             self._watch.add(0)
             yield split, cleaner.clean(batch)
-            self._watch.say(f"{self._tally.rows_read:,} rows")
 
     def _write(self, parts: Iterator[tuple[str, Any]]) -> list[Split]:
         shares = self._order.splitting.shares
