@@ -19,6 +19,7 @@ from llmos.lib import config
 from llmos.lib.call import background
 from llmos.lib.errors import BY_CODE, Unavailable, Unknown
 from llmos.servers.execution.manager.process import Process, waiting_for
+from llmos.servers.execution.manager.pulse import watched
 from llmos.servers.execution.manager.seams import Crashed, ZygoteLost
 from llmos.servers.execution.wire import BadFrame, pack, unpack
 
@@ -133,7 +134,8 @@ class ZygoteClient:
         while True:
             try:
                 reader, self._writer = await self._connect()
-                await self._converse(reader)
+                async with watched(self._writer, self.send) as heard:
+                    await self._converse(reader, heard)
                 delay = 0.1
             except (OSError, BadFrame) as exc:
                 self._cause = str(exc) or type(exc).__name__
@@ -180,9 +182,10 @@ class ZygoteClient:
         process.exited.add_done_callback(lambda _: os.waitpid(pid, os.WNOHANG))
         return process
 
-    async def _converse(self, reader: asyncio.StreamReader) -> None:
+    async def _converse(self, reader: asyncio.StreamReader, heard: Callable[[], None]) -> None:
         buffer = bytearray()
         while data := await reader.read(1 << 16):
+            heard()
             buffer += data
             while (event := unpack(buffer, pb.ZygoteEvent)) is not None:
                 await self._on_event(event)

@@ -141,6 +141,8 @@ class Zygote:
         elif command.HasField("go"):
             if (newborn := self._newborn.get(command.go.pid)) is not None:
                 self._send(newborn, command)
+        elif command.HasField("ping"):
+            self._send(peer, pb.ZygoteEvent(pong=pb.ZygotePong()))
 
     def _on_event(self, newborn: Peer, event: pb.ZygoteEvent) -> None:
         if newborn.owner is not None:

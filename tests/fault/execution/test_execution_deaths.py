@@ -95,6 +95,16 @@ async def test_a_killed_zygote_is_replaced_and_workers_go_on(
     assert not running.records(f"worker/{model}")
 
 
+async def test_a_stopped_zygote_is_replaced_during_a_load(
+    running: Stack, llmos: Client, model: str
+) -> None:
+    zygote = running.record("zygote").pid
+    os.kill(zygote, signal.SIGSTOP)
+    loaded = await asyncio.wait_for(llmos.load(model), 60)
+    assert loaded.state == pb.MODEL_STATE_READY
+    assert running.record("zygote").pid != zygote
+
+
 async def test_a_zygote_killed_during_a_load_costs_only_time(
     running: Stack, llmos: Client, model: str
 ) -> None:

@@ -41,6 +41,7 @@ class ZygoteCommand(_message.Message):
 
     FORK_FIELD_NUMBER: _builtins.int
     GO_FIELD_NUMBER: _builtins.int
+    PING_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def fork(self) -> Global___ForkWorker:
         """Fork a worker."""
@@ -49,21 +50,43 @@ class ZygoteCommand(_message.Message):
     def go(self) -> Global___GoWorker:
         """Let a worker that planned load."""
 
+    @_builtins.property
+    def ping(self) -> Global___PingZygote:
+        """Answer at once; a zygote that does not for 10 s hangs, is killed and replaced."""
+
     def __init__(
         self,
         *,
         fork: Global___ForkWorker | None = ...,
         go: Global___GoWorker | None = ...,
+        ping: Global___PingZygote | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "fork", b"fork", "go", b"go"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "fork", b"fork", "go", b"go", "ping", b"ping"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "fork", b"fork", "go", b"go"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "fork", b"fork", "go", b"go", "ping", b"ping"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["fork", "go"]  # noqa: Y015
+    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["fork", "go", "ping"]  # noqa: Y015
     _WhichOneofArgType_command: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_command) -> _WhichOneofReturnType_command | None: ...
 
 Global___ZygoteCommand: _TypeAlias = ZygoteCommand  # noqa: Y015
+
+@_typing.final
+class PingZygote(_message.Message):
+    """Asks whether the zygote still works."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PingZygote: _TypeAlias = PingZygote  # noqa: Y015
 
 @_typing.final
 class ForkWorker(_message.Message):
@@ -241,6 +264,7 @@ class ZygoteEvent(_message.Message):
     READY_FIELD_NUMBER: _builtins.int
     FAILED_FIELD_NUMBER: _builtins.int
     EXITED_FIELD_NUMBER: _builtins.int
+    PONG_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___ZygoteHello:
         """First event on a connection."""
@@ -265,6 +289,10 @@ class ZygoteEvent(_message.Message):
     def exited(self) -> Global___WorkerExited:
         """A worker's process ended."""
 
+    @_builtins.property
+    def pong(self) -> Global___ZygotePong:
+        """Answer to a ping."""
+
     def __init__(
         self,
         *,
@@ -274,16 +302,34 @@ class ZygoteEvent(_message.Message):
         ready: Global___WorkerReady | None = ...,
         failed: Global___WorkerFailed | None = ...,
         exited: Global___WorkerExited | None = ...,
+        pong: Global___ZygotePong | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "exited", b"exited", "failed", b"failed", "forked", b"forked", "hello", b"hello", "planned", b"planned", "ready", b"ready"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "exited", b"exited", "failed", b"failed", "forked", b"forked", "hello", b"hello", "planned", b"planned", "pong", b"pong", "ready", b"ready"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "exited", b"exited", "failed", b"failed", "forked", b"forked", "hello", b"hello", "planned", b"planned", "ready", b"ready"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "exited", b"exited", "failed", b"failed", "forked", b"forked", "hello", b"hello", "planned", b"planned", "pong", b"pong", "ready", b"ready"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["hello", "forked", "planned", "ready", "failed", "exited"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["hello", "forked", "planned", "ready", "failed", "exited", "pong"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___ZygoteEvent: _TypeAlias = ZygoteEvent  # noqa: Y015
+
+@_typing.final
+class ZygotePong(_message.Message):
+    """The zygote works."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ZygotePong: _TypeAlias = ZygotePong  # noqa: Y015
 
 @_typing.final
 class ZygoteHello(_message.Message):
