@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, get_args
 
 from google.protobuf.message import DecodeError, Message
 
@@ -16,16 +17,20 @@ from llmos.kernel.core.core import Core
 from llmos.kernel.core.events import (
     Actions,
     Attached,
-    CancelRequested,
-    Detached,
-    DrainRequested,
     Event,
+    LimitsChanged,
     Received,
     Tick,
 )
 from llmos.lib.errors import InvalidArgument
 
 What = pb.RecordedEvent.What
+# Each kind of event has the value that is called like it: LimitsChanged is WHAT_LIMITS_CHANGED.
+_WHAT: dict[type[Any], What.ValueType] = {
+    kind: What.Value("WHAT" + re.sub("([A-Z])", r"_\1", kind.__name__).upper())
+    for kind in get_args(Event)
+}
+_KIND = {what: kind for kind, what in _WHAT.items()}
 
 
 def crc(actions: Actions) -> int:
@@ -52,21 +57,14 @@ class Recorder:
 
     def describe(self, event: Event, now: float) -> pb.RecordedEvent:
         """Return the record of an event; before the core has it, which changes envelopes."""
-        record = pb.RecordedEvent(now=now)
+        subject = getattr(event, "port", 0) or getattr(event, "call", 0)
+        record = pb.RecordedEvent(now=now, what=_WHAT[type(event)], subject=subject)
         if isinstance(event, Received):
-            record.what, record.subject = What.WHAT_RECEIVED, event.port
             record.envelopes.extend(event.envelopes)
         elif isinstance(event, Attached):
-            record.what, record.subject = What.WHAT_ATTACHED, event.port
             record.own = event.own
-        elif isinstance(event, Detached):
-            record.what, record.subject = What.WHAT_DETACHED, event.port
-        elif isinstance(event, CancelRequested):
-            record.what, record.subject = What.WHAT_CANCEL_REQUESTED, event.call
-        elif isinstance(event, DrainRequested):
-            record.what, record.subject = What.WHAT_DRAIN_REQUESTED, event.port
-        else:
-            record.what = What.WHAT_TICK
+        elif isinstance(event, LimitsChanged):
+            record.limits.CopyFrom(event.request)
         return record
 
     def finish(self, record: pb.RecordedEvent, actions: Actions) -> None:
@@ -90,17 +88,17 @@ def _messages(path: Path) -> Iterator[bytes]:
 
 
 def _event(record: pb.RecordedEvent) -> Event:
+    subject = record.subject
     if record.what == What.WHAT_RECEIVED:
-        return Received(record.subject, record.envelopes)
+        return Received(subject, record.envelopes)
     if record.what == What.WHAT_ATTACHED:
-        return Attached(record.subject, record.own)
-    if record.what == What.WHAT_DETACHED:
-        return Detached(record.subject)
-    if record.what == What.WHAT_CANCEL_REQUESTED:
-        return CancelRequested(record.subject)
-    if record.what == What.WHAT_DRAIN_REQUESTED:
-        return DrainRequested(record.subject)
-    return Tick()
+        return Attached(subject, record.own)
+    if record.what == What.WHAT_LIMITS_CHANGED:
+        return LimitsChanged(record.limits)
+    if record.what == What.WHAT_TICK:
+        return Tick()
+    event: Event = _KIND[record.what](subject)
+    return event
 
 
 def replay(path: Path) -> Iterator[str]:
@@ -131,6 +129,6 @@ def replay(path: Path) -> Iterator[str]:
                     "same": same,
                 }
             )
-    except (OSError, StopIteration, DecodeError) as exc:
+    except (OSError, StopIteration, DecodeError, KeyError) as exc:
         raise InvalidArgument("BAD_RECORDING", f"{path} is not a recording: {exc!r}") from exc
     yield json.dumps({"events": events, "different": different, "version": header.version})

@@ -23,19 +23,15 @@ from llmos.kernel.core.events import (
     Detached,
     DrainRequested,
     Event,
+    LimitsChanged,
     PortChange,
     Received,
     Tick,
 )
-from llmos.kernel.core.limits import Limits
+from llmos.kernel.core.limits import Limits, apply
 from llmos.kernel.core.state import Export, Identity, PortState, Stats
 from llmos.lib import methods
-from llmos.lib.errors import (
-    Cancelled,
-    FailedPrecondition,
-    InvalidArgument,
-    LLMOSError,
-)
+from llmos.lib.errors import Cancelled, FailedPrecondition, InvalidArgument, LLMOSError
 
 PROTOCOL = 1
 WatchEvent = admin_pb2.WatchPortsResponse.Event
@@ -108,6 +104,10 @@ class Core:
             if (port := self.ports.get(event.port)) is not None:
                 port.draining = True
                 self.scheduler.port_changed(port, now)
+        elif type(event) is LimitsChanged:
+            apply(event.request.limits, self.limits)
+            for change in event.request.tenants:
+                apply(change, self.scheduler.tenants.get(change.tenant).limits)
         elif type(event) is Tick:
             self.calls.expire(now)
             self.scheduler.absence.expire(now)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from llmos.api.kernel.v1 import admin_pb2
 from llmos.api.kernel.v1 import port_pb2 as pb
 from llmos.lib.errors import LLMOSError
 
@@ -56,7 +57,14 @@ class DrainRequested:
     port: int
 
 
-Event = Attached | Detached | Received | Tick | CancelRequested | DrainRequested
+@dataclass(slots=True)
+class LimitsChanged:
+    """An operator changes limits; the request is sane."""
+
+    request: admin_pb2.UpdateLimitsRequest
+
+
+Event = Attached | Detached | Received | Tick | CancelRequested | DrainRequested | LimitsChanged
 
 
 @dataclass(slots=True)

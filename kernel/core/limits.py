@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from google.protobuf.message import Message
+
 
 @dataclass
 class Limits:
@@ -24,3 +26,10 @@ class Limits:
     max_services: int = 10_000  # in all; a service once seen is known until the kernel restarts
     max_depth: int = 50  # calls nested in one another
     max_keys: int = 100_000  # keys per export
+
+
+def apply(change: Message, limits: object) -> None:
+    """Set the bounds that a KernelLimits or TenantLimits names."""
+    for field, value in change.ListFields():
+        if field.name != "tenant":
+            setattr(limits, field.name, value)

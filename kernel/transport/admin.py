@@ -12,7 +12,7 @@ from typing import Any
 
 from llmos.api.kernel.v1 import admin_pb2, admin_pb2_grpc
 from llmos.kernel.core import view
-from llmos.kernel.core.events import CancelRequested, DrainRequested, PortChange
+from llmos.kernel.core.events import CancelRequested, DrainRequested, LimitsChanged, PortChange
 from llmos.kernel.transport.hub import Hub
 from llmos.lib.errors import InvalidArgument, NotFound, ResourceExhausted
 
@@ -67,25 +67,18 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         return view.tenants(self._core)
 
     async def UpdateLimits(self, request: Any, context: Any) -> admin_pb2.UpdateLimitsResponse:
-        pairs: list[tuple[Any, Any]] = [(request.limits, self._core.limits)]
-        for change in request.tenants:
-            tenant = self._core.scheduler.tenants.get(change.tenant)
-            pairs.append((change, tenant.limits))
-        for change, _ in pairs:
+        for change in (request.limits, *request.tenants):
             for field, value in change.ListFields():
                 if field.name != "tenant" and (value < 0 or (field.name == "weight" and not value)):
                     raise InvalidArgument("BAD_LIMIT", f"{field.name} = {value} is no limit.")
-        for change, limits in pairs:
-            for field, value in change.ListFields():
-                if field.name != "tenant":
-                    setattr(limits, field.name, value)
+        self._hub.feed(LimitsChanged(request))
         log.info("limits changed", extra={"limits": str(request)})
         return admin_pb2.UpdateLimitsResponse()
 
     async def WatchPorts(
         self, request: Any, context: Any
     ) -> AsyncIterator[admin_pb2.WatchPortsResponse]:
-        queue: asyncio.Queue[PortChange | None] = asyncio.Queue(MAX_BEHIND)
+        queue: asyncio.Queue[PortChange] = asyncio.Queue(MAX_BEHIND)
         behind = False
 
         def watch(change: PortChange) -> None:
@@ -108,7 +101,6 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             yield admin_pb2.WatchPortsResponse(event=WatchEvent.EVENT_SYNCED)
             while not behind:
                 change = await queue.get()
-                assert change is not None
                 yield admin_pb2.WatchPortsResponse(
                     event=change.what,  # type: ignore[arg-type]
                     port=view.port_info(change.port, time.monotonic()),

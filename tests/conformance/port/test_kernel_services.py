@@ -92,6 +92,13 @@ async def test_a_recorded_run_replays_to_the_same_actions(port: Port, tmp_path: 
         pass
     with pytest.raises(grpc.aio.AioRpcError):
         await blobs.StatBlobs(pb.StatBlobsRequest(sha256=["sleep"]), timeout=0.1)
+    tenant = admin_pb2.TenantLimits(tenant="local", calls_per_s=0.001)
+    limits = admin_pb2.UpdateLimitsRequest(tenants=[tenant])
+    await admin_pb2_grpc.AdminStub(port.channel).UpdateLimits(limits)
+    with pytest.raises(grpc.aio.AioRpcError) as info:
+        for _ in range(3):
+            await blobs.StatBlobs(pb.StatBlobsRequest(sha256=["x"]))
+    assert info.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     lines = [json.loads(line) for line in replay(tmp_path / "run.rec")]
     summary = lines.pop()
     assert summary["events"] == len(lines) > 40

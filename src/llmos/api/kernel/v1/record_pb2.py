@@ -22,20 +22,21 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from llmos.api.kernel.v1 import admin_pb2 as llmos_dot_api_dot_kernel_dot_v1_dot_admin__pb2
 from llmos.api.kernel.v1 import port_pb2 as llmos_dot_api_dot_kernel_dot_v1_dot_port__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n llmos/api/kernel/v1/record.proto\x12\x13llmos.api.kernel.v1\x1a\x1ellmos/api/kernel/v1/port.proto\"=\n\x0cRecordHeader\x12\x0e\n\x06kernel\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\"\xd4\x02\n\rRecordedEvent\x12\x0b\n\x03now\x18\x01 \x01(\x01\x12\x35\n\x04what\x18\x02 \x01(\x0e\x32\'.llmos.api.kernel.v1.RecordedEvent.What\x12\x0f\n\x07subject\x18\x03 \x01(\x04\x12\x0b\n\x03own\x18\x04 \x01(\x08\x12\x30\n\tenvelopes\x18\x05 \x03(\x0b\x32\x1d.llmos.api.kernel.v1.Envelope\x12\x13\n\x0b\x61\x63tions_crc\x18\x06 \x01(\r\"\x99\x01\n\x04What\x12\x14\n\x10WHAT_UNSPECIFIED\x10\x00\x12\x11\n\rWHAT_ATTACHED\x10\x01\x12\x11\n\rWHAT_DETACHED\x10\x02\x12\x11\n\rWHAT_RECEIVED\x10\x03\x12\r\n\tWHAT_TICK\x10\x04\x12\x19\n\x15WHAT_CANCEL_REQUESTED\x10\x05\x12\x18\n\x14WHAT_DRAIN_REQUESTED\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n llmos/api/kernel/v1/record.proto\x12\x13llmos.api.kernel.v1\x1a\x1fllmos/api/kernel/v1/admin.proto\x1a\x1ellmos/api/kernel/v1/port.proto\"=\n\x0cRecordHeader\x12\x0e\n\x06kernel\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\"\xa7\x03\n\rRecordedEvent\x12\x0b\n\x03now\x18\x01 \x01(\x01\x12\x35\n\x04what\x18\x02 \x01(\x0e\x32\'.llmos.api.kernel.v1.RecordedEvent.What\x12\x0f\n\x07subject\x18\x03 \x01(\x04\x12\x0b\n\x03own\x18\x04 \x01(\x08\x12\x30\n\tenvelopes\x18\x05 \x03(\x0b\x32\x1d.llmos.api.kernel.v1.Envelope\x12\x13\n\x0b\x61\x63tions_crc\x18\x06 \x01(\r\x12\x38\n\x06limits\x18\x07 \x01(\x0b\x32(.llmos.api.kernel.v1.UpdateLimitsRequest\"\xb2\x01\n\x04What\x12\x14\n\x10WHAT_UNSPECIFIED\x10\x00\x12\x11\n\rWHAT_ATTACHED\x10\x01\x12\x11\n\rWHAT_DETACHED\x10\x02\x12\x11\n\rWHAT_RECEIVED\x10\x03\x12\r\n\tWHAT_TICK\x10\x04\x12\x19\n\x15WHAT_CANCEL_REQUESTED\x10\x05\x12\x18\n\x14WHAT_DRAIN_REQUESTED\x10\x06\x12\x17\n\x13WHAT_LIMITS_CHANGED\x10\x07\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'llmos.api.kernel.v1.record_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RECORDHEADER']._serialized_start=89
-  _globals['_RECORDHEADER']._serialized_end=150
-  _globals['_RECORDEDEVENT']._serialized_start=153
-  _globals['_RECORDEDEVENT']._serialized_end=493
-  _globals['_RECORDEDEVENT_WHAT']._serialized_start=340
-  _globals['_RECORDEDEVENT_WHAT']._serialized_end=493
+  _globals['_RECORDHEADER']._serialized_start=122
+  _globals['_RECORDHEADER']._serialized_end=183
+  _globals['_RECORDEDEVENT']._serialized_start=186
+  _globals['_RECORDEDEVENT']._serialized_end=609
+  _globals['_RECORDEDEVENT_WHAT']._serialized_start=431
+  _globals['_RECORDEDEVENT_WHAT']._serialized_end=609
 # @@protoc_insertion_point(module_scope)

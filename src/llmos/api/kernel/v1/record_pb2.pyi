@@ -10,6 +10,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from llmos.api.kernel.v1 import admin_pb2 as _admin_pb2
 from llmos.api.kernel.v1 import port_pb2 as _port_pb2
 import builtins as _builtins
 import sys
@@ -78,6 +79,8 @@ class RecordedEvent(_message.Message):
         """An operator cancelled a call."""
         WHAT_DRAIN_REQUESTED: RecordedEvent._What.ValueType  # 6
         """An operator drained a port."""
+        WHAT_LIMITS_CHANGED: RecordedEvent._What.ValueType  # 7
+        """An operator changed limits."""
 
     class What(_What, metaclass=_WhatEnumTypeWrapper):
         """What happened."""
@@ -96,6 +99,8 @@ class RecordedEvent(_message.Message):
     """An operator cancelled a call."""
     WHAT_DRAIN_REQUESTED: RecordedEvent.What.ValueType  # 6
     """An operator drained a port."""
+    WHAT_LIMITS_CHANGED: RecordedEvent.What.ValueType  # 7
+    """An operator changed limits."""
 
     NOW_FIELD_NUMBER: _builtins.int
     WHAT_FIELD_NUMBER: _builtins.int
@@ -103,6 +108,7 @@ class RecordedEvent(_message.Message):
     OWN_FIELD_NUMBER: _builtins.int
     ENVELOPES_FIELD_NUMBER: _builtins.int
     ACTIONS_CRC_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
     now: _builtins.float
     """The core's clock, seconds."""
     what: Global___RecordedEvent.What.ValueType
@@ -117,6 +123,10 @@ class RecordedEvent(_message.Message):
     def envelopes(self) -> _containers.RepeatedCompositeFieldContainer[_port_pb2.Envelope]:
         """RECEIVED."""
 
+    @_builtins.property
+    def limits(self) -> _admin_pb2.UpdateLimitsRequest:
+        """LIMITS_CHANGED."""
+
     def __init__(
         self,
         *,
@@ -126,10 +136,11 @@ class RecordedEvent(_message.Message):
         own: _builtins.bool = ...,
         envelopes: _abc.Iterable[_port_pb2.Envelope] | None = ...,
         actions_crc: _builtins.int = ...,
+        limits: _admin_pb2.UpdateLimitsRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actions_crc", b"actions_crc", "envelopes", b"envelopes", "now", b"now", "own", b"own", "subject", b"subject", "what", b"what"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actions_crc", b"actions_crc", "envelopes", b"envelopes", "limits", b"limits", "now", b"now", "own", b"own", "subject", b"subject", "what", b"what"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
