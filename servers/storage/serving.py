@@ -1,4 +1,4 @@
-"""Which services small state, audit and quotas are served by, and the work between calls."""
+"""Which services serve what beside models and blobs, and the work between calls."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-from llmos.api.storage.v1 import audit_pb2_grpc, quota_pb2_grpc, state_pb2_grpc
+from llmos.api.storage.v1 import aliases_pb2_grpc, audit_pb2_grpc, quota_pb2_grpc, state_pb2_grpc
+from llmos.lib.publish import Tell, nobody
 from llmos.lib.serve import Server
 from llmos.servers.storage.binding import Bound
 from llmos.servers.storage.db.engine import Database
 from llmos.servers.storage.ledger import AuditLog, QuotaBook
 from llmos.servers.storage.ledger_service import AuditService, QuotasService
+from llmos.servers.storage.registry.local import LocalAliases, LocalLeases
+from llmos.servers.storage.registry.service import AliasesService, VersionLeasesService
 from llmos.servers.storage.state.documents_service import DocumentsService
 from llmos.servers.storage.state.local import LocalState
 from llmos.servers.storage.state.service import LeasesService, LocksService
@@ -31,9 +34,20 @@ def add_state(server: Server, state: LocalState, database: Database) -> None:
     server.when_stopping(state.stop)
 
 
+def add_registry(
+    server: Server, aliases: LocalAliases, leases: LocalLeases, tell: Tell = nobody
+) -> None:
+    """Serve aliases and leases of versions. Before the server's start; watches have no stall."""
+    server.add(aliases_pb2_grpc.add_AliasesServicer_to_server, Bound(AliasesService(aliases, tell)))
+    server.add(
+        aliases_pb2_grpc.add_VersionLeasesServicer_to_server, Bound(VersionLeasesService(leases))
+    )
+    server.when_stopping(aliases.stop)
+
+
 @contextlib.asynccontextmanager
 async def kept(state: LocalState) -> AsyncIterator[None]:
-    """End leases and forget old history while inside."""
+    """End leases and forget old history while inside; close the state at the end."""
     keeping = asyncio.create_task(state.keep())
     try:
         yield
@@ -41,3 +55,4 @@ async def kept(state: LocalState) -> AsyncIterator[None]:
         keeping.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await keeping
+        await asyncio.to_thread(state.close)

@@ -59,6 +59,10 @@ class LocalState:
             except LLMOSError as exc:  # e.g. a full disk: the next time may find it better
                 log.warning("cannot forget old history", extra={"cause": str(exc)})
 
+    def close(self) -> None:
+        """Wait for what runs in threads. Calls must have ended or been cancelled."""
+        self._store.close()
+
     def stop(self) -> None:
         """End the calls that wait (STOPPING); what they wait for is kept."""
         self._store.hub.stop()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from sqlalchemy import Connection
@@ -16,14 +18,17 @@ from llmos.servers.storage.state.hub import Hub
 from llmos.servers.storage.state.writer import Writer
 
 T = TypeVar("T")
+READERS = 4  # threads
 
 
 class Store:
-    """Small state's part of the database."""
+    """Small state's part of the database. Has its own threads: uploads never keep it waiting."""
 
     def __init__(self, database: Database) -> None:
         """Use `database`, whose only writers of small state are this store's."""
         self._database = database
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="state-reader")
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="state-writer")
         self.hub = Hub()
         self._committing: Writer | None = None
         database.on_commit(self._committed)
@@ -35,11 +40,16 @@ class Store:
             with self._database.read() as sql:
                 return work(sql, caller.current().tenant)
 
-        return await asyncio.to_thread(run)
+        return await _run(self._readers, run)
 
     async def write(self, work: Callable[[Writer], T], tenant: str | None = None) -> T:
         """Return what `work` returns, durable. tenant: act for it, whatever the call's fence."""
-        return await asyncio.to_thread(self._write, work, tenant)
+        return await _run(self._writer, lambda: self._write(work, tenant))
+
+    def close(self) -> None:
+        """Wait for what runs in threads though its caller may be gone."""
+        for threads in (self._writer, self._readers):
+            threads.shutdown(wait=True, cancel_futures=True)
 
     def _write(self, work: Callable[[Writer], T], tenant: str | None) -> T:
         if tenant is not None:
@@ -61,6 +71,11 @@ class Store:
         if writer is not None and (writer.documents or writer.locks):
             names = {"document": writer.documents, "lock": writer.locks}
             self.hub.tell(writer.tenant, names, writer.taken)
+
+
+async def _run(threads: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+    context = contextvars.copy_context()
+    return await asyncio.get_running_loop().run_in_executor(threads, context.run, work)
 
 
 def stopping() -> Unavailable:

@@ -1,0 +1,101 @@
+"""Fencing and tenants: what the metadata of a call decides, for every service of the server."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Callable
+
+import pytest
+from remote_state import RemoteDocuments, own
+from state_world import SmallState
+
+from llmos.api.storage.v1 import quota_pb2, quota_pb2_grpc
+from llmos.api.storage.v1 import state_pb2 as pb
+from llmos.lib.errors import FailedPrecondition, InvalidArgument, LLMOSError
+from llmos.servers.storage.binding import parse
+from llmos.servers.storage.caller import Caller, Fence, become, restore
+from llmos.servers.storage.state.model import Keys, Put, Read, Transaction
+
+LONG = 60_000
+
+
+async def test_the_holder_of_an_old_token_changes_nothing(served: SmallState) -> None:
+    state, plain = served, served.documents
+    assert state.channel is not None
+    for lease in ("a", "b"):
+        await state.leases.grant(LONG, lease)
+    old = await state.locks.acquire("app:main", "a")
+    fenced = RemoteDocuments(state.channel, [("llmos-fence", f"app:main:{old}")])
+    await fenced.put(Put("k", b"by a"))
+    await state.locks.release("app:main", old)
+    changes: list[Callable[[], Awaitable[object]]] = [
+        lambda: fenced.put(Put("k", b"late")),
+        lambda: fenced.delete(Keys("k")),
+        lambda: fenced.run(Transaction([Put("k", b"late")])),
+        lambda: fenced.run(Transaction([Read(Keys("k"))])),
+        fenced.compact,
+    ]
+    before = (await plain.list()).revision
+    for _ in range(2):  # while nobody holds it, and while somebody else does
+        for change in changes:
+            with pytest.raises(FailedPrecondition) as caught:
+                await change()
+            assert caught.value.reason == "STALE_FENCE"
+        new = await state.locks.acquire("app:main", "b")
+    assert new > old
+    assert (await plain.get("k"))[0].value == b"by a"
+    await RemoteDocuments(state.channel, [("llmos-fence", f"app:main:{new}")]).put(
+        Put("k", b"by b")
+    )
+    assert (await plain.list()).revision == before + 2  # the lock's request and this
+
+
+async def test_every_service_checks_the_fence(served: SmallState) -> None:
+    state = served
+    stale = [("llmos-fence", "nobody:7")]
+    assert state.channel is not None
+    leases = state.leases.stub  # type: ignore[attr-defined]
+    locks = state.locks.stub  # type: ignore[attr-defined]
+    quotas = quota_pb2_grpc.QuotasStub(state.channel)
+    lease = (await state.leases.grant(LONG)).id
+    for call in (
+        leases.GrantLease(pb.GrantLeaseRequest(ttl_ms=1000), metadata=stale),
+        leases.RevokeLease(pb.RevokeLeaseRequest(id=lease), metadata=stale),
+        locks.AcquireLock(pb.AcquireLockRequest(name="l", lease=lease), metadata=stale),
+        locks.ReleaseLock(pb.ReleaseLockRequest(name="l", token=1), metadata=stale),
+        quotas.SetQuota(quota_pb2.SetQuotaRequest(tenant="t", limit_bytes=1), metadata=stale),
+    ):
+        with pytest.raises(FailedPrecondition) as caught:
+            await own(call)
+        assert caught.value.reason == "STALE_FENCE"
+    assert len(await state.leases.leases()) == 1
+
+
+async def test_bad_fences(served: SmallState) -> None:
+    assert served.channel is not None
+    for text in ("", "lock", "lock:", ":5", "lock:x", "lock:-1", "lock:99999999999999999999"):
+        with pytest.raises(InvalidArgument) as caught:
+            await RemoteDocuments(served.channel, [("llmos-fence", text)]).put(Put("k", b""))
+        assert caught.value.reason == "BAD_FENCE"
+    assert parse("a:b:5") == Fence("a:b", 5)
+
+
+async def test_tenants_do_not_see_one_another(inside: SmallState) -> None:
+    state = inside
+    await state.documents.put(Put("k", b"mine"))
+    await state.leases.grant(LONG, "l")
+    token = await state.locks.acquire("lock", "l")
+    as_other = become(Caller("other"))
+    try:
+        assert not (await state.documents.list()).documents
+        assert await state.leases.leases() == []
+        assert (await state.locks.lock("lock")).holder is None
+        with pytest.raises(LLMOSError):
+            await state.locks.acquire("lock", "l")
+        await state.documents.delete(Keys("", prefix=True))
+        await state.leases.grant(LONG, "l")
+        assert await state.locks.acquire("lock", "l") > token
+        await state.documents.put(Put("k", hashlib.sha256(b"theirs").digest()))
+    finally:
+        restore(as_other)
+    assert (await state.documents.get("k"))[0].value == b"mine"
