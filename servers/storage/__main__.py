@@ -9,7 +9,7 @@ from pathlib import Path
 
 import uvloop
 
-from llmos.api.storage.v1 import aliases_pb2_grpc, data_pb2_grpc, registry_pb2_grpc
+from llmos.api.storage.v1 import data_pb2_grpc, registry_pb2_grpc
 from llmos.lib import log
 from llmos.lib.config import load_or_exit
 from llmos.lib.errors import InvalidArgument, LLMOSError
@@ -18,27 +18,31 @@ from llmos.lib.publish import Publisher
 from llmos.lib.serve import Server
 from llmos.servers.storage import extras
 from llmos.servers.storage.config import StorageConfig
-from llmos.servers.storage.crypt.keys import KeyRing
 
 with needed("storage"):
     from llmos.servers.storage.binding import Bound
+    from llmos.servers.storage.crypt.keys import KeyRing
     from llmos.servers.storage.data.local import LocalDatasets
     from llmos.servers.storage.data.service import DatasetsService
     from llmos.servers.storage.local import LocalStorage
     from llmos.servers.storage.registry.local import LocalAliases, LocalLeases
-    from llmos.servers.storage.registry.service import AliasesService, VersionLeasesService
     from llmos.servers.storage.service import BlobsService, RegistryService
-    from llmos.servers.storage.serving import add_state, kept
+    from llmos.servers.storage.serving import add_registry, add_state, kept
     from llmos.servers.storage.state.local import LocalState
+    from llmos.servers.storage.upkeep.local import LocalMaintenance
+    from llmos.servers.storage.upkeep.serving import add_upkeep, again, scrubbed
 
 
-async def serve(config: StorageConfig) -> None:
-    """Serve until SIGTERM. Raises LLMOSError when it cannot start."""
+async def serve(config: StorageConfig) -> bool:
+    """Serve until SIGTERM, or a restore: then True. Raises LLMOSError when it cannot start."""
     extras.check()
     if config.imports < 1:
         raise InvalidArgument("BAD_CONFIG", "[storage] imports must be at least 1.")
     if not config.stall_s >= 0:
         raise InvalidArgument("BAD_CONFIG", "[storage] stall_s must not be negative.")
+    for name in ("upload_ttl_s", "cache_bytes", "scrub_bytes_per_s", "scrub_period_s"):
+        if not getattr(config, name) >= 0:
+            raise InvalidArgument("BAD_CONFIG", f"[storage] {name} must not be negative.")
     config.run_dir()
     storage = await asyncio.to_thread(
         LocalStorage,
@@ -49,6 +53,7 @@ async def serve(config: StorageConfig) -> None:
         keys=KeyRing.load(Path(config.encryption_key)) if config.encryption_key else None,
         cache_dir=Path(config.cache_dir) if config.cache_dir else None,
         cache_bytes=config.cache_bytes,
+        upload_ttl_s=config.upload_ttl_s,
     )
     with contextlib.closing(storage):
         server = Server("storage", config)
@@ -64,14 +69,8 @@ async def serve(config: StorageConfig) -> None:
             Bound(BlobsService(storage)),
             stall_ms=stall_ms,
         )
-        server.add(
-            aliases_pb2_grpc.add_AliasesServicer_to_server,
-            Bound(AliasesService(LocalAliases(storage.database), publisher.tell)),
-        )
-        server.add(
-            aliases_pb2_grpc.add_VersionLeasesServicer_to_server,
-            Bound(VersionLeasesService(LocalLeases(storage.database))),
-        )
+        aliases = LocalAliases(storage.database)
+        add_registry(server, aliases, LocalLeases(storage.database), publisher.tell)
         state = await asyncio.to_thread(
             LocalState,
             storage.database,
@@ -90,15 +89,26 @@ async def serve(config: StorageConfig) -> None:
             Bound(DatasetsService(datasets, publisher.tell)),
             stall_ms=stall_ms,
         )
+        maintenance = LocalMaintenance(
+            config.state_dir / "storage",
+            storage.blobs,
+            storage.uploads,
+            grace_s=config.blob_grace_s,
+            tell=publisher.tell,
+            collect_more=lambda: storage.incoming.collect(config.blob_grace_s),
+        )
+        add_upkeep(server, storage.uploads, maintenance, stall_ms)
+        rate, period_s = config.scrub_bytes_per_s, config.scrub_period_s
         cleaning = asyncio.create_task(storage.keep_clean())
         try:
-            async with kept(state):
+            async with kept(state), scrubbed(server, maintenance, rate, period_s):
                 await server.run()
         finally:
             cleaning.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await cleaning
             datasets.close()
+    return maintenance.restored.is_set()
 
 
 def main() -> None:
@@ -106,7 +116,8 @@ def main() -> None:
     config = load_or_exit(StorageConfig, "storage", __doc__ or "")
     log.setup("storage", config.log_level)
     try:
-        uvloop.run(serve(config))
+        if uvloop.run(serve(config)):
+            again()
     except LLMOSError as exc:
         print(f"llmos-storage: {exc}", file=sys.stderr)
         sys.exit(1)

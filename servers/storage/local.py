@@ -90,6 +90,7 @@ class LocalStorage(Storage):
         while True:
             await asyncio.sleep(period_s)
             try:
+                await asyncio.to_thread(self.uploads.collect)
                 await asyncio.to_thread(removal.collect, self.blobs, self._grace_s)
                 await asyncio.to_thread(self.incoming.collect, self._grace_s)
             except LLMOSError as exc:  # e.g. a full disk: the next time may find it better

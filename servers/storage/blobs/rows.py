@@ -14,6 +14,7 @@ from llmos.servers.storage.db.tables import metadata
 from llmos.servers.storage.db.tables_blobs import blobs, pieces
 
 FILE, PIECES = 0, 1  # forms
+_OF_SOURCE = "a blob that it is made of is damaged"
 _BATCH = 500
 
 
@@ -106,6 +107,7 @@ def add(
     ]
     if rows:
         sql.execute(insert(pieces), rows)
+    clear_fault(sql, sha256)
 
 
 def parts(sql: Connection, sha256: str) -> list[Piece]:
@@ -159,5 +161,38 @@ def remove(sql: Connection, digests: Sequence[str]) -> None:
 
 
 def set_fault(sql: Connection, sha256: str, why: str) -> None:
-    """Mark a blob as damaged: it counts as not stored. "" = sound again."""
+    """Mark a blob, and what is made of it, as damaged: they count as not stored."""
     sql.execute(update(blobs).where(blobs.c.sha256 == sha256).values(fault=why))
+    made = select(pieces.c.sha256).where(pieces.c.source == sha256)
+    harmed = blobs.c.sha256.in_(made) & (blobs.c.fault == "")
+    sql.execute(update(blobs).where(harmed).values(fault=_OF_SOURCE))
+
+
+def clear_fault(sql: Connection, sha256: str) -> None:
+    """Mark a blob as sound, and what is made of it and other sound blobs."""
+    sql.execute(update(blobs).where(blobs.c.sha256 == sha256).values(fault=""))
+    made = select(pieces.c.sha256).where(pieces.c.source == sha256)
+    bad = select(blobs.c.sha256).where(blobs.c.fault != "")
+    still = select(pieces.c.sha256).where(pieces.c.source.in_(bad))
+    healed = blobs.c.sha256.in_(made) & (blobs.c.fault == _OF_SOURCE) & blobs.c.sha256.not_in(still)
+    sql.execute(update(blobs).where(healed).values(fault=""))
+
+
+def set_checked(sql: Connection, sha256: str, at: float) -> None:
+    """Remember when a blob was compared with its digest."""
+    sql.execute(update(blobs).where(blobs.c.sha256 == sha256).values(checked=at))
+
+
+def harms(sql: Connection, sha256: str) -> list[str]:
+    """Return who needs a blob, for people: `model@version` and the like, ten at most."""
+    found: list[str] = []
+    for column in users():
+        table = column.table
+        if table is pieces:
+            query = select(pieces.c.sha256).where(pieces.c.source == sha256).distinct().limit(10)
+            for other in sql.execute(query).scalars():
+                found += harms(sql, other)
+        elif "name" in table.c and "version" in table.c:
+            key = select(table.c.name, table.c.version).where(column == sha256).limit(10)
+            found += [f"{name}@{version}" for name, version in sql.execute(key)]
+    return list(dict.fromkeys(found))[:10]

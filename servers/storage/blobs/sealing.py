@@ -8,7 +8,7 @@ from llmos.servers.storage.crypt.keys import KeyRing, key_needed
 from llmos.servers.storage.db.engine import Database
 from llmos.servers.storage.db.tables_blobs import upkeep
 
-_NAME = "key check"  # the row that holds a wrapped key of nothing: whoever unwraps it has the key
+NAME = "key check"  # the row that holds a wrapped key of nothing: whoever unwraps it has the key
 
 
 def check(db: Database, keys: KeyRing | None) -> None:
@@ -17,12 +17,12 @@ def check(db: Database, keys: KeyRing | None) -> None:
     Raises FailedPrecondition KEY_NEEDED, WRONG_KEY, DataLoss KEY_DAMAGED.
     """
     with db.read() as sql:
-        stored = sql.execute(select(upkeep.c.value).where(upkeep.c.name == _NAME)).scalar()
+        stored = sql.execute(select(upkeep.c.value).where(upkeep.c.name == NAME)).scalar()
     if stored is None:
         if keys is not None:
             with db.write() as sql:
-                sql.execute(insert(upkeep).values(name=_NAME, value=keys.new(_NAME)[1].hex()))
+                sql.execute(insert(upkeep).values(name=NAME, value=keys.new(NAME)[1].hex()))
     elif keys is None:
         raise key_needed()
     else:
-        keys.unwrap(bytes.fromhex(stored), _NAME)
+        keys.unwrap(bytes.fromhex(stored), NAME)

@@ -96,30 +96,36 @@ class Blobs:
 
         Raises NO_SUCH_BLOB, DATA_LOSS BLOB_DAMAGED, KEY_NEEDED, WRONG_KEY.
         """
+        try:
+            return self._open(sha256)
+        except OSError:  # deleted, sealed or made anew just now?
+            with self.db.lock:
+                try:
+                    return self._open(sha256)
+                except OSError as exc:
+                    raise damaged(sha256, exc.strerror or "not there") from exc
+
+    def _open(self, sha256: str) -> Bytes:
         with self.db.read() as sql:
             row = rows.get(sql, sha256)
             if row is None:
                 raise no_such_blob(sha256)
             parts = rows.parts(sql, sha256) if row.form == rows.PIECES else []
             sources = {part.source: rows.get(sql, part.source) for part in parts}
-        try:
-            with contextlib.ExitStack() as undo:
-                if row.form == rows.FILE:
-                    return self._open_file(row)
-                opened = {}
-                for digest, source in sources.items():
-                    if source is None:  # the foreign key forbids it
-                        raise damaged(sha256, f"its source {digest} is gone")
-                    opened[digest] = self._open_file(source)
-                    undo.callback(opened[digest].close)
-                joined = Joined(sha256, row.size, parts, opened)
-                undo.pop_all()
-                return joined
-        except OSError as exc:
-            with self.db.read() as sql:
-                if rows.get(sql, sha256) is None:  # deleted meanwhile
-                    raise no_such_blob(sha256) from exc
-            raise damaged(sha256, exc.strerror or "not there") from exc
+        if row.fault:
+            raise damaged(sha256, row.fault)
+        if row.form == rows.FILE:
+            return self._open_file(row)
+        with contextlib.ExitStack() as undo:
+            opened = {}
+            for digest, source in sources.items():
+                if source is None:  # the foreign key forbids it
+                    raise damaged(sha256, f"its source {digest} is gone")
+                opened[digest] = self._open_file(source)
+                undo.callback(opened[digest].close)
+            joined = Joined(sha256, row.size, parts, opened)
+            undo.pop_all()
+            return joined
 
     def _open_file(self, row: rows.Row) -> Bytes:
         if row.fault:

@@ -28,7 +28,9 @@ if _version_not_supported:
 class AliasesStub(object):
     """Served by the storage server. `name@alias` can be used wherever `name@version` is read.
 
-    Every change of any alias has a revision: 1, 2, 3 ... in the order they were committed.
+    Every change of any alias has a revision: 1, 2, 3 ... in the order they were committed. All that
+    change something can also end with RESOURCE_EXHAUSTED DISK_FULL, FAILED_PRECONDITION READ_ONLY, and
+    FAILED_PRECONDITION STALE_FENCE: the call requires a lock that its caller lost.
     """
 
     def __init__(self, channel):
@@ -72,7 +74,9 @@ class AliasesStub(object):
 class AliasesServicer(object):
     """Served by the storage server. `name@alias` can be used wherever `name@version` is read.
 
-    Every change of any alias has a revision: 1, 2, 3 ... in the order they were committed.
+    Every change of any alias has a revision: 1, 2, 3 ... in the order they were committed. All that
+    change something can also end with RESOURCE_EXHAUSTED DISK_FULL, FAILED_PRECONDITION READ_ONLY, and
+    FAILED_PRECONDITION STALE_FENCE: the call requires a lock that its caller lost.
     """
 
     def SetAlias(self, request, context):
@@ -134,6 +138,7 @@ class AliasesServicer(object):
 
         Errors: INVALID_ARGUMENT BAD_NAME. OUT_OF_RANGE BAD_REVISION: there is no such revision yet,
         e.g. since the registry was restored from a backup; list the aliases and watch from now.
+        UNAVAILABLE STOPPING: the server stops; watch again, after the last revision seen.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -183,7 +188,9 @@ def add_AliasesServicer_to_server(servicer, server):
 class Aliases(object):
     """Served by the storage server. `name@alias` can be used wherever `name@version` is read.
 
-    Every change of any alias has a revision: 1, 2, 3 ... in the order they were committed.
+    Every change of any alias has a revision: 1, 2, 3 ... in the order they were committed. All that
+    change something can also end with RESOURCE_EXHAUSTED DISK_FULL, FAILED_PRECONDITION READ_ONLY, and
+    FAILED_PRECONDITION STALE_FENCE: the call requires a lock that its caller lost.
     """
 
     @staticmethod
@@ -353,7 +360,8 @@ class VersionLeasesStub(object):
     """Served by the storage server. Who has a lease on a version keeps it from being deleted.
 
     A lease runs out when it is not renewed in time. Its time is that of the host's clock since boot,
-    which no change of the date touches; after a reboot it starts anew.
+    which no change of the date touches; after a reboot it starts anew. All that change something can
+    also end with RESOURCE_EXHAUSTED DISK_FULL, FAILED_PRECONDITION READ_ONLY, STALE_FENCE.
     """
 
     def __init__(self, channel):
@@ -388,7 +396,8 @@ class VersionLeasesServicer(object):
     """Served by the storage server. Who has a lease on a version keeps it from being deleted.
 
     A lease runs out when it is not renewed in time. Its time is that of the host's clock since boot,
-    which no change of the date touches; after a reboot it starts anew.
+    which no change of the date touches; after a reboot it starts anew. All that change something can
+    also end with RESOURCE_EXHAUSTED DISK_FULL, FAILED_PRECONDITION READ_ONLY, STALE_FENCE.
     """
 
     def AcquireVersionLease(self, request, context):
@@ -461,7 +470,8 @@ class VersionLeases(object):
     """Served by the storage server. Who has a lease on a version keeps it from being deleted.
 
     A lease runs out when it is not renewed in time. Its time is that of the host's clock since boot,
-    which no change of the date touches; after a reboot it starts anew.
+    which no change of the date touches; after a reboot it starts anew. All that change something can
+    also end with RESOURCE_EXHAUSTED DISK_FULL, FAILED_PRECONDITION READ_ONLY, STALE_FENCE.
     """
 
     @staticmethod

@@ -29,7 +29,9 @@ GRPC_VERSION: str
 class AliasesStub:
     """Served by the storage server. `name@alias` can be used wherever `name@version` is read.
 
-    Every change of any alias has a revision: 1, 2, 3 ... in the order they were committed.
+    Every change of any alias has a revision: 1, 2, 3 ... in the order they were committed. All that
+    change something can also end with RESOURCE_EXHAUSTED DISK_FULL, FAILED_PRECONDITION READ_ONLY, and
+    FAILED_PRECONDITION STALE_FENCE: the call requires a lock that its caller lost.
     """
 
     @_typing.overload
@@ -75,13 +77,16 @@ class AliasesStub:
 
     Errors: INVALID_ARGUMENT BAD_NAME. OUT_OF_RANGE BAD_REVISION: there is no such revision yet,
       e.g. since the registry was restored from a backup; list the aliases and watch from now.
+      UNAVAILABLE STOPPING: the server stops; watch again, after the last revision seen.
     """
 
 @_typing.type_check_only
 class AliasesAsyncStub(AliasesStub):
     """Served by the storage server. `name@alias` can be used wherever `name@version` is read.
 
-    Every change of any alias has a revision: 1, 2, 3 ... in the order they were committed.
+    Every change of any alias has a revision: 1, 2, 3 ... in the order they were committed. All that
+    change something can also end with RESOURCE_EXHAUSTED DISK_FULL, FAILED_PRECONDITION READ_ONLY, and
+    FAILED_PRECONDITION STALE_FENCE: the call requires a lock that its caller lost.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -124,12 +129,15 @@ class AliasesAsyncStub(AliasesStub):
 
     Errors: INVALID_ARGUMENT BAD_NAME. OUT_OF_RANGE BAD_REVISION: there is no such revision yet,
       e.g. since the registry was restored from a backup; list the aliases and watch from now.
+      UNAVAILABLE STOPPING: the server stops; watch again, after the last revision seen.
     """
 
 class AliasesServicer(metaclass=_abc_1.ABCMeta):
     """Served by the storage server. `name@alias` can be used wherever `name@version` is read.
 
-    Every change of any alias has a revision: 1, 2, 3 ... in the order they were committed.
+    Every change of any alias has a revision: 1, 2, 3 ... in the order they were committed. All that
+    change something can also end with RESOURCE_EXHAUSTED DISK_FULL, FAILED_PRECONDITION READ_ONLY, and
+    FAILED_PRECONDITION STALE_FENCE: the call requires a lock that its caller lost.
     """
 
     @_abc_1.abstractmethod
@@ -206,6 +214,7 @@ class AliasesServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: INVALID_ARGUMENT BAD_NAME. OUT_OF_RANGE BAD_REVISION: there is no such revision yet,
           e.g. since the registry was restored from a backup; list the aliases and watch from now.
+          UNAVAILABLE STOPPING: the server stops; watch again, after the last revision seen.
         """
 
 def add_AliasesServicer_to_server(servicer: AliasesServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
@@ -214,7 +223,8 @@ class VersionLeasesStub:
     """Served by the storage server. Who has a lease on a version keeps it from being deleted.
 
     A lease runs out when it is not renewed in time. Its time is that of the host's clock since boot,
-    which no change of the date touches; after a reboot it starts anew.
+    which no change of the date touches; after a reboot it starts anew. All that change something can
+    also end with RESOURCE_EXHAUSTED DISK_FULL, FAILED_PRECONDITION READ_ONLY, STALE_FENCE.
     """
 
     @_typing.overload
@@ -245,7 +255,8 @@ class VersionLeasesAsyncStub(VersionLeasesStub):
     """Served by the storage server. Who has a lease on a version keeps it from being deleted.
 
     A lease runs out when it is not renewed in time. Its time is that of the host's clock since boot,
-    which no change of the date touches; after a reboot it starts anew.
+    which no change of the date touches; after a reboot it starts anew. All that change something can
+    also end with RESOURCE_EXHAUSTED DISK_FULL, FAILED_PRECONDITION READ_ONLY, STALE_FENCE.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -272,7 +283,8 @@ class VersionLeasesServicer(metaclass=_abc_1.ABCMeta):
     """Served by the storage server. Who has a lease on a version keeps it from being deleted.
 
     A lease runs out when it is not renewed in time. Its time is that of the host's clock since boot,
-    which no change of the date touches; after a reboot it starts anew.
+    which no change of the date touches; after a reboot it starts anew. All that change something can
+    also end with RESOURCE_EXHAUSTED DISK_FULL, FAILED_PRECONDITION READ_ONLY, STALE_FENCE.
     """
 
     @_abc_1.abstractmethod

@@ -71,8 +71,6 @@ class Finding(_message.Message):
         """A file whose bytes are not those of its digest."""
         KIND_DATABASE: Finding._Kind.ValueType  # 4
         """The database contradicts itself."""
-        KIND_UNUSED: Finding._Kind.ValueType  # 5
-        """A blob that nothing needs."""
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
         """What kind of thing it is."""
@@ -87,8 +85,6 @@ class Finding(_message.Message):
     """A file whose bytes are not those of its digest."""
     KIND_DATABASE: Finding.Kind.ValueType  # 4
     """The database contradicts itself."""
-    KIND_UNUSED: Finding.Kind.ValueType  # 5
-    """A blob that nothing needs."""
 
     KIND_FIELD_NUMBER: _builtins.int
     SUBJECT_FIELD_NUMBER: _builtins.int

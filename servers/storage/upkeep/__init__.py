@@ -1,0 +1,1 @@
+"""Keeping the store sound: space, checks, repair, collection, backup, keys."""
