@@ -12,16 +12,18 @@ from llmos.api.execution.v1 import execution_pb2_grpc
 from llmos.api.inference import open_inference_pb2_grpc
 from llmos.api.kernel.v1 import admin_pb2_grpc
 from llmos.lib import log as logs
+from llmos.lib.buffers import BufferClient
 from llmos.lib.call import background
 from llmos.lib.config import load_or_exit
 from llmos.lib.errors import LLMOSError
 from llmos.lib.extras import needed
-from llmos.lib.publish import Publisher
+from llmos.lib.publish import Fact, Publisher
 from llmos.lib.serve import Server
 
 with needed("execution"):
     from llmos.servers.execution.config import ExecutionConfig
     from llmos.servers.execution.manager.adoption import adopt
+    from llmos.servers.execution.manager.changes import Changes
     from llmos.servers.execution.manager.core import Manager
     from llmos.servers.execution.manager.memory import MemoryGrants
     from llmos.servers.execution.manager.routing import DirectRouter, KernelRouter
@@ -29,6 +31,7 @@ with needed("execution"):
     from llmos.servers.execution.manager.watch import watch
     from llmos.servers.execution.manager.zygote import ZygoteClient
     from llmos.servers.execution.oip.manager import ManagerInference
+    from llmos.servers.execution.oip.regions import Regions
     from llmos.servers.execution.service import ExecutionService, PagerService
 
 log = logging.getLogger(__name__)
@@ -45,25 +48,24 @@ async def serve(config: ExecutionConfig) -> None:
     grants = MemoryGrants(server.channel("memory"), config.patience_s)
     zygote = ZygoteClient(config.state_dir, config.log_level, server.progress)
     publisher = Publisher(server.port.channel if server.port is not None else None)
-    manager = Manager(
-        config,
-        catalog,
-        grants,
-        router,
-        zygote,
-        progress=server.progress,
-        tell=publisher.tell,
-    )
+
+    def tell(topic: str, **facts: Fact) -> None:
+        publisher.tell(topic, **facts)
+        changes.happened()
+
+    manager = Manager(config, catalog, grants, router, zygote, progress=server.progress, tell=tell)
+    changes = Changes(manager.rows)
+    regions = Regions(lambda: BufferClient(server.channel("memory")))
     stall_ms = int(config.stall_s * 1000)
     server.add(
         execution_pb2_grpc.add_ExecutionServicer_to_server,
-        ExecutionService(manager, direct),
+        ExecutionService(manager, direct, changes),
         fault_handler=True,
         stall_ms=stall_ms,
     )
     server.add(
         open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server,
-        ManagerInference(manager),
+        ManagerInference(manager, regions, router.statistics),
         fault_handler=True,
         stall_ms=stall_ms,
     )
@@ -89,6 +91,7 @@ async def serve(config: ExecutionConfig) -> None:
         for task in watching:
             task.cancel()
         await asyncio.gather(*watching, return_exceptions=True)
+        await regions.close()
         await manager.close()
         await zygote.stop()
         if direct is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from llmos.api.execution.v1 import execution_pb2_grpc
 from llmos.api.kernel.v1 import admin_pb2, admin_pb2_grpc
 from llmos.lib.errors import FailedPrecondition, NotFound
 from llmos.lib.rpc import from_rpc_error
+from llmos.servers.execution.manager.changes import Changes
 from llmos.servers.execution.manager.core import Manager
 from llmos.servers.execution.manager.listing import Row
 from llmos.servers.execution.manager.model import Ref
@@ -21,9 +23,12 @@ from llmos.servers.execution.manager.routing import DirectRouter
 class ExecutionService(execution_pb2_grpc.ExecutionServicer):
     """Keyless methods. Without a kernel also the keyed ones, passed on to the model's worker."""
 
-    def __init__(self, manager: Manager, direct: DirectRouter | None) -> None:
+    def __init__(
+        self, manager: Manager, direct: DirectRouter | None, changes: Changes | None = None
+    ) -> None:
         """Serve `manager`; `direct` reaches its workers when there is no kernel."""
         self._manager = manager
+        self._changes = changes or Changes(manager.rows)
         self._direct = direct
 
     async def ListModels(
@@ -52,18 +57,40 @@ class ExecutionService(execution_pb2_grpc.ExecutionServicer):
         """Pass on."""
         stub = await self._worker(request.model)
         call = stub.Generate(request, timeout=context.time_remaining())
-        try:
-            async for reply in call:
-                yield reply
-        except grpc.RpcError as exc:
-            raise from_rpc_error(exc) from exc
-        finally:
-            call.cancel()  # the caller may have gone away; nothing happens when it has ended
+        async for reply in _passed(call):
+            yield reply
 
     async def Embed(self, request: pb.EmbedRequest, context: Any) -> pb.EmbedResponse:
         """Pass on."""
         stub = await self._worker(request.model)
         return await stub.Embed(request, timeout=context.time_remaining())
+
+    async def Classify(self, request: pb.ClassifyRequest, context: Any) -> pb.ClassifyResponse:
+        """Pass on."""
+        stub = await self._worker(request.model)
+        return await stub.Classify(request, timeout=context.time_remaining())
+
+    async def Predict(self, request: pb.PredictRequest, context: Any) -> pb.PredictResponse:
+        """Pass on."""
+        stub = await self._worker(request.model)
+        return await stub.Predict(request, timeout=context.time_remaining())
+
+    async def PredictStream(
+        self, request: pb.PredictStreamRequest, context: Any
+    ) -> AsyncIterator[pb.PredictStreamResponse]:
+        """Pass on."""
+        stub = await self._worker(request.model)
+        call = stub.PredictStream(request, timeout=context.time_remaining())
+        async for reply in _passed(call):
+            yield reply
+
+    async def WatchModels(
+        self, request: pb.WatchModelsRequest, context: Any
+    ) -> AsyncIterator[pb.WatchModelsResponse]:
+        """Tell what is and what changes."""
+        async with contextlib.aclosing(self._changes.of(request.model)) as changes:  # type: ignore[type-var]
+            async for row, deleted in changes:
+                yield pb.WatchModelsResponse(model=_model(row), deleted=deleted)
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Any) -> pb.TokenizeResponse:
         """Pass on."""
@@ -94,6 +121,17 @@ class PagerService(admin_pb2_grpc.PagerServicer):
         """Make a key hot; all services of a worker have the same keys."""
         await self._manager.fault(request.key)
         return admin_pb2.FaultResponse()
+
+
+async def _passed(call: Any) -> AsyncIterator[Any]:
+    """Yield what a worker streams; ends the worker's call when the caller goes away."""
+    try:
+        async for reply in call:
+            yield reply
+    except grpc.RpcError as exc:
+        raise from_rpc_error(exc) from exc
+    finally:
+        call.cancel()  # nothing happens when it has ended
 
 
 def _model(row: Row) -> pb.Model:

@@ -183,6 +183,20 @@ class EchoService(execution_pb2_grpc.ExecutionServicer):
         self._model.metadata = {str(k): str(v) for k, v in metadata}
         self._model.remaining_s = context.time_remaining()
 
+    async def Classify(self, request: Any, context: Any) -> Any:
+        raise Unimplemented("NOT_HERE", "The echo does not classify.")
+
+    async def Predict(self, request: Any, context: Any) -> Any:
+        raise Unimplemented("NOT_HERE", "The echo does not predict.")
+
+    async def PredictStream(self, request: Any, context: Any) -> Any:
+        raise Unimplemented("NOT_HERE", "The echo does not predict.")
+        yield
+
+    async def WatchModels(self, request: Any, context: Any) -> Any:
+        raise Unimplemented("NOT_HERE", "The echo is not watched.")
+        yield
+
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> Any:
         self._note(context)
         async for piece in self._model.generate(request):

@@ -8,7 +8,7 @@ worker's event loop and must not block it: engines compute on threads of their o
 from __future__ import annotations
 
 import abc
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from llmos.lib.errors import FailedPrecondition
+from llmos.lib.errors import FailedPrecondition, InvalidArgument
 
 if TYPE_CHECKING:
     from llmos.servers.execution.engine.serving.config import Serving
@@ -34,6 +34,11 @@ class ModelSpec:
     context_length: int = 0  # longest input, tokens; 0 = what the file says
     device: str = "cpu"  # `cpu` or `cuda:0`
     threads: int = 0  # 0 = all cores that this process may use
+    precision: str = ""  # `auto` (or empty), `fp32`, `bf16` or `int8`; for causal models
+
+
+# Classes of calls, as CallClass of the kernel's port.proto: lower ones come first.
+INTERACTIVE, NORMAL, BATCH = 2, 3, 4
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,27 @@ class Generation:
     seed: int = 0  # noise at a position is a function of (seed, position)
     stop: Sequence[str] = ()  # at most 16
     resume: Sequence[int] = ()
+    min_p: float = 0.0  # tokens less likely than this share of the likeliest are cut; 0..1
+    repetition_penalty: float = 1.0  # over 0 to 2
+    presence_penalty: float = 0.0  # -2..2
+    frequency_penalty: float = 0.0  # -2..2
+    logit_bias: Mapping[int, float] = field(default_factory=dict)  # token -> -100..100
+    logprobs: int | None = None  # of the chosen token and so many of the likeliest, 0..20
+    json_schema: str | None = None  # at most one of these three: what the text has to match
+    regex: str | None = None
+    grammar: str | None = None  # Lark-like, as llguidance reads it
+    speculate: int = 0  # tokens guessed ahead, 0..16: changes the speed, never the tokens
+    rank: int = NORMAL  # the call's class
+    tenant: str = ""  # prefixes are shared within a tenant only
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """Natural logarithms of the model's own probabilities, before any setting changed them."""
+
+    token: int
+    logprob: float
+    top: Sequence[tuple[int, float]] = ()  # the likeliest tokens, likeliest first
 
 
 @dataclass(frozen=True)
@@ -79,6 +105,8 @@ class Piece:
     completion_tokens: int = 0
     first_token_s: float = 0.0
     decode_s: float = 0.0
+    logprobs: Sequence[TokenLogprob] = ()  # one per token, when asked for
+    cached_tokens: int = 0  # of the prompt, found in the prefix cache; set in the last piece
 
 
 @dataclass(frozen=True)
@@ -100,11 +128,16 @@ class Classes:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A named tensor of a model: numpy dtype name, shape with -1 for free dimensions."""
+    """A named tensor of a model: numpy dtype name, shape with -1 for free dimensions.
+
+    dtype "" = nothing is known about it. raw: elements are `bytes` (of files), not text; instead
+    of them pixels may come as uint8.
+    """
 
     name: str
     dtype: str
     shape: Sequence[int]
+    raw: bool = False
 
 
 @dataclass(frozen=True)
@@ -169,10 +202,10 @@ class Engine(abc.ABC):
     async def predict(self, request: Prediction) -> dict[str, npt.NDArray[Any]]:
         """Run the model with what its version declares around it.
 
-        Raises as `infer`; FailedPrecondition NO_SEQUENCES when the model keeps no state.
+        Raises as `infer`; InvalidArgument NO_SEQUENCES when the model keeps no state.
         """
         if request.sequence is not None:
-            raise FailedPrecondition(
+            raise InvalidArgument(
                 "NO_SEQUENCES", "The model keeps no state between calls; leave the sequence out."
             )
         return await self.infer(request.inputs, request.outputs)

@@ -9,6 +9,8 @@ import grpc
 from llmos.api.execution.v1 import worker_pb2 as pb
 from llmos.api.execution.v1 import worker_pb2_grpc
 from llmos.api.execution.v1.zygote_pb2 import WorkerInfo
+from llmos.api.inference import open_inference_pb2_grpc
+from llmos.api.inference.open_inference_pb2 import ModelStatistics, ModelStatisticsRequest
 from llmos.api.kernel.v1 import admin_pb2, admin_pb2_grpc
 from llmos.lib.errors import Unavailable
 from llmos.lib.serve import OPTIONS
@@ -28,6 +30,7 @@ class KernelRouter:
         self.kernel = kernel
         self._admin = admin_pb2_grpc.AdminStub(channel)
         self._control = worker_pb2_grpc.WorkerControlStub(channel)
+        self._inference = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
 
     async def running(self) -> Mapping[str, int]:
         """See seams.Router."""
@@ -65,6 +68,14 @@ class KernelRouter:
         """See seams.Router."""
         request = pb.ConfigureWorkerRequest(ref=worker.ref, keys=keys, pinned=pinned)
         await once(self._control.ConfigureWorker(request, timeout=_CONTROL_S))
+
+    async def statistics(self, worker: Worker) -> ModelStatistics:
+        """See seams.Router."""
+        # Keyless for callers, whom the manager answers: the key is said beside the request.
+        call = self._inference.ModelStatistics(
+            ModelStatisticsRequest(), timeout=_CONTROL_S, metadata=(("llmos-key", worker.ref),)
+        )
+        return (await once(call)).model_stats[0]
 
     async def _ports(self) -> list[admin_pb2.PortInfo]:
         request = admin_pb2.ListPortsRequest()
@@ -114,6 +125,12 @@ class DirectRouter:
         request = pb.DescribeWorkerRequest(ref=worker.ref)
         answer = await once(control.DescribeWorker(request, timeout=_CONTROL_S))
         return answer.worker
+
+    async def statistics(self, worker: Worker) -> ModelStatistics:
+        """See seams.Router."""
+        stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(self.channel(worker))
+        call = stub.ModelStatistics(ModelStatisticsRequest(), timeout=_CONTROL_S)
+        return (await once(call)).model_stats[0]
 
     async def configure(self, worker: Worker, keys: Sequence[str], pinned: bool) -> None:
         """See seams.Router."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from llmos.api.execution.v1 import zygote_pb2 as pb
+from llmos.api.inference.open_inference_pb2 import ModelStatistics
 from llmos.servers.execution.manager.model import Version, Worker
 from llmos.servers.execution.manager.process import Process
 
@@ -59,6 +60,9 @@ class Router(Protocol):
 
     async def describe(self, worker: Worker) -> pb.WorkerInfo:
         """Ask the worker what it is. Raises Unavailable."""
+
+    async def statistics(self, worker: Worker) -> ModelStatistics:
+        """Ask the worker what it has done. Raises Unavailable."""
 
     async def configure(self, worker: Worker, keys: Sequence[str], pinned: bool) -> None:
         """Set the keys beside its ref; returns when calls get there. Raises Unavailable."""

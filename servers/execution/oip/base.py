@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 from llmos.api.inference import open_inference_pb2_grpc
@@ -56,3 +57,28 @@ class Refusing(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
     async def RepositoryModelUnload(self, request: Any, context: Any) -> Any:
         """Refuse."""
         self._refuse()
+
+    async def ModelConfig(self, request: Any, context: Any) -> Any:
+        """Refuse."""
+        self._refuse()
+
+    async def ModelStatistics(self, request: Any, context: Any) -> Any:
+        """Refuse."""
+        self._refuse()
+
+    async def SystemSharedMemoryStatus(self, request: Any, context: Any) -> Any:
+        """Refuse."""
+        self._refuse()
+
+    async def SystemSharedMemoryRegister(self, request: Any, context: Any) -> Any:
+        """Refuse."""
+        self._refuse()
+
+    async def SystemSharedMemoryUnregister(self, request: Any, context: Any) -> Any:
+        """Refuse."""
+        self._refuse()
+
+    async def ModelStreamInfer(self, request_iterator: Any, context: Any) -> AsyncIterator[Any]:
+        """Refuse."""
+        self._refuse()
+        yield

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from importlib.metadata import version as installed_version
 from typing import Any, Protocol
 
 from llmos.api.inference import open_inference_pb2 as pb
+from llmos.lib.call import tenant
 from llmos.lib.errors import InvalidArgument, NotFound, Unavailable
 from llmos.servers.execution.manager.listing import Row
-from llmos.servers.execution.manager.model import Ref, State
+from llmos.servers.execution.manager.model import Ref, State, Worker
 from llmos.servers.execution.oip.base import Refusing
+from llmos.servers.execution.oip.regions import Regions
 
-_EXTENSIONS = ("model_repository", "model_repository(unload_dependents)")
+_EXTENSIONS = (
+    "classification",
+    "sequence",
+    "model_repository",
+    "model_repository(unload_dependents)",
+    "model_configuration",
+    "system_shared_memory",
+    "binary_tensor_data",
+    "parameters",
+    "statistics",
+)
 _STATES = {
     State.STORED: "UNAVAILABLE",
     State.LOADING: "LOADING",
@@ -38,9 +51,16 @@ class Models(Protocol):
 class ManagerInference(Refusing):
     """The keyless methods of the protocol."""
 
-    def __init__(self, core: Models) -> None:
-        """Answer from `core`."""
+    def __init__(
+        self,
+        core: Models,
+        regions: Regions | None = None,
+        statistics: Callable[[Worker], Awaitable[pb.ModelStatistics]] | None = None,
+    ) -> None:
+        """Answer from `core`; `statistics` asks a worker for its own."""
         self._core = core
+        self._regions = regions
+        self._statistics = statistics
 
     async def ServerLive(
         self, request: pb.ServerLiveRequest, context: Any
@@ -78,6 +98,54 @@ class ManagerInference(Refusing):
         return pb.ServerMetadataResponse(
             name="llmos", version=installed_version("llmos"), extensions=_EXTENSIONS
         )
+
+    async def ModelStatistics(
+        self, request: pb.ModelStatisticsRequest, context: Any
+    ) -> pb.ModelStatisticsResponse:
+        """Ask the workers."""
+        ref = _ref(request.name, request.version) if request.name else Ref("")
+        workers = [
+            row.worker
+            for row in await self._core.rows()
+            if row.worker is not None
+            and row.state is State.READY
+            and row.version.name == (ref.name or row.version.name)
+            and row.version.version == (ref.version or row.version.version)
+        ]
+        if request.name and not workers:
+            raise NotFound(
+                "NOT_LOADED", f"{ref} is not loaded, so there is nothing to tell; call it first."
+            )
+        if self._statistics is None:
+            raise Unavailable("NO_WORKERS", "Workers cannot be asked here.")
+        found = await asyncio.gather(*(self._statistics(worker) for worker in workers))
+        return pb.ModelStatisticsResponse(model_stats=found)
+
+    async def SystemSharedMemoryStatus(
+        self, request: pb.SystemSharedMemoryStatusRequest, context: Any
+    ) -> pb.SystemSharedMemoryStatusResponse:
+        """List the caller's regions."""
+        found = self._shared().listed(tenant(context), request.name)
+        return pb.SystemSharedMemoryStatusResponse(regions=found)
+
+    async def SystemSharedMemoryRegister(
+        self, request: pb.SystemSharedMemoryRegisterRequest, context: Any
+    ) -> pb.SystemSharedMemoryRegisterResponse:
+        """Name a part of a buffer."""
+        await self._shared().register(tenant(context), request)
+        return pb.SystemSharedMemoryRegisterResponse()
+
+    async def SystemSharedMemoryUnregister(
+        self, request: pb.SystemSharedMemoryUnregisterRequest, context: Any
+    ) -> pb.SystemSharedMemoryUnregisterResponse:
+        """Forget a region, or all."""
+        self._shared().unregister(tenant(context), request.name)
+        return pb.SystemSharedMemoryUnregisterResponse()
+
+    def _shared(self) -> Regions:
+        if self._regions is None:
+            raise Unavailable("NO_MEMORY", "There is no memory server to keep regions in.")
+        return self._regions
 
     async def RepositoryIndex(
         self, request: pb.RepositoryIndexRequest, context: Any

@@ -54,39 +54,74 @@ def bad(message: str) -> InvalidArgument:
     return InvalidArgument("BAD_TENSOR", message)
 
 
-def decode(request: pb.ModelInferRequest, specs: Mapping[str, TensorSpec]) -> dict[str, Array]:
+def decode(
+    request: pb.ModelInferRequest,
+    specs: Mapping[str, TensorSpec],
+    shared: Mapping[str, memoryview] | None = None,
+) -> dict[str, Array]:
     """Return a request's inputs by name; strings are decoded where `specs` wants strings.
 
-    Raises InvalidArgument BAD_TENSOR: unknown or unexpected datatype, wrong number of elements or
-    bytes, a name that comes twice.
+    shared: the elements of inputs that are not in the message; raw_input_contents has no entries
+    for those. Raises InvalidArgument BAD_TENSOR: unknown or unexpected datatype, wrong number of
+    elements or bytes, a name that comes twice.
     """
-    raw = request.raw_input_contents
-    if raw and len(raw) != len(request.inputs):
+    shared = shared or {}
+    raw = list(request.raw_input_contents)
+    inline = [tensor for tensor in request.inputs if tensor.name not in shared]
+    if raw and len(raw) != len(inline):
         raise bad(
-            f"raw_input_contents has {len(raw)} entries for {len(request.inputs)} inputs; send one "
+            f"raw_input_contents has {len(raw)} entries for {len(inline)} inputs; send one "
             "for each, or none."
         )
     arrays: dict[str, Array] = {}
-    for index, tensor in enumerate(request.inputs):
+    position = 0
+    for tensor in request.inputs:
+        spec = specs.get(tensor.name)
         if tensor.name in arrays:
             raise bad(f"Tensor {tensor.name!r} comes twice.")
-        _check(tensor, specs.get(tensor.name))
-        if raw:
+        if tensor.name in shared or raw:
             if tensor.HasField("contents"):
-                raise bad(f"Tensor {tensor.name!r} has contents beside raw_input_contents.")
-            flat = _from_raw(tensor, raw[index])
-        else:
-            flat = _from_contents(tensor)
-        count = math.prod(tensor.shape)
-        if flat.size != count:
-            raise bad(
-                f"Tensor {tensor.name!r} has {flat.size} elements; its shape "
-                f"{list(tensor.shape)} needs {count}."
-            )
-        if tensor.name in specs and tensor.datatype == "BYTES":
-            flat = strings(tensor.name, flat)
-        arrays[tensor.name] = flat.reshape(tuple(tensor.shape))
+                where = "raw_input_contents" if raw else "shared memory"
+                raise bad(f"Tensor {tensor.name!r} has contents beside {where}.")
+            data: bytes | memoryview
+            if tensor.name in shared:
+                data = shared[tensor.name]
+            else:
+                data, position = raw[position], position + 1
+            arrays[tensor.name] = from_bytes(tensor.name, tensor.datatype, tensor.shape, data, spec)
+            continue
+        _check(tensor.name, tensor.datatype, tensor.shape, spec)
+        flat = _from_contents(tensor)
+        arrays[tensor.name] = _shaped(tensor.name, flat, tensor.shape, tensor.datatype, spec)
     return arrays
+
+
+def from_bytes(
+    name: str,
+    datatype: str,
+    shape: Sequence[int],
+    data: bytes | memoryview,
+    spec: TensorSpec | None,
+) -> Array:
+    """Return a tensor from its raw elements, without a copy where that can be.
+
+    Raises InvalidArgument BAD_TENSOR.
+    """
+    _check(name, datatype, shape, spec)
+    return _shaped(name, _from_raw(name, datatype, data), shape, datatype, spec)
+
+
+def _shaped(
+    name: str, flat: Array, shape: Sequence[int], datatype: str, spec: TensorSpec | None
+) -> Array:
+    count = math.prod(shape)
+    if flat.size != count:
+        raise bad(
+            f"Tensor {name!r} has {flat.size} elements; its shape {list(shape)} needs {count}."
+        )
+    if spec is not None and datatype == "BYTES" and not spec.raw:
+        flat = strings(name, flat)
+    return flat.reshape(tuple(shape))
 
 
 def encode(array: Array, dtype: str) -> bytes:
@@ -112,36 +147,36 @@ def strings(name: str, flat: Array) -> Array:
     return _objects(texts).reshape(flat.shape)
 
 
-def _check(tensor: pb.ModelInferRequest.InferInputTensor, spec: TensorSpec | None) -> None:
-    if tensor.datatype not in DATATYPES:
+def _check(name: str, datatype: str, shape: Sequence[int], spec: TensorSpec | None) -> None:
+    if datatype not in DATATYPES:
         raise bad(
-            f"Tensor {tensor.name!r} has datatype {tensor.datatype[:40]!r}; it must be one of "
+            f"Tensor {name!r} has datatype {datatype[:40]!r}; it must be one of "
             f"{', '.join(DATATYPES)}."
         )
-    if spec is not None and DATATYPES[tensor.datatype] != spec.dtype:
-        raise bad(
-            f"Tensor {tensor.name!r} has datatype {tensor.datatype}; expected {NAMES[spec.dtype]} "
-            f"of shape {list(spec.shape)} (-1 = free)."
-        )
-    if any(size < 0 for size in tensor.shape):
-        raise bad(f"Tensor {tensor.name!r} has shape {list(tensor.shape)}; sizes are 0 or more.")
+    if spec is not None and spec.dtype and DATATYPES[datatype] != spec.dtype:
+        if not (spec.raw and datatype == "UINT8"):  # pixels instead of an image file
+            raise bad(
+                f"Tensor {name!r} has datatype {datatype}; expected {NAMES[spec.dtype]} "
+                f"of shape {list(spec.shape)} (-1 = free)."
+            )
+    if any(size < 0 for size in shape):
+        raise bad(f"Tensor {name!r} has shape {list(shape)}; sizes are 0 or more.")
 
 
-def _from_raw(tensor: pb.ModelInferRequest.InferInputTensor, data: bytes) -> Array:
-    if tensor.datatype == "BYTES":
-        return _objects(_split(tensor.name, data))
-    stored = "<u2" if tensor.datatype == "BF16" else DATATYPES[tensor.datatype]
+def _from_raw(name: str, datatype: str, data: bytes | memoryview) -> Array:
+    if datatype == "BYTES":
+        return _objects(_split(name, bytes(data)))
+    stored = "<u2" if datatype == "BF16" else DATATYPES[datatype]
     dtype = np.dtype(stored).newbyteorder("<")
     if len(data) % dtype.itemsize:
         raise bad(
-            f"Tensor {tensor.name!r} has {len(data)} bytes; elements of {tensor.datatype} have "
-            f"{dtype.itemsize}."
+            f"Tensor {name!r} has {len(data)} bytes; elements of {datatype} have {dtype.itemsize}."
         )
-    if tensor.datatype == "BOOL":
+    if datatype == "BOOL":
         truth: Array = np.frombuffer(data, np.uint8) != 0  # numpy's booleans are 0 and 1 only
         return truth
     flat = np.frombuffer(data, dtype)
-    if tensor.datatype == "BF16":
+    if datatype == "BF16":
         return (flat.astype(np.uint32) << 16).view(np.float32)
     return flat
 

@@ -16,6 +16,7 @@ from llmos.lib.serve import Server
 from llmos.servers.execution.engine.base import Engine
 from llmos.servers.execution.oip.worker import WorkerInference
 from llmos.servers.execution.worker.control import WorkerControl, info_of
+from llmos.servers.execution.worker.memory import SharedMemory
 from llmos.servers.execution.worker.service import WorkerExecution
 
 if TYPE_CHECKING:
@@ -42,16 +43,18 @@ async def _serve(order: WorkerOrder, engine: Engine, granted: int, parent: Paren
     )
     server = Server(f"worker/{order.ref}", config, listen=bool(order.listen))
     info = info_of(order, engine.info, granted)
+    channel = server.port.channel if server.port is not None else None
+    memory = SharedMemory(channel)
     server.add(
         execution_pb2_grpc.add_ExecutionServicer_to_server,
-        WorkerExecution(engine, order.ref),
+        WorkerExecution(engine, order.ref, memory),
         keys=info.keys,
         credits=order.credits,
         stall_ms=order.stall_ms,
     )
     server.add(
         open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server,
-        WorkerInference(engine, order.ref, server.port.channel if server.port else None),
+        WorkerInference(engine, order.ref, channel, memory, order.files[0].name),
         keys=info.keys,
         credits=order.credits,
         stall_ms=order.stall_ms,
@@ -66,6 +69,7 @@ async def _serve(order: WorkerOrder, engine: Engine, granted: int, parent: Paren
         await server.run(ready=lambda: parent.ready(info))
     finally:
         telling.cancel()
+        await memory.close()
 
 
 async def _tell_of_work(server: Server, engine: Engine, stall_s: float) -> None:

@@ -12,16 +12,18 @@ from llmos.api.execution.v1 import execution_pb2_grpc
 from llmos.lib import call
 from llmos.lib.errors import Unimplemented
 from llmos.servers.execution.engine.base import Engine
-from llmos.servers.execution.worker import convert, resume
+from llmos.servers.execution.worker import convert, predict, resume
+from llmos.servers.execution.worker.memory import SharedMemory
 
 
 class WorkerExecution(execution_pb2_grpc.ExecutionServicer):
     """Keyed methods of Execution for the one model of this worker."""
 
-    def __init__(self, engine: Engine, ref: str) -> None:
-        """Serve `engine`, which is `ref`."""
+    def __init__(self, engine: Engine, ref: str, memory: SharedMemory | None = None) -> None:
+        """Serve `engine`, which is `ref`; tensors in buffers are reached through `memory`."""
         self._engine = engine
         self._ref = ref
+        self._memory = memory or SharedMemory(None)
 
     async def Generate(
         self, request: pb.GenerateRequest, context: Any
@@ -61,6 +63,38 @@ class WorkerExecution(execution_pb2_grpc.ExecutionServicer):
         """Embed texts."""
         result = await self._engine.embed(convert.texts(request))
         return await asyncio.to_thread(convert.embeddings, result, self._ref)
+
+    async def Classify(self, request: pb.ClassifyRequest, context: Any) -> pb.ClassifyResponse:
+        """Name what items are."""
+        classes = await self._engine.classify(predict.items(request))
+        return await asyncio.to_thread(predict.classified, classes, request.top, self._ref)
+
+    async def Predict(self, request: pb.PredictRequest, context: Any) -> pb.PredictResponse:
+        """Run on tensors."""
+        wanted = await predict.prediction(request, self._engine, self._memory, call.tenant(context))
+        results = await self._engine.predict(wanted)
+        return await self._response(results, request)
+
+    async def PredictStream(
+        self, request: pb.PredictStreamRequest, context: Any
+    ) -> AsyncIterator[pb.PredictStreamResponse]:
+        """Run on tensors; any number of answers."""
+        inner = request.request
+        wanted = await predict.prediction(inner, self._engine, self._memory, call.tenant(context))
+        stream = self._engine.predict_stream(wanted)
+        async with contextlib.aclosing(stream) as answers:  # type: ignore[type-var]
+            async for results in answers:
+                yield pb.PredictStreamResponse(answer=await self._response(results, inner))
+
+    async def WatchModels(self, request: pb.WatchModelsRequest, context: Any) -> AsyncIterator[Any]:
+        """Refuse."""
+        raise _not_here()
+        yield
+
+    async def _response(self, results: Any, request: pb.PredictRequest) -> pb.PredictResponse:
+        return await predict.response(
+            results, self._ref, self._engine, self._memory, request.buffers_from
+        )
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Any) -> pb.TokenizeResponse:
         """Tokenize, off the loop: a long text takes long."""

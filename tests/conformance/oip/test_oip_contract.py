@@ -213,7 +213,7 @@ async def test_bad_tensors_and_parameters(connect: Any, matrix: Engine) -> None:
     assert "expected FP32" in await fails(stub.ModelInfer(request), *refused("BAD_TENSOR"))
     request = ones()
     request.parameters["sequence_id"].int64_param = 1
-    await fails(stub.ModelInfer(request), *refused("BAD_PARAMETER"))
+    await fails(stub.ModelInfer(request), *refused("NO_SEQUENCES"))
 
 
 async def test_another_version_is_asked_by_its_own_name(connect: Any, matrix: Engine) -> None:

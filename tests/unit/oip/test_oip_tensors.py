@@ -10,7 +10,7 @@ import pytest
 
 from llmos.api.inference import open_inference_pb2 as pb
 from llmos.lib.errors import InvalidArgument
-from llmos.servers.execution.engine.base import TensorSpec
+from llmos.servers.execution.engine.base import SequenceCall, TensorSpec
 from llmos.servers.execution.oip import parameters, tensors
 
 ARRAYS: dict[str, Any] = {
@@ -109,18 +109,46 @@ def test_counts_and_names_must_agree() -> None:
 
 def test_parameters() -> None:
     given = request("FP32", [1], b"1234")
-    assert parameters.timeout_s(given) is None
+    assert parameters.read(given).timeout_s is None
     given.parameters["timeout"].int64_param = 1_500_000
     given.parameters["priority"].uint64_param = 3
-    assert parameters.timeout_s(given) == 1.5
+    assert parameters.read(given).timeout_s == 1.5
+    assert parameters.read(given).sequence is None
     given.parameters["sequence_id"].int64_param = 7
-    with pytest.raises(InvalidArgument, match="'sequence_id'") as caught:
-        parameters.timeout_s(given)
-    assert caught.value.reason == "BAD_PARAMETER"
+    given.parameters["sequence_start"].bool_param = True
+    assert parameters.read(given).sequence == SequenceCall(7, start=True)
+    given.parameters["sequence_id"].string_param = "seven"
+    named = parameters.read(given).sequence
+    assert named is not None and named.id > 7 and named == parameters.read(given).sequence
     given.parameters["sequence_id"].int64_param = 0
-    given.outputs.add(name="y").parameters["classification"].int64_param = 3
-    with pytest.raises(InvalidArgument, match="'y' has parameter 'classification'"):
-        parameters.timeout_s(given)
+    with pytest.raises(InvalidArgument, match="sequence_start"):
+        parameters.read(given)
+    given.parameters["sequence_start"].bool_param = False
+    given.parameters["dance"].bool_param = True
+    with pytest.raises(InvalidArgument, match="'dance' is not known") as caught:
+        parameters.read(given)
+    assert caught.value.reason == "BAD_PARAMETER"
+
+
+def test_parameters_of_tensors() -> None:
+    given = request("FP32", [1], b"1234")
+    wanted = given.outputs.add(name="y")
+    wanted.parameters["classification"].int64_param = 3
+    parameters.check_tensors(given)
+    assert parameters.classification("y", wanted.parameters) == 3
+    assert parameters.place("y", wanted.parameters) is None
+    wanted.parameters["shared_memory_region"].string_param = "r"
+    wanted.parameters["shared_memory_byte_size"].int64_param = 64
+    assert parameters.place("y", wanted.parameters) == parameters.Place("r", 64, 0)
+    wanted.parameters["shared_memory_offset"].int64_param = -1
+    with pytest.raises(InvalidArgument, match="'y' needs shared_memory_region"):
+        parameters.place("y", wanted.parameters)
+    wanted.parameters["classification"].int64_param = 0
+    with pytest.raises(InvalidArgument, match="give 1 or more"):
+        parameters.classification("y", wanted.parameters)
+    given.inputs[0].parameters["classification"].int64_param = 3
+    with pytest.raises(InvalidArgument, match="'x' has parameter 'classification'"):
+        parameters.check_tensors(given)
 
 
 @pytest.mark.parametrize("value", [-1, True, "soon"])
@@ -129,4 +157,4 @@ def test_bad_timeouts(value: Any) -> None:
     kind = {int: "int64_param", bool: "bool_param", str: "string_param"}[type(value)]
     setattr(given.parameters["timeout"], kind, value)
     with pytest.raises(InvalidArgument, match="microseconds"):
-        parameters.timeout_s(given)
+        parameters.read(given)

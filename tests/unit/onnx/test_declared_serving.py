@@ -376,7 +376,7 @@ def test_wrong_declarations_are_named(tmp_path: Path, toml: str, says: str) -> N
 
 
 async def test_a_model_without_state_takes_no_sequence(matrix: Engine) -> None:
-    with pytest.raises(FailedPrecondition) as caught:
+    with pytest.raises(InvalidArgument) as caught:
         x = {"x": np.ones((1, 32), np.float32)}
         await matrix.predict(Prediction(x, sequence=SequenceCall(1, start=True)))
     assert caught.value.reason == "NO_SEQUENCES"

@@ -249,7 +249,7 @@ class ServedEngine(Engine):
                 return None
             return self._sequences.fresh()  # a call on its own: its state starts and ends with it
         if self._sequences is None:
-            raise FailedPrecondition(
+            raise InvalidArgument(
                 "NO_SEQUENCES",
                 f"{self._ref} keeps no state between calls; leave the sequence out.",
             )

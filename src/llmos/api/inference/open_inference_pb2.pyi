@@ -1487,7 +1487,7 @@ class SystemSharedMemoryRegisterRequest(_message.Message):
     """Name to give it."""
     key: _builtins.str
     """A buffer of the memory server: `ID:TOKEN:HOST:SIZE` of its handle, the token in hexadecimal
-    digits (llmos.lib.buffers.key_of).
+    digits (llmos.lib.bufferkey).
     """
     offset: _builtins.int
     """First byte in the buffer."""

@@ -32,7 +32,7 @@ class Audio:
         self._multiple = options.whole("multiple", 1)
         if self._rate < 1 or self._multiple < 1:
             raise options.bad("rate and multiple must be 1 or more")
-        self.takes = [TensorSpec(self._input, "object", (-1,))]
+        self.takes = [TensorSpec(self._input, "object", (-1,), raw=True)]
         self.gives = [TensorSpec(self._output, "float32", (-1, -1))]
 
     def __call__(self, tensors: Mapping[str, Array]) -> dict[str, Array]:

@@ -49,7 +49,7 @@ class Image:
         if self._size:
             height, width = self._size
             shape = (-1, height, width, 3) if self._last else (-1, 3, height, width)
-        self.takes = [TensorSpec(self._input, "object", (-1,))]
+        self.takes = [TensorSpec(self._input, "object", (-1,), raw=True)]
         self.gives = [TensorSpec(self._output, "float32", shape)]
         if self._pixels:
             self.gives.append(TensorSpec(self._pixels, "uint8", (-1, -1, -1, 3)))

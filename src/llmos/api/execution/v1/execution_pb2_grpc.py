@@ -158,7 +158,8 @@ class ExecutionServicer(object):
         number of bytes than expected; names the tensor and what was expected.
         INVALID_ARGUMENT BAD_INPUT: bytes or text that a declared step cannot read (an image, say).
         INVALID_ARGUMENT BATCH_TOO_LARGE: more rows than the model takes at once.
-        FAILED_PRECONDITION NO_SEQUENCES, NO_SUCH_SEQUENCE: the model keeps no state, or not this.
+        INVALID_ARGUMENT NO_SEQUENCES: the model keeps no state between calls.
+        FAILED_PRECONDITION NO_SUCH_SEQUENCE: not started, idle for too long, or its worker died.
         RESOURCE_EXHAUSTED QUEUE_FULL: as many requests wait as may; with a time to retry after.
         RESOURCE_EXHAUSTED TOO_MANY_SEQUENCES: as many sequences are open as may be.
         NOT_FOUND NO_SUCH_BUFFER: a buffer is gone. OUT_OF_RANGE BAD_RANGE: beyond its end.
