@@ -10,6 +10,8 @@ import postgres
 import pytest
 from whole_os import WholeOS
 
+from llmos.servers.storage.db.engine import Database
+
 _skipped: list[str] = []  # node ids; one pytest process runs one session
 
 
@@ -72,10 +74,29 @@ def postgres_server() -> Iterator[postgres.Postgres | None]:
         yield server
 
 
-@pytest.fixture
-def postgres_url(postgres_server: postgres.Postgres | None) -> Iterator[str]:
-    """The URL of an empty PostgreSQL database of the test's own."""
+@pytest.fixture(scope="session")
+def postgres_template(postgres_server: postgres.Postgres | None) -> str:
+    """The name of a database with storage's tables, to be copied."""
     if postgres_server is None:
         pytest.skip("needs PostgreSQL (Debian's package postgresql)")
-    with postgres_server.database() as url:
+    postgres_server.run("CREATE DATABASE migrated")
+    Database(postgres_server.url("migrated")).close()
+    return "migrated"
+
+
+@pytest.fixture
+def postgres_url(
+    postgres_server: postgres.Postgres | None, postgres_template: str
+) -> Iterator[str]:
+    """The URL of a PostgreSQL database of the test's own, with storage's tables and no rows."""
+    assert postgres_server is not None
+    with postgres_server.database(postgres_template) as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A `registry.db` with storage's tables and no rows, to be copied."""
+    file = tmp_path_factory.mktemp("template") / "registry.db"
+    Database(file).close()
+    return file

@@ -99,10 +99,10 @@ class Postgres:
         return f"postgresql://llmos@/{database}?host={self.folder}"
 
     @contextmanager
-    def database(self) -> Iterator[str]:
-        """Make an empty database, give its URL, and drop it at the end."""
+    def database(self, template: str = "template0") -> Iterator[str]:
+        """Make a copy of a database, give its URL, and drop it at the end."""
         name = f"t{uuid.uuid4().hex}"
-        self.run(f"CREATE DATABASE {name} TEMPLATE template0")
+        self.run(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
         try:
             yield self.url(name)
         finally:

@@ -56,7 +56,8 @@ class Aliases(ABC):
     ) -> AsyncGenerator[AliasMove, None]:
         """Yield where the watch starts, then the moves after revision `after` (None = now).
 
-        model, alias: only of these, "" = of all. Raises OutOfRange BAD_REVISION.
+        model, alias: only of these, "" = of all. Raises OutOfRange BAD_REVISION, and Unavailable
+        STOPPING when the server is about to stop.
         """
 
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from sqlalchemy import Connection
 
-from llmos.lib.errors import OutOfRange
+from llmos.lib.errors import OutOfRange, Unavailable
 from llmos.servers.storage.db.clock import BootClock
 from llmos.servers.storage.db.engine import Database
 from llmos.servers.storage.names import check_alias, check_name
@@ -36,7 +36,13 @@ class LocalAliases(Aliases):
         """Keep them in `database`, which lives longer."""
         self._db = database
         self._waiting: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
-        database.on_commit(self._committed)
+        self._stopping = False
+        database.on_commit(self._wake)
+
+    def stop(self) -> None:
+        """End all watches: the server is about to stop."""
+        self._stopping = True
+        self._wake()
 
     async def set_alias(
         self, model: str, alias: str, version: int, expected: int | None = None
@@ -86,7 +92,7 @@ class LocalAliases(Aliases):
             )
         with self._news() as news:
             yield AliasMove(seen)
-            while True:
+            while not self._stopping:
                 news.clear()
                 start = seen
                 found = await self._read(
@@ -99,6 +105,9 @@ class LocalAliases(Aliases):
                     seen = move.revision
                 if len(found) < _BATCH:
                     await self._until(news)
+        raise Unavailable(
+            "STOPPING", "The storage server stops: watch again, after the last revision seen."
+        )
 
     @contextlib.contextmanager
     def _news(self) -> Iterator[asyncio.Event]:
@@ -115,7 +124,7 @@ class LocalAliases(Aliases):
             async with asyncio.timeout(None if self._db.is_sqlite else _OTHERS_S):
                 await news.wait()
 
-    def _committed(self) -> None:
+    def _wake(self) -> None:
         for loop, event in tuple(self._waiting):
             loop.call_soon_threadsafe(event.set)
 

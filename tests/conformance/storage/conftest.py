@@ -1,22 +1,26 @@
-"""The worlds that the storage suite runs in."""
+"""The worlds that the storage suite runs in.
+
+A module runs in those that its `WAYS` lists, without one in process and over gRPC on SQLite.
+"""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import grpc
 import pytest
-from remote_storage import RemoteStorage
+from storage_world import TWO_WAYS, World, storage_world
 
-from llmos.api.storage.v1 import registry_pb2_grpc
-from llmos.lib.serve import Server
 from llmos.servers.storage.base import Storage
-from llmos.servers.storage.config import StorageConfig
 from llmos.servers.storage.local import LocalStorage
-from llmos.servers.storage.service import BlobsService, RegistryService
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "world" in metafunc.fixturenames:
+        ways = getattr(metafunc.module, "WAYS", TWO_WAYS)
+        metafunc.parametrize("way", ways, scope="function")
 
 
 @pytest.fixture
@@ -25,36 +29,27 @@ def state_dir() -> Iterator[Path]:
         yield Path(folder)
 
 
-@asynccontextmanager
-async def serving(state_dir: Path, store: LocalStorage, listen: str = "") -> AsyncIterator[Server]:
-    server = Server("storage", StorageConfig(state_dir=state_dir, kernel="none", listen=listen))
-    server.add(registry_pb2_grpc.add_RegistryServicer_to_server, RegistryService(store))
-    server.add(registry_pb2_grpc.add_BlobsServicer_to_server, BlobsService(store))
-    await server.start()
-    try:
-        yield server
-    finally:
-        await server.stop(0)
-
-
 @pytest.fixture
-async def store(state_dir: Path) -> AsyncIterator[LocalStorage]:
-    local = LocalStorage(state_dir / "storage")
+def store(request: pytest.FixtureRequest, way: str, state_dir: Path) -> Iterator[LocalStorage]:
+    url = ""
+    if "PostgreSQL" in way:
+        url = request.getfixturevalue("postgres_url")
+    else:  # as a start would make it, but at once
+        (state_dir / "storage").mkdir()
+        shutil.copy(request.getfixturevalue("sqlite_template"), state_dir / "storage")
+    local = LocalStorage(state_dir / "storage", database=url)
     try:
         yield local
     finally:
         local.close()
 
 
-@pytest.fixture(params=["in process", "gRPC"])
-async def storage(
-    request: pytest.FixtureRequest, state_dir: Path, store: LocalStorage
-) -> AsyncIterator[Storage]:
-    if request.param == "in process":
-        yield store
-        return
-    async with (
-        serving(state_dir, store) as server,
-        grpc.aio.insecure_channel(server.address) as channel,
-    ):
-        yield RemoteStorage(channel)
+@pytest.fixture
+async def world(way: str, state_dir: Path, store: LocalStorage) -> AsyncIterator[World]:
+    async with storage_world(way.partition(",")[0], state_dir, store) as made:
+        yield made
+
+
+@pytest.fixture
+async def storage(world: World) -> Storage:
+    return world.storage

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from model_files import sparse_safetensors, tiny_gguf
 from storage_checks import chunks, content, leftovers, take, until_clean
+from storage_world import FOUR_WAYS
 
 from llmos.lib.errors import (
     DataLoss,
@@ -22,6 +23,8 @@ from llmos.servers.storage.base import Storage
 from llmos.servers.storage.model import (
     Progress,
 )
+
+WAYS = FOUR_WAYS
 
 
 async def test_delete_frees_only_what_nobody_else_has(storage: Storage, tmp_path: Path) -> None:

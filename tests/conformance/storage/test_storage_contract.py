@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from model_files import tiny_encoder, tiny_gguf, tiny_onnx, tiny_safetensors
 from storage_checks import content, fails, leftovers, make_gguf, take, upload
+from storage_world import FOUR_WAYS
 
 from llmos.lib.errors import (
     FailedPrecondition,
@@ -25,6 +26,8 @@ from llmos.servers.storage.model import (
     Registered,
     Task,
 )
+
+WAYS = FOUR_WAYS
 
 
 async def test_imported_gguf_is_described_and_readable(storage: Storage, tmp_path: Path) -> None:

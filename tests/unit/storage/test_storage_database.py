@@ -192,16 +192,19 @@ def test_a_migration_that_fails_changes_nothing(
     Database(path).close()
 
 
-def test_several_processes_may_start_at_once(postgres_url: str) -> None:
+def test_several_processes_may_start_at_once(postgres_server: Postgres | None) -> None:
+    if postgres_server is None:
+        pytest.skip("needs PostgreSQL (Debian's package postgresql)")
     made: list[Database] = []
-    threads = [threading.Thread(target=lambda: made.append(Database(postgres_url))) for _ in "1234"]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(made) == 4
-    for database in made:
-        database.close()
+    with postgres_server.database() as url:
+        threads = [threading.Thread(target=lambda: made.append(Database(url))) for _ in "1234"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(made) == 4
+        for database in made:
+            database.close()
 
 
 def test_a_newer_schema_is_left_alone(database: Database) -> None:

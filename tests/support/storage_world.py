@@ -1,0 +1,77 @@
+"""Storage in process, over gRPC or through a kernel, on SQLite or PostgreSQL, for tests."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from remote_registry import RemoteAliases, RemoteLeases
+from remote_storage import RemoteStorage
+
+from llmos.api.storage.v1 import registry_pb2_grpc
+from llmos.kernel.transport.server import KernelServer
+from llmos.lib.config import socket_address
+from llmos.lib.port import Port
+from llmos.lib.serve import Server
+from llmos.servers.storage.base import Storage
+from llmos.servers.storage.binding import Bound
+from llmos.servers.storage.config import StorageConfig
+from llmos.servers.storage.local import LocalStorage
+from llmos.servers.storage.registry.base import Aliases, VersionLeases
+from llmos.servers.storage.registry.local import LocalAliases, LocalLeases
+from llmos.servers.storage.service import BlobsService, RegistryService
+from llmos.servers.storage.serving import add_registry
+
+TWO_WAYS = ["in process, SQLite", "gRPC, SQLite"]
+FOUR_WAYS = [*TWO_WAYS, "kernel, SQLite", "in process, PostgreSQL"]
+ALL_WAYS = [
+    f"{way}, {database}"
+    for database in ("SQLite", "PostgreSQL")
+    for way in ("in process", "gRPC", "kernel")
+]
+
+
+@dataclass
+class World:
+    """What a test sees. `local` is the store behind it, `stop` ends all watches."""
+
+    storage: Storage
+    aliases: Aliases
+    leases: VersionLeases
+    local: LocalStorage
+    own_aliases: LocalAliases
+
+
+@asynccontextmanager
+async def storage_world(way: str, state_dir: Path, store: LocalStorage) -> AsyncIterator[World]:
+    """Serve `store`; way: `in process`, `gRPC` or `kernel`."""
+    async with AsyncExitStack() as stack:
+        aliases, leases = LocalAliases(store.database), LocalLeases(store.database)
+        if way == "in process":
+            yield World(store, aliases, leases, store, aliases)
+            return
+        kernel = "none"
+        if way == "kernel":
+            kernel_server, kernel = KernelServer(), socket_address(state_dir, "kernel")
+            await kernel_server.start([kernel])
+            stack.push_async_callback(kernel_server.stop, 0)
+        server = Server("storage", StorageConfig(state_dir=state_dir, kernel=kernel))
+        registry, blobs = Bound(RegistryService(store)), Bound(BlobsService(store))
+        server.add(registry_pb2_grpc.add_RegistryServicer_to_server, registry)
+        server.add(registry_pb2_grpc.add_BlobsServicer_to_server, blobs)
+        add_registry(server, aliases, leases)
+        await server.start()
+        stack.push_async_callback(server.stop, 0)
+        if way == "kernel":
+            port = Port(kernel, "client")
+            await port.start()
+            stack.push_async_callback(port.stop, 1)
+            channel: grpc.aio.Channel = port.channel
+        else:
+            channel = await stack.enter_async_context(grpc.aio.insecure_channel(server.address))
+        yield World(
+            RemoteStorage(channel), RemoteAliases(channel), RemoteLeases(channel), store, aliases
+        )
