@@ -12,6 +12,7 @@ need curl curl
 need gcc "gcc libc6-dev"
 need spin spin
 need nginx nginx-light
+need docker-registry docker-registry
 need h2load nghttp2-client
 ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null ||
   missing="$missing postgresql"

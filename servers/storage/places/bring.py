@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -36,8 +37,8 @@ def brought(source: str, incoming: Incoming, meter: Meter) -> Iterator[Source]:
             (folder / "files").mkdir(exist_ok=True)
             meter.say(f"unpacking {archive.name}")
             found = sources.find(str(unpack(archive, folder / "files", meter)))
-            stem = Path(archive.name.removesuffix(".gz").removesuffix(".tgz")).with_suffix("")
-            name = names.from_path(archive.with_name(stem.name), folder=True)
+            stem = re.sub(r"\.(zip|tgz|tar(\.\w+)?)$", "", archive.name, flags=re.IGNORECASE)
+            name = names.from_path(archive.with_name(stem or archive.name), folder=True)
             yield replace(found, name=name, origin=source, temporary=True)
     else:
         yield sources.find(source)

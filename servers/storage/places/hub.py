@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from llmos.servers.storage import names
-from llmos.servers.storage.disk import require_room, writing
 from llmos.servers.storage.names import short
+from llmos.servers.storage.places import transfer
 from llmos.servers.storage.places.base import (
     Fetched,
     Meter,
     Place,
     bad_source,
     denied,
-    mismatch,
     missing,
     need,
     unreachable,
@@ -33,6 +34,7 @@ _SOURCE = re.compile(
     r"(?:#(?P<file>[^#]{1,255}))?",
     re.ASCII,
 )
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _WHERE = "HF_TOKEN or `hf auth login`"
 
 
@@ -44,31 +46,32 @@ class Hub(Place):
         asked = _SOURCE.fullmatch(source)
         if asked is None or ".." in source or "--" in asked["repo"]:
             raise bad_source(source, _FORM)
-        # Xet transfers can neither be cancelled nor resumed within a file.
-        os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
-        hub = need("huggingface_hub")
-        if hub.constants.HF_HUB_OFFLINE:
+        hub, constants = need("huggingface_hub"), need("huggingface_hub.constants")
+        if constants.HF_HUB_OFFLINE:
             return self._cached(hub, source, asked)
-        with writing(folder), _translated(hub, source):
+        endpoint = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
+        with _translated(source):
             meter.say(f"asking the hub for {asked['repo']}")
-            info = hub.HfApi().model_info(asked["repo"], revision=asked["rev"], files_metadata=True)
+            api = hub.HfApi(endpoint=endpoint)
+            info = api.model_info(asked["repo"], revision=asked["rev"], files_metadata=True)
             sizes = {entry.rfilename: entry.size or 0 for entry in info.siblings or []}
-            wanted = choose(asked["repo"], sizes, asked["file"] or "")
-            total = sum(sizes[name] for name in wanted)
-            meter.expect(total)
-            require_room(folder, total)
-            for name in wanted:
-                meter.say(f"downloading {short(name)[1:-1]}")
-                hub.hf_hub_download(
-                    asked["repo"],
-                    name,
-                    revision=info.sha,
-                    local_dir=folder / "files",
-                    tqdm_class=_bar(hub, meter),
-                )
-                got = (folder / "files" / name).stat().st_size
-                if sizes[name] and got != sizes[name]:
-                    raise mismatch(source, name, f"has {got:,} bytes, not {sizes[name]:,}")
+        wanted = choose(asked["repo"], sizes, asked["file"] or "")
+        meter.expect(sum(sizes[name] for name in wanted))
+        for name in wanted:
+            meter.say(f"downloading {short(name)[1:-1]}")
+            url = hub.hf_hub_url(asked["repo"], name, revision=info.sha, endpoint=endpoint)
+            with _translated(source):
+                about = hub.get_hf_file_metadata(url, endpoint=endpoint)
+            etag = str(about.etag or "")
+            transfer.fetch(
+                folder / "files" / name,
+                int(about.size or 0),
+                etag,
+                _ranges(hub, url, endpoint, source),
+                meter,
+                source=source,
+                sha256=etag if _SHA256.fullmatch(etag) else "",  # of large files
+            )
         return _fetched(asked, folder / "files", str(info.sha))
 
     def _cached(self, hub: Any, source: str, asked: re.Match[str]) -> Fetched:
@@ -76,7 +79,7 @@ class Hub(Place):
             path = hub.snapshot_download(
                 asked["repo"], revision=asked["rev"], local_files_only=True
             )
-        except (hub.errors.LocalEntryNotFoundError, ValueError) as exc:
+        except (need("huggingface_hub.errors").LocalEntryNotFoundError, ValueError) as exc:
             raise unreachable(source, "HF_HUB_OFFLINE is set, and the cache has it not") from exc
         return _fetched(asked, Path(path), Path(path).name)
 
@@ -91,25 +94,36 @@ def _fetched(asked: re.Match[str], path: Path, commit: str) -> Fetched:
     )
 
 
-def _bar(hub: Any, meter: Meter) -> type:
-    """Return a progress bar class, as huggingface_hub takes one, that tells the meter."""
+def _ranges(hub: Any, url: str, endpoint: str, source: str) -> transfer.Ranged:
+    """Return what opens a file at an offset, through the library's own session and headers.
 
-    class Bar(hub.utils.tqdm):  # type: ignore[misc]
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **{**kwargs, "disable": True})
-            meter.add(int(kwargs.get("initial") or 0))
+    Its own download functions begin anew after every interruption that they do not see the end of.
+    """
+    utils = need("huggingface_hub.utils")
 
-        def update(self, n: float | None = 1) -> None:
-            meter.add(int(n or 0))
+    def ranged(offset: int) -> Generator[bytes, None, None]:
+        with _translated(source):
+            place = hub.get_hf_file_metadata(url, endpoint=endpoint).location  # signed for minutes
+            headers = utils.build_hf_headers()
+            if urlsplit(place).netloc != urlsplit(url).netloc:
+                headers.pop("authorization", None)  # of the hub, not of where its files are
+            headers |= {"accept-encoding": "identity", "range": f"bytes={offset}-"}
+            with utils.get_session().stream("GET", place, headers=headers) as answer:
+                utils.hf_raise_for_status(answer)
+                skip = offset if answer.status_code != 206 else 0
+                for data in answer.iter_raw():
+                    if len(data) > skip:
+                        yield data[skip:]
+                    skip = max(skip - len(data), 0)
 
-    return Bar
+    return ranged
 
 
 class _translated:
     """Turns huggingface_hub's errors into ours."""
 
-    def __init__(self, hub: Any, source: str) -> None:
-        self._errors, self._source = hub.errors, source
+    def __init__(self, source: str) -> None:
+        self._errors, self._source = need("huggingface_hub.errors"), source
 
     def __enter__(self) -> None:
         """Do nothing."""
@@ -133,7 +147,5 @@ class _translated:
             raise unreachable(source, f"the hub answers {status}") from exc
         if isinstance(exc, (errors.HTTPError, errors.OfflineModeIsEnabled)):
             raise unreachable(source, f"no connection ({type(exc).__name__})") from exc
-        if isinstance(exc, errors.FileMetadataError) or (
-            isinstance(exc, OSError) and "Consistency check" in str(exc)
-        ):
-            raise mismatch(source, "a file", "is not as long as announced") from exc
+        if isinstance(exc, errors.FileMetadataError):
+            raise unreachable(source, "the hub says nothing about a file") from exc

@@ -12,7 +12,6 @@ from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from llmos.lib.errors import LLMOSError
-from llmos.servers.storage.disk import CHUNK
 from llmos.servers.storage.places import reference
 from llmos.servers.storage.places.base import denied, mismatch, missing, need, unreachable
 
@@ -54,7 +53,7 @@ class Registry:
             accept = {"Accept": ", ".join((MANIFEST, INDEX, _DOCKER))}
             with self._open("GET", f"/manifests/{target}", headers=accept) as answer:
                 body = b""
-                for piece in answer.iter_bytes(CHUNK):
+                for piece in answer.iter_bytes():
                     body += piece
                     if len(body) > _MAX_MANIFEST:
                         raise mismatch(self._source, "the manifest", "is over 4 MiB")
@@ -75,7 +74,7 @@ class Registry:
         headers = {"Range": f"bytes={offset}-"} if offset else {}
         with self._open("GET", f"/blobs/{digest}", headers=headers) as answer:
             skip = offset if answer.status_code != 206 else 0  # it does not do ranges
-            for data in answer.iter_raw(CHUNK):
+            for data in answer.iter_raw():
                 if skip >= len(data):
                     skip -= len(data)
                     continue
