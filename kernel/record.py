@@ -14,15 +14,8 @@ from google.protobuf.message import DecodeError, Message
 
 from llmos.api.kernel.v1 import record_pb2 as pb
 from llmos.kernel.core.core import Core
-from llmos.kernel.core.events import (
-    Actions,
-    Attached,
-    Event,
-    LimitsChanged,
-    Received,
-    Tick,
-)
-from llmos.lib.errors import InvalidArgument
+from llmos.kernel.core.events import Actions, Attached, Event, LimitsChanged, Received, Tick
+from llmos.lib.errors import FailedPrecondition, InvalidArgument
 
 What = pb.RecordedEvent.What
 # Each kind of event has the value that is called like it: LimitsChanged is WHAT_LIMITS_CHANGED.
@@ -47,8 +40,11 @@ class Recorder:
     """Writes a recording while the kernel runs."""
 
     def __init__(self, path: Path, core: Core) -> None:
-        """Start a file. Raises OSError."""
-        self._file: IO[bytes] = path.open("wb")
+        """Start a file. Raises FailedPrecondition READ_ONLY."""
+        try:
+            self._file: IO[bytes] = path.open("wb")
+        except OSError as exc:
+            raise FailedPrecondition("READ_ONLY", f"Cannot write {path}: {exc.strerror}.") from exc
         self._write(pb.RecordHeader(kernel=core.kernel, host=core.host, version=version("llmos")))
 
     def _write(self, message: Message) -> None:
