@@ -3,30 +3,47 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from google.protobuf.message import DecodeError
 
 from llmos.api.kernel.v1 import port_pb2 as pb
 from llmos.kernel.core.events import Received
 from llmos.kernel.transport.hub import Hub, Sink
-from llmos.lib import rpc
+from llmos.lib.cargo import unpack
 from llmos.lib.errors import InvalidArgument, LLMOSError, ResourceExhausted
+from llmos.lib.h2.stream import Stream
 from llmos.lib.outbox import Outbox
+from llmos.lib.status import to_wire
 
-_MAX_UNREAD = 256 << 20  # bytes kept for a peer that does not read
 _LAST_WRITE_S = 2.0  # a peer that does not even read gets no status
+_MAX_UNREAD = 64 << 20  # bytes kept for a process that does not read
 
 
 class Attachment:
     """The transport's side of one port."""
 
-    def __init__(self, hub: Hub) -> None:
-        """Prepare; `run` attaches."""
+    def __init__(self, hub: Hub, stream: Stream) -> None:
+        """Attach; frames are carried until either side ends the stream."""
         self._hub = hub
+        self._stream = stream
         self._outbox = Outbox()
-        self._closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._over = False
+        stream.max_message = hub.core.limits.max_frame_bytes
+        stream.on_view = self._receive
+        stream.on_half_close = self._ended
+        stream.on_end = self._ended
+        stream.on_fault = self._fault
+        self._port = hub.attach(Sink(self._send, self._close))
+        self._outbox.start(stream)
+
+    def _receive(self, data: memoryview) -> None:
+        try:
+            envelopes = unpack(data)
+        except DecodeError:
+            self._close(InvalidArgument("BAD_FRAME", "A frame does not parse."))
+        else:
+            self._hub.feed(Received(self._port, envelopes))
 
     def _send(self, envelopes: Sequence[pb.Envelope]) -> None:
         if self._outbox.put_all(envelopes) > _MAX_UNREAD:
@@ -34,49 +51,29 @@ class Attachment:
                 ResourceExhausted("NOT_READING", "The process has not read what was sent to it.")
             )
 
+    def _fault(self, code: int, message: str) -> None:
+        if code == ResourceExhausted.code:
+            self._close(ResourceExhausted("FRAME_TOO_LARGE", f"{message} Split messages."))
+        else:
+            self._close(InvalidArgument("BAD_FRAME", message))
+
+    def _ended(self, *_: object) -> None:
+        if not self._over:
+            self._over = True
+            self._outbox.stop()
+            self._hub.detach(self._port)
+            self._stream.finish()
+
     def _close(self, err: LLMOSError) -> None:
-        if not self._closed.done():
-            self._closed.set_exception(err)
+        """End the stream with a status. The core may be handling an event at this moment."""
+        if not self._over:
+            self._over = True
+            self._outbox.stop()
+            loop = asyncio.get_running_loop()
+            loop.call_soon(self._thrown_out, err)
 
-    async def run(self, frames: AsyncIterator[bytes], context: Any) -> None:
-        """Carry frames until either side ends the stream."""
-        port = self._hub.attach(Sink(self._send, self._close))
-        loop = asyncio.get_running_loop()
-        reader = loop.create_task(self._read(port, frames))
-        writer = loop.create_task(self._outbox.run(context.write))
-        error: LLMOSError | None = None
-        try:
-            await asyncio.wait({reader, writer, self._closed}, return_when=asyncio.FIRST_COMPLETED)
-            for future in (self._closed, reader):
-                if future.done():
-                    future.result()
-        except LLMOSError as err:
-            error = err
-        finally:
-            self._hub.detach(port)  # first: who sees the status may count on the port being gone
-            self._closed.cancel()
-            reader.cancel()
-            if error is not None:
-                # gRPC takes no status while a write is in flight.
-                self._outbox.close()
-                await asyncio.wait({writer}, timeout=_LAST_WRITE_S)
-            written = writer.done()
-            writer.cancel()
-            await asyncio.gather(reader, writer, return_exceptions=True)
-        if error is not None and written:
-            await rpc.abort(context, error)
-
-    async def _read(self, port: int, frames: AsyncIterator[bytes]) -> None:
-        limit = self._hub.core.limits.max_frame_bytes
-        feed = self._hub.feed
-        async for data in frames:
-            if len(data) > limit:
-                raise ResourceExhausted(
-                    "FRAME_TOO_LARGE",
-                    f"A frame of {len(data)} bytes; at most {limit} are allowed: split messages.",
-                )
-            try:
-                frame = pb.Frame.FromString(data)
-            except DecodeError:
-                raise InvalidArgument("BAD_FRAME", "A frame does not parse.") from None
-            feed(Received(port, frame.envelopes))
+    def _thrown_out(self, err: LLMOSError) -> None:
+        self._hub.detach(self._port)  # first: who sees the status may count on the port being gone
+        self._stream.drop_pending()
+        self._stream.finish(*to_wire(err))
+        asyncio.get_running_loop().call_later(_LAST_WRITE_S, self._stream.reset)

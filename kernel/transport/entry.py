@@ -5,142 +5,180 @@ Nothing of a message is parsed here; bytes go to the core as the calls of the ke
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
-from typing import Any
-
-import grpc
+from collections import deque
 
 from llmos.api.kernel.v1 import port_pb2 as pb
 from llmos.kernel.transport.hub import HOST, OwnPort
-from llmos.lib import rpc
+from llmos.lib import cargo
 from llmos.lib.channel import apply_metadata
-from llmos.lib.errors import Cancelled, Internal, LLMOSError
-from llmos.lib.methods import UNKNOWN, Method
+from llmos.lib.errors import Cancelled, Internal, LLMOSError, ResourceExhausted
+from llmos.lib.h2.stream import Stream as HttpStream
+from llmos.lib.methods import UNKNOWN
 from llmos.lib.session import make_status, metadata_from_wire
-from llmos.lib.stream import ClientStream
+from llmos.lib.status import to_wire
+from llmos.lib.stream import CHUNK, HALF_CLOSE, MESSAGE, MORE, ClientStream
 
 _GONE = make_status(Cancelled("CANCELLED", "The client cancelled the call or went away."))
+_NO_REPLY = make_status(Internal("NO_REPLY", "The server ended without a reply."))
+_BACKLOG = 1 << 20  # request bytes kept from which on the client is held back
 
 
-class Entry(grpc.GenericRpcHandler):
-    """Takes every method path that no other handler of the gRPC server takes."""
+class Entry:
+    """Takes every call that is not an attachment."""
 
     def __init__(self, port: OwnPort) -> None:
         """Make the calls through `port`."""
         self._port = port
-        self._services = port._hub.core.scheduler.services
+        self._services = port.services
 
-    def service(self, handler_call_details: Any) -> Any:
-        """Return the handler of a call."""
-        path: str = handler_call_details.method
-        method = self._method(path)
-        if method is not UNKNOWN and not method.client_streaming and not method.server_streaming:
-
-            async def unary(request: bytes, context: Any) -> bytes:
-                return await self._unary(path, request, context)
-
-            return grpc.unary_unary_rpc_method_handler(unary)
-
-        async def stream(requests: AsyncIterator[bytes], context: Any) -> None:
-            await self._stream(path, method, requests, context)
-
-        return grpc.stream_stream_rpc_method_handler(stream)
-
-    def _method(self, path: str) -> Method:
-        service = self._services.get(path[1:].rpartition("/")[0])
-        return service.methods.get(path, UNKNOWN) if service is not None else UNKNOWN
-
-    def _open(self, path: str, context: Any) -> ClientStream:
-        peer: str = context.peer()
-        opened = pb.Open(method=path, caller=f"grpc:{peer}")
-        if peer.startswith("unix:"):
+    def accept(self, http: HttpStream) -> None:
+        """Take a call."""
+        service = self._services.get(http.path[1:].rpartition("/")[0])
+        method = service.methods.get(http.path, UNKNOWN) if service is not None else UNKNOWN
+        known = method is not UNKNOWN
+        opened = pb.Open(method=http.path, caller=f"grpc:{http.connection.peer}")
+        if http.connection.peer == "unix:":
             opened.caller_host = HOST
-        remaining = context.time_remaining()
-        if remaining is not None:
-            opened.timeout_us = max(1, int(remaining * 1e6))
-        apply_metadata(opened, context.invocation_metadata() or ())
-        return self._port.session.call(opened, idempotent=False)
-
-    async def _unary(self, path: str, request: bytes, context: Any) -> bytes:
+        if http.timeout_s is not None:
+            opened.timeout_us = max(1, int(http.timeout_s * 1e6))
         try:
-            stream = self._open(path, context)
+            if http.metadata:
+                apply_metadata(opened, http.metadata)
         except LLMOSError as err:
-            await rpc.abort(context, err)
-        try:
-            sent = stream.start(request, half_close=True)
-            if sent < len(request):
-                await _until_ended(stream.send_rest(request, sent, half_close=True))
-            await stream.wait()
-        finally:
-            stream.cancel(_GONE)
-        if stream.headers is not None:
-            await context.send_initial_metadata(metadata_from_wire(stream.headers.metadata))
-        reply = await stream.receive()
-        await _finish(stream, context)
-        if reply is None:
-            await rpc.abort(context, Internal("NO_REPLY", "The server ended without a reply."))
-        assert reply is not None
-        return reply
+            http.finish(*to_wire(err))
+            return
+        EntryCall(
+            self._port,
+            opened,
+            http,
+            one_request=known and not method.client_streaming,
+            one_reply=known and not method.server_streaming,
+        )
 
-    async def _stream(
-        self, path: str, method: Method, requests: AsyncIterator[bytes], context: Any
-    ) -> None:
-        try:
-            stream = self._open(path, context)
-        except LLMOSError as err:
-            await rpc.abort(context, err)
-        feeding = asyncio.get_running_loop().create_task(self._feed(stream, method, requests))
-        try:
-            await stream.started()
-            if stream.headers is not None:
-                # At once: they tell that something is ready though its first message may be long
-                # in coming, e.g. that a subscription misses nothing any more.
-                headers = metadata_from_wire(stream.headers.metadata)
-                await context.send_initial_metadata(headers)
-            while (message := await stream.receive()) is not None:
-                await context.write(message)
-            await stream.wait()
-            await _finish(stream, context)
-        finally:
-            feeding.cancel()
-            stream.cancel(_GONE)
 
-    async def _feed(
-        self, stream: ClientStream, method: Method, requests: AsyncIterator[bytes]
+class EntryCall(ClientStream):
+    """One call: what comes on one side leaves on the other at once, as far as there is room."""
+
+    __slots__ = ("_backlog", "_backlog_bytes", "_http", "_one", "_one_reply", "_started")
+
+    def __init__(
+        self, port: OwnPort, opened: pb.Open, http: HttpStream, one_request: bool, one_reply: bool
     ) -> None:
-        one = method is not UNKNOWN and not method.client_streaming
-        started = False
-        async for message in requests:
-            if started:
-                await _until_ended(stream.send(message))
-                continue
-            started = True
-            sent = stream.start(message, half_close=one)
+        """Wait for the first message: it may hold the key that the call is routed by."""
+        super().__init__(port.session, 0, opened, False)
+        self._http = http
+        self._one = one_request
+        self._one_reply = one_reply
+        self._started = False
+        self._backlog: deque[tuple[memoryview, int]] = deque()
+        self._backlog_bytes = 0
+        http.on_message = self._request
+        http.on_half_close = self._no_more
+        http.on_end = self._gone
+        http.on_room = self._room_there
+        http.on_fault = self._fault
+
+    # From the client.
+
+    def start(self, message: bytes | None, half_close: bool) -> int:
+        """Send OPEN."""
+        self.session.renumber(self)  # others were opened meanwhile, and ids only grow
+        return super().start(message, half_close)
+
+    def _request(self, message: bytes) -> None:
+        if not self._started:
+            sent = self._open(message, self._one)
             if sent < len(message):
-                await _until_ended(stream.send_rest(message, sent, half_close=one))
-            if one:
-                return
-        if not started:
-            stream.start(None, half_close=True)
-        elif not one:
-            stream.half_close()
+                self._keep(memoryview(message)[sent:], HALF_CLOSE if self._one else 0)
+        elif not self._one:
+            self._keep(memoryview(message), 0)
 
+    def _open(self, message: bytes | None, half_close: bool) -> int:
+        self._started = True
+        self.id = self.session.next_id()
+        self.session.streams[self.id] = self
+        return self.start(message, half_close)
 
-async def _until_ended(sending: Any) -> None:
-    try:
-        await sending
-    except Cancelled:
-        return  # the call has ended; its status says why
+    def _no_more(self) -> None:
+        if not self._started:
+            self._open(None, True)
+        elif self._one:
+            return
+        elif self._backlog:
+            message, flags = self._backlog.pop()
+            self._backlog.append((message, flags | HALF_CLOSE))
+        else:
+            self.half_close()
 
+    def _keep(self, message: memoryview, flags: int) -> None:
+        self._backlog.append((message, flags))
+        self._backlog_bytes += len(message)
+        self._pass_on()
 
-async def _finish(stream: ClientStream, context: Any) -> None:
-    status = stream.status
-    if status is None:
-        return
-    trailers = metadata_from_wire(status.trailers)
-    if status.code:
-        code = rpc.CODES.get(status.code, grpc.StatusCode.UNKNOWN)
-        await context.abort(code, status.message, trailers)
-    elif trailers:
-        context.set_trailing_metadata(trailers)
+    def granted(self, count: int) -> None:
+        """Take a WINDOW of the server."""
+        self.window += count
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        while self._backlog and not self.ended:
+            message, flags = self._backlog.popleft()
+            size = min(len(message), CHUNK, max(0, self.window))
+            if size < len(message):
+                self._backlog.appendleft((message[size:], flags))
+                if size == 0:
+                    break
+                flags = MORE
+            self._backlog_bytes -= size
+            self.put(cargo.data(self.id, message[:size], MESSAGE | flags), size)
+        held = self._backlog_bytes > _BACKLOG
+        if held != self._http.held:
+            self._http.hold(held)
+
+    def _gone(self, *_: object) -> None:
+        self._end(_GONE)
+
+    def _fault(self, code: int, message: str) -> None:
+        if code == ResourceExhausted.code:
+            err: LLMOSError = ResourceExhausted("MESSAGE_TOO_LARGE", message)
+        else:
+            err = Internal("BAD_MESSAGE", message)
+        self._end(make_status(err))
+
+    def _end(self, status: pb.Status) -> None:
+        if self._started:
+            self.cancel(status)
+        elif not self.ended:
+            self.fail(status)
+
+    # From the server.
+
+    def begin(self, headers: pb.Headers) -> None:
+        """Pass HEADERS on at once: they may tell that a subscription misses nothing any more."""
+        self.headers = headers
+        self._http.send_headers(metadata_from_wire(headers.metadata))
+
+    def _accept(self, message: bytes) -> None:
+        self.delivered = True
+        self._http.send(message)
+        if not self._http.writable:
+            self._queued += len(message)  # which keeps the server from being granted more
+
+    def _room_there(self) -> None:
+        if self._queued:
+            self._queued = 0
+            self._grant()
+
+    def _conclude(self) -> None:
+        while self.inbox:
+            self._accept(self.inbox.popleft())
+        status = self.status
+        if self._one_reply and not self.delivered and (status is None or not status.code):
+            status = _NO_REPLY
+        super()._conclude()
+        self._backlog.clear()
+        if status is None:
+            self._http.finish()
+        else:
+            trailers = metadata_from_wire(status.trailers)
+            self._http.finish(status.code, status.message, trailers)

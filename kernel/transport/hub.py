@@ -114,6 +114,7 @@ class OwnPort:
     def __init__(self, hub: Hub, name: str, host: str = "") -> None:
         """Attach."""
         self._hub = hub
+        self.services = hub.core.scheduler.services
         self._out: list[pb.Envelope] = []
         self.handlers = Handlers()
         self.session = Session(

@@ -1,15 +1,13 @@
-"""The kernel's gRPC server: the port entry, the generic entry, and the kernel's own services."""
+"""The kernel's gRPC endpoint: the port entry, the generic entry, and the kernel's own services."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import grpc
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 
@@ -23,46 +21,42 @@ from llmos.kernel.transport.events import EventsService
 from llmos.kernel.transport.health import HealthService
 from llmos.kernel.transport.hub import HOST, Hub, OwnPort
 from llmos.lib import methods
-from llmos.lib.errors import Unavailable
+from llmos.lib.errors import FailedPrecondition, Unavailable
+from llmos.lib.h2.server import Server
+from llmos.lib.h2.stream import Stream
 from llmos.lib.host import new_instance
 from llmos.lib.reflection import ReflectionService
-from llmos.lib.serve import OPTIONS, Recorder, bind
+from llmos.lib.serve import MAX_MESSAGE, Recorder
 
 log = logging.getLogger(__name__)
 
 TCP_SETTING = "--tcp or LLMOS_KERNEL_TCP (127.0.0.1:0 = any free port, none = no TCP)"
-_LAST_STATUS_S = 0.5  # for telling ports that the kernel stops
 ATTACH = "/llmos.api.kernel.v1.Port/Attach"
-
-
-class _PortEntry(grpc.GenericRpcHandler):
-    def __init__(self, hub: Hub) -> None:
-        self._hub = hub
-
-    def service(self, handler_call_details: Any) -> Any:
-        if handler_call_details.method != ATTACH:
-            return None
-
-        async def attach(frames: AsyncIterator[bytes], context: Any) -> None:
-            await Attachment(self._hub).run(frames, context)
-
-        return grpc.stream_stream_rpc_method_handler(attach)
 
 
 class KernelServer:
     """One kernel: core, hub and gRPC server."""
 
     def __init__(self, core: Core | None = None, record: Path | None = None) -> None:
-        """Build; `start` listens. record: file to write every event to. Raises OSError."""
+        """Build; `start` listens. record: file to write every event to.
+
+        Raises FailedPrecondition READ_ONLY.
+        """
         self.core = core or Core(new_instance(), HOST)
         self.hub = Hub(self.core)
         if record is not None:
             self.hub.recorder = EventRecorder(record, self.core)
-        self._server = grpc.aio.server(options=OPTIONS)
+        self._server = Server(self._accept, MAX_MESSAGE)
         self._own = OwnPort(self.hub, "kernel", HOST)
-        self._entry = OwnPort(self.hub, "grpc-clients")
+        self._clients = OwnPort(self.hub, "grpc-clients")
+        self._entry = Entry(self._clients)
         self._serve_own()
-        self._server.add_generic_rpc_handlers((_PortEntry(self.hub), Entry(self._entry)))
+
+    def _accept(self, stream: Stream) -> None:
+        if stream.path == ATTACH:
+            Attachment(self.hub, stream)
+        else:
+            self._entry.accept(stream)
 
     def _serve_own(self) -> None:
         recorder: Any = Recorder()
@@ -88,20 +82,26 @@ class KernelServer:
 
     async def start(self, addresses: list[str]) -> None:
         """Listen on gRPC addresses. Raises FailedPrecondition ADDRESS_IN_USE."""
-        for address in addresses:
-            unix = address.startswith("unix:")
-            await bind(self._server, address, "--listen" if unix else TCP_SETTING)
+        try:
+            for address in addresses:
+                unix = address.startswith("unix:")
+                self._server.bind(address, "--listen" if unix else TCP_SETTING)
+        except FailedPrecondition:
+            self._server.stop_listening()
+            raise
         await self._server.start()
         log.info("kernel listens", extra={"addresses": addresses})
 
     async def stop(self, grace_s: float = 2.0) -> None:
         """Stop listening, let plain clients' calls finish for `grace_s`, close all streams."""
-        stopping = asyncio.ensure_future(self._server.stop(grace_s + _LAST_STATUS_S))
+        self._server.stop_listening()
         until = time.monotonic() + grace_s
-        while self._entry.session.streams and time.monotonic() < until:
+        while self._clients.session.streams and time.monotonic() < until:
             await asyncio.sleep(0.01)
         self.hub.close(Unavailable("KERNEL_STOPPING", "The kernel stops; attach again."))
-        await stopping
+        await asyncio.sleep(0)
+        self._clients.session.close(Unavailable("KERNEL_STOPPING", "The kernel stopped."))
+        await self._server.close()
         if self.hub.recorder is not None:
             self.hub.recorder.close()
             self.hub.recorder = None

@@ -24,12 +24,14 @@ import grpc
 
 from llmos.api.kernel.v1 import port_pb2 as pb
 from llmos.lib import methods
+from llmos.lib.cargo import unpack
 from llmos.lib.channel import PortChannel
-from llmos.lib.errors import FailedPrecondition, Internal, LLMOSError, Unavailable
+from llmos.lib.errors import FailedPrecondition, LLMOSError, Unavailable
+from llmos.lib.h2.client import connect
+from llmos.lib.h2.stream import Stream
 from llmos.lib.handlers import Handlers
 from llmos.lib.host import host_id, new_instance
-from llmos.lib.outbox import Outbox
-from llmos.lib.rpc import from_rpc_error
+from llmos.lib.outbox import Outbox, Queued
 from llmos.lib.session import Session, make_status
 from llmos.lib.status import from_wire
 from llmos.lib.vouch import vouch
@@ -38,13 +40,6 @@ log = logging.getLogger(__name__)
 
 PROTOCOL = 1
 ATTACH = "/llmos.api.kernel.v1.Port/Attach"
-OPTIONS = (
-    ("grpc.max_receive_message_length", 2 << 20),
-    ("grpc.max_send_message_length", 2 << 20),
-    ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
-    ("grpc.max_reconnect_backoff_ms", 500),
-)
 MAX_BACKOFF_S = 0.5
 PATIENCE_S = 30.0  # how long calls wait for a kernel that is away
 
@@ -161,25 +156,23 @@ class Port:
 
     async def _run(self) -> None:
         delay = 0.02
-        async with grpc.aio.insecure_channel(self.address, options=OPTIONS) as channel:
-            while not self._stopping:
-                self._wait_for_kernel()
-                try:
-                    await self._attach(channel)
-                    delay = 0.02
-                except LLMOSError as err:
-                    # INTERNAL is what grpc says of a write that meets a connection just broken.
-                    if not isinstance(err, (Unavailable, Internal)):
-                        self._refused = err
-                        self._session.close(err)
-                        self._attached.set()
-                        log.error("the kernel refuses this port", extra={"reason": err.reason})
-                        return
-                    log.debug("no kernel: %s", err)
-                finally:
-                    self._lost()
-                await asyncio.sleep(delay * random.uniform(0.5, 1))
-                delay = min(delay * 2, MAX_BACKOFF_S)
+        while not self._stopping:
+            self._wait_for_kernel()
+            try:
+                await self._attach()
+                delay = 0.02
+            except LLMOSError as err:
+                if not isinstance(err, Unavailable):
+                    self._refused = err
+                    self._session.close(err)
+                    self._attached.set()
+                    log.error("the kernel refuses this port", extra={"reason": err.reason})
+                    return
+                log.debug("no kernel: %s", err)
+            finally:
+                self._lost()
+            await asyncio.sleep(delay * random.uniform(0.5, 1))
+            delay = min(delay * 2, MAX_BACKOFF_S)
 
     def _wait_for_kernel(self) -> None:
         if self._patience is None:
@@ -194,8 +187,29 @@ class Port:
         for stream in self._session.clients():
             stream.fail(make_status(err))
 
-    async def _attach(self, channel: grpc.aio.Channel) -> None:
-        stream: Any = channel.stream_stream(ATTACH)()
+    async def _attach(self) -> None:
+        connection = await connect(self.address)
+        try:
+            await self._attached_over(connection.open(ATTACH, "kernel"))
+        finally:
+            connection.close()
+
+    async def _attached_over(self, stream: Stream) -> None:
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[None] = loop.create_future()
+        welcome: asyncio.Future[bytes] = loop.create_future()
+
+        def end(code: int, message: str, trailers: list[tuple[str, str | bytes]]) -> None:
+            self._outbox.stop()
+            if not ended.done():
+                gone = Unavailable("KERNEL_LOST", "The stream to the kernel ended.")
+                ended.set_exception(from_wire(code, message, trailers) if code else gone)
+
+        def first(message: bytes) -> None:
+            stream.on_view = self._receive
+            welcome.set_result(message)
+
+        stream.on_end, stream.on_message = end, first
         hello = pb.Hello(
             protocol=PROTOCOL,
             name=self.name,
@@ -204,56 +218,38 @@ class Port:
             host=host_id(),
             credential=self._credential,
         )
-        first = pb.Frame(envelopes=[pb.Envelope(kind=pb.KIND_HELLO, hello=hello)])
+        frame = pb.Frame(envelopes=[pb.Envelope(kind=pb.KIND_HELLO, hello=hello)])
+        stream.send(frame.SerializeToString())
         try:
-            await stream.write(first.SerializeToString())
-            data = await stream.read()
-            if data is grpc.aio.EOF:
-                raise Unavailable("KERNEL_STOPPING", "The kernel closed the stream.")
-            await self._attached_to(pb.Frame.FromString(data), stream)
-        except grpc.aio.AioRpcError as exc:
-            raise from_rpc_error(exc) from exc
-        except asyncio.InvalidStateError as exc:  # written to after it ended; its status says why
-            code = await stream.code()
-            trailers = await stream.trailing_metadata()
-            pairs = [(k, v) for k, v in trailers or ()]
-            raise from_wire(code.value[0], await stream.details(), pairs) from exc
+            await _first_of(ended, welcome)
+            await self._attached_to(pb.Frame.FromString(welcome.result()), stream, ended)
         finally:
-            stream.cancel()
+            self._outbox.stop()
+            ended.cancel()
+            stream.reset()
 
-    async def _attached_to(self, frame: pb.Frame, stream: Any) -> None:
+    async def _attached_to(
+        self, frame: pb.Frame, stream: Stream, ended: asyncio.Future[None]
+    ) -> None:
         if len(frame.envelopes) != 1 or frame.envelopes[0].kind != pb.KIND_WELCOME:
             raise FailedPrecondition("PROTOCOL_VERSION", "This is no LLM OS kernel of our time.")
         self.welcome = frame.envelopes[0].welcome
         self._session.window = self.welcome.initial_window
         waiting = self._outbox.restart()
-        writer = asyncio.get_running_loop().create_task(self._outbox.run(stream.write))
-        reader = asyncio.get_running_loop().create_task(self._read(stream))
+        self._outbox.start(stream)
+        announced = asyncio.gather(*(self._send_export(s) for s in self._exports.values()))
         try:
-            exports = [asyncio.ensure_future(self._send_export(s)) for s in self._exports.values()]
-            announced = asyncio.gather(*exports)
-            try:
-                both: set[asyncio.Future[Any]] = {reader, writer}
-                await asyncio.wait({*both, announced}, return_when=asyncio.FIRST_COMPLETED)
-                if announced.done():
-                    announced.result()
-                    if self._patience is not None:
-                        self._patience.cancel()
-                        self._patience = None
-                    self._reopen(waiting)
-                    self._attached.set()
-                    log.info("attached", extra={"kernel": self.address, "port": self.welcome.port})
-                    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                announced.cancel()
-            for task in (reader, writer):
-                if task.done():
-                    task.result()
-            raise Unavailable("KERNEL_LOST", "The stream to the kernel ended.")
+            await _first_of(ended, announced)
+            announced.result()
         finally:
-            for task in (reader, writer):
-                task.cancel()
-            await asyncio.gather(reader, writer, announced, return_exceptions=True)
+            announced.cancel()
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+        self._reopen(waiting)
+        self._attached.set()
+        log.info("attached", extra={"kernel": self.address, "port": self.welcome.port})
+        await ended
 
     def _lost(self) -> None:
         """Forget what belonged to the kernel that is gone."""
@@ -269,9 +265,9 @@ class Port:
             if not stream.resumable() and not self._outbox.holds(stream.id):
                 stream.fail(make_status(_lost_call(stream.replayable)))
 
-    def _reopen(self, waiting: list[pb.Envelope]) -> None:
+    def _reopen(self, waiting: list[Queued]) -> None:
         """Open again what was open at the last kernel, then send what nobody has seen."""
-        unseen = {e.call for e in waiting if e.kind == pb.KIND_OPEN}
+        unseen = {q.call for q in waiting if q.kind == pb.KIND_OPEN}
         for stream in self._session.clients():
             if stream.id in unseen or not stream.kept:
                 continue
@@ -281,10 +277,10 @@ class Port:
             envelopes[0].cookie = bytes(stream.cookie)
             for envelope in envelopes:
                 envelope.call = stream.id
-                stream.put(envelope)
-        for envelope in waiting:
-            if envelope.call in unseen:
-                self._outbox.put(envelope)
+                stream.put(envelope, len(envelope.payload))
+        for queued in waiting:
+            if queued.call in unseen:
+                self._outbox.put_again(queued)
 
     async def _send_export(self, spec: ExportSpec) -> None:
         number, self._next_ack = self._next_ack, self._next_ack + 1
@@ -306,19 +302,25 @@ class Port:
                 status.code, status.message, [(t.key, t.value) for t in status.trailers]
             )
 
-    async def _read(self, stream: Any) -> None:
+    def _receive(self, data: memoryview) -> None:
         receive = self._session.receive
-        while (data := await stream.read()) is not grpc.aio.EOF:
-            for envelope in pb.Frame.FromString(data).envelopes:
-                kind = envelope.kind
-                if kind == pb.KIND_EXPORTED:
-                    future = self._acks.pop(envelope.call, None)
-                    if future is not None and not future.done():
-                        future.set_result(envelope)
-                elif kind == pb.KIND_DRAIN:
-                    self._drained.set()
-                else:
-                    receive(envelope)
+        for envelope in unpack(data):
+            kind = envelope.kind
+            if kind == pb.KIND_EXPORTED:
+                future = self._acks.pop(envelope.call, None)
+                if future is not None and not future.done():
+                    future.set_result(envelope)
+            elif kind == pb.KIND_DRAIN:
+                self._drained.set()
+            else:
+                receive(envelope)
+
+
+async def _first_of(ended: asyncio.Future[None], other: asyncio.Future[Any]) -> None:
+    """Wait for `other`. Raises what ended the stream, where that comes first."""
+    await asyncio.wait({ended, other}, return_when=asyncio.FIRST_COMPLETED)
+    if ended.done():
+        ended.result()
 
 
 def _lost_call(idempotent: bool) -> Unavailable:

@@ -76,17 +76,20 @@ class Session:
 
     def call(self, opened: pb.Open, idempotent: bool) -> ClientStream:
         """Prepare a call; `ClientStream.start` sends it."""
-        stream = ClientStream(self, self._next_id, opened, idempotent)
-        self.streams[self._next_id] = stream
-        self._next_id += 2
+        stream = ClientStream(self, self.next_id(), opened, idempotent)
+        self.streams[stream.id] = stream
         return stream
+
+    def next_id(self) -> int:
+        """Return the id of a call that is opened now."""
+        self._next_id += 2
+        return self._next_id - 2
 
     def renumber(self, stream: ClientStream) -> None:
         """Give a call that is opened again a new id."""
         self.streams.pop(stream.id, None)
-        stream.id = self._next_id
+        stream.id = self.next_id()
         self.streams[stream.id] = stream
-        self._next_id += 2
 
     def forget(self, call_id: int) -> None:
         """Drop an ended call."""

@@ -13,12 +13,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from llmos.api.kernel.v1 import port_pb2 as pb
+from llmos.lib import cargo
 from llmos.lib.errors import Cancelled, ResourceExhausted
 
 if TYPE_CHECKING:
     from llmos.lib.session import Session
 
 CHUNK = 256 << 10
+FIRST = 4 << 10  # of a longer message, with the OPEN: enough to find the key in
 MAX_MESSAGE = 64 << 20
 
 DATA, OPEN, END = pb.KIND_DATA, pb.KIND_OPEN, pb.KIND_END
@@ -52,7 +54,7 @@ class Stream:
         self.remote_closed = False  # the other side sends no more messages
         self.ended = False  # the call is over in both directions
         self.window = session.window
-        self._partial: list[bytes] = []
+        self._partial: list[bytes | memoryview] = []
         self._partial_bytes = 0
         self._queued = 0
         self._ungranted = 0
@@ -85,7 +87,7 @@ class Stream:
                     self._partial = []
                     self._partial_bytes = 0
             else:
-                self._accept(payload)
+                self._accept(bytes(payload))
             self._grant()
         if flags & HALF_CLOSE:
             self.remote_closed = True
@@ -132,9 +134,10 @@ class Stream:
             self._writable.set_result(None)
         self._writable = None
 
-    def put(self, envelope: pb.Envelope) -> None:
-        """Send an envelope of this call as it is."""
-        self.window -= len(envelope.payload)
+    def put(self, envelope: pb.Envelope, size: int = 0) -> None:
+        """Send an envelope of this call as it is. size: bytes of its payload."""
+        # protobuf copies a payload at every look at it, so nobody asks the envelope for its size.
+        self.window -= size
         self.session.emit(envelope)
 
     async def send(self, message: bytes, flags: int = 0, cookie: bytes = b"") -> None:
@@ -146,25 +149,30 @@ class Stream:
         if size <= CHUNK and size <= self.window and not self.ended:
             flags |= MESSAGE
             self.put(
-                pb.Envelope(call=self.id, kind=DATA, payload=message, flags=flags, cookie=cookie)
+                pb.Envelope(call=self.id, kind=DATA, payload=message, flags=flags, cookie=cookie),
+                size,
             )
             if self.session.full:
                 await self.session.writable()
             return
+        await self.send_view(memoryview(message), flags, cookie)
+
+    async def send_view(self, message: memoryview, flags: int, cookie: bytes = b"") -> None:
+        """Send a message, or the rest of one, in pieces."""
         offset = 0
         while True:
             room = await self._room()
             piece = message[offset : offset + min(room, CHUNK)]
             offset += len(piece)
-            last = offset >= size
+            last = offset >= len(message)
             self.put(
-                pb.Envelope(
-                    call=self.id,
-                    kind=DATA,
-                    payload=piece,
-                    flags=MESSAGE | (flags if last else MORE),
-                    cookie=cookie if last else b"",
-                )
+                cargo.data(
+                    self.id,
+                    piece,
+                    MESSAGE | (flags if last else MORE),
+                    cookie if last else b"",
+                ),
+                len(piece),
             )
             if last:
                 return
@@ -228,27 +236,31 @@ class ClientStream(Stream):
             if len(message) <= CHUNK:
                 flags, payload = MESSAGE, message
             else:
-                flags, payload = MESSAGE | MORE, message[:CHUNK]
+                flags, payload = MESSAGE | MORE, message[:FIRST]
         if half_close and not flags & MORE:
             flags |= HALF_CLOSE
         self.begun = True
-        self.put(pb.Envelope(call=self.id, kind=OPEN, payload=payload, flags=flags, open=self.open))
-        return len(payload)
+        size = len(payload)
+        envelope = pb.Envelope(
+            call=self.id, kind=OPEN, payload=payload, flags=flags, open=self.open
+        )
+        self.put(envelope, size)
+        return size
 
     async def send_rest(self, message: bytes, offset: int, half_close: bool) -> None:
         """Send what `start` left of the first message."""
-        await self.send(message[offset:], HALF_CLOSE if half_close else 0)
+        await self.send_view(memoryview(message)[offset:], HALF_CLOSE if half_close else 0)
 
-    def put(self, envelope: pb.Envelope) -> None:
+    def put(self, envelope: pb.Envelope, size: int = 0) -> None:
         """Send, and keep what a replay would need."""
         if self.replayable:
-            self.kept_bytes += len(envelope.payload)
+            self.kept_bytes += size
             if self.kept_bytes > self.KEEP:
                 self.replayable = False
                 self.kept.clear()
             else:
                 self.kept.append(envelope)
-        super().put(envelope)
+        super().put(envelope, size)
 
     def half_close(self) -> None:
         """Say that no more messages come."""

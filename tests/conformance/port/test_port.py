@@ -39,7 +39,7 @@ class Cell:
         await self.kernel.start([self.address])
 
     async def kill(self) -> None:
-        await self.kernel._server.stop(None)
+        await self.kernel._server.close()
 
     async def restart(self) -> None:
         self.kernel = KernelServer()
