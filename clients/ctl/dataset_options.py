@@ -174,7 +174,7 @@ def cleaning(
     """Return how to clean. Raises BAD_OPTION."""
     from llmos.api.storage.v1 import data_pb2
 
-    modes: dict[data_pb2.Rule, data_pb2.RuleMode] = {}
+    modes: dict[data_pb2.Rule.ValueType, data_pb2.RuleMode.ValueType] = {}
     if languages:
         modes[data_pb2.RULE_LANGUAGE] = data_pb2.RULE_MODE_REPORT
     if min_chars or max_chars:
@@ -190,7 +190,7 @@ def cleaning(
     )
 
 
-def _rule(word: str) -> data_pb2.Rule:
+def _rule(word: str) -> data_pb2.Rule.ValueType:
     from llmos.api.storage.v1 import data_pb2
 
     known = [name.removeprefix("RULE_") for name in data_pb2.Rule.keys()[1:]]

@@ -33,7 +33,7 @@ from llmos.servers.storage.data.model import (
     Split,
 )
 from llmos.servers.storage.data.readers import csv, idx, images, jsonl, mail, parquet, plain
-from llmos.servers.storage.data.readers.base import BATCH_ROWS, Context, Reader
+from llmos.servers.storage.data.readers.base import BATCH_ROWS, Context, Parts, Reader
 from llmos.servers.storage.data.recognise import recognise
 from llmos.servers.storage.data.report import Tally
 from llmos.servers.storage.data.roles import Roles, roles_of
@@ -115,6 +115,7 @@ class _Import:
         self._watch = watch
         self._tally = Tally()
         self._writers: dict[str, SplitWriter] = {}
+        self._open = contextlib.ExitStack()  # closes them in any case
         self._schema: Any = None
         self._roles = Roles("", "", ())
         self._entries = 0
@@ -129,7 +130,8 @@ class _Import:
             kind = kind or recognise(source.files)
             parts = self._read(kind)
         self._watch.say("reading")
-        splits = self._write(self._cleaned(parts))
+        with self._open, contextlib.closing(parts):
+            splits = self._write(self._cleaned(parts))
         if not any(split.rows for split in splits):
             raise bad_data("the source", "no row is left", "give a file with rows, or clean less")
         parent = source.parent
@@ -150,7 +152,7 @@ class _Import:
             report=self._tally.report(),
         )
 
-    def _read(self, kind: DataFormat) -> Iterator[tuple[str, Any]]:
+    def _read(self, kind: DataFormat) -> Parts:
         leave_out = self._order.cleaning.mode(Rule.UNREADABLE) is Mode.APPLY
         context = Context(
             self._order.reading, self._watch.add, self._left_out if leave_out else None
@@ -160,7 +162,7 @@ class _Import:
     def _left_out(self, error: InvalidArgument) -> None:
         self._tally.found(Rule.UNREADABLE, [self._tally.rows_read + 1])
 
-    def _stored(self, parent: Dataset) -> Iterator[tuple[str, Any]]:
+    def _stored(self, parent: Dataset) -> Parts:
         reading = self._order.reading
         self._order = replace(
             self._order,
@@ -205,7 +207,7 @@ class _Import:
         if splitter.two_passes:
             rows = self._second_pass(splitter, rows)
         for name in splitter.names:
-            self._writers[name] = SplitWriter(name, self._schema, self._staging)
+            self._writers[name] = self._writer(name)
         for batch in rows:
             self._watch.add(0)
             assigned = pa.array(splitter.assign(batch), pa.int32())
@@ -215,7 +217,7 @@ class _Import:
 
     def _second_pass(self, splitter: Splitter, rows: Iterator[Any]) -> Iterator[Any]:
         """Let the splitter see all rows; yield them again, out of a file of the staging."""
-        between = SplitWriter(ALL, self._schema, self._staging)
+        between = self._writer(ALL)
         for batch in rows:
             splitter.look(batch)
             between.write(batch)
@@ -229,8 +231,13 @@ class _Import:
 
     def _to(self, split: str, batch: Any) -> None:
         if split not in self._writers:
-            self._writers[split] = SplitWriter(split, self._schema, self._staging)
+            self._writers[split] = self._writer(split)
         self._writers[split].write(batch)
+
+    def _writer(self, split: str) -> SplitWriter:
+        return self._open.enter_context(
+            contextlib.closing(SplitWriter(split, self._schema, self._staging))
+        )
 
     def _finish(self, order: list[str]) -> list[Split]:
         self._watch.say("writing")

@@ -22,9 +22,11 @@ class _Sink:
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
         self._at = 0
+        self.given_up = False
 
     def write(self, data: Any) -> int:
-        self._writer.write(bytes(data))
+        if not self.given_up:
+            self._writer.write(bytes(data))
         self._at += len(data)
         return len(data)
 
@@ -56,8 +58,9 @@ class SplitWriter:
         self._staging = staging
         self._schema = schema
         self._writer = staging.writer()
+        self._sink = _Sink(self._writer)
         self._parquet = pq.ParquetWriter(
-            _Sink(self._writer),
+            self._sink,
             schema,
             compression="zstd",
             write_statistics=False,
@@ -83,6 +86,11 @@ class SplitWriter:
             self._parquet.write_table(table, row_group_size=max(1, self._rows))
             self.rows += self._rows
         self._waiting, self._rows, self._bytes = [], 0, 0
+
+    def close(self) -> None:
+        """Give up what was not ended; the file goes with the staging."""
+        self._sink.given_up = True  # Arrow would write its footer whatever happened
+        self._parquet.close()
 
     def end(self) -> Staged:
         """End the file and make it durable; it goes with the staging unless it is listed there."""

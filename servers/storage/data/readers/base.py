@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ from llmos.lib.errors import InvalidArgument
 from llmos.servers.storage.data.faults import bad_data, bad_option
 from llmos.servers.storage.data.inputs import Input, Tick, no_tick
 from llmos.servers.storage.data.model import Reading
+from llmos.servers.storage.data.text import decoder_of
 
 BATCH_ROWS = 4096
 BATCH_BYTES = 4 << 20
@@ -38,7 +39,8 @@ class Context:
     types: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check the types. Raises BAD_OPTION."""
+        """Check encoding and types. Raises BAD_OPTION."""
+        decoder_of(self.reading.encoding)
         for column, name in self.reading.types.items():
             if name not in TYPES:
                 raise bad_option(f"{name!r} is not a type; use {', '.join(TYPES)}.")
@@ -51,10 +53,14 @@ class Context:
         self.unreadable(error)
 
 
+# (split, record batch), all of one schema.
+Parts = Generator[tuple[str, Any], None, None]
+
+
 class Reader(Protocol):
     """Reads files of one format: yields (split, record batch), all of one schema."""
 
-    def __call__(self, files: Sequence[Input], context: Context) -> Iterator[tuple[str, Any]]:
+    def __call__(self, files: Sequence[Input], context: Context) -> Parts:
         """Read. Raises BAD_DATA_FILE, BAD_OPTION, NO_SUCH_SOURCE, Cancelled."""
 
 

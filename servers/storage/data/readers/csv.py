@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import re
 from collections.abc import Iterator, Sequence
@@ -12,8 +13,8 @@ import pyarrow as pa
 import pyarrow.csv as arrow
 
 from llmos.servers.storage.data.faults import bad_data, bad_option
-from llmos.servers.storage.data.inputs import Input, no_tick
-from llmos.servers.storage.data.readers.base import Context, check_columns, check_schema
+from llmos.servers.storage.data.inputs import Input, Tick, no_tick
+from llmos.servers.storage.data.readers.base import Context, Parts, check_columns, check_schema
 from llmos.servers.storage.data.text import MAX_ROW, Text
 
 _HEAD = 256 << 10
@@ -53,23 +54,29 @@ class _File:
     def __post_init__(self) -> None:
         self._bad_row: Any = None
 
-    def open(self, types: dict[str, Any], tick: Any) -> Any:
-        """Return Arrow's reader. types: of all columns, or of those that the caller gave."""
+    @contextlib.contextmanager
+    def open(self, types: dict[str, Any], tick: Tick) -> Iterator[Any]:
+        """Give Arrow's reader. types: of all columns, or of those that the caller gave."""
         reading = self.context.reading
-        text = Text(self.file.open(tick), self.file.name, reading.encoding)
-        return arrow.open_csv(
-            text,
-            read_options=arrow.ReadOptions(
-                use_threads=False, block_size=MAX_ROW, column_names=list(reading.columns) or None
-            ),
-            parse_options=arrow.ParseOptions(
-                delimiter=self.delimiter,
-                quote_char=False if reading.no_quotes else '"',
-                newlines_in_values=not reading.no_quotes,
-                invalid_row_handler=self._invalid,
-            ),
-            convert_options=arrow.ConvertOptions(column_types=types),
-        )
+        with (
+            Text(self.file.open(tick), self.file.name, reading.encoding) as text,
+            arrow.open_csv(
+                text,
+                read_options=arrow.ReadOptions(
+                    use_threads=False,
+                    block_size=MAX_ROW,
+                    column_names=list(reading.columns) or None,
+                ),
+                parse_options=arrow.ParseOptions(
+                    delimiter=self.delimiter,
+                    quote_char=False if reading.no_quotes else '"',
+                    newlines_in_values=not reading.no_quotes,
+                    invalid_row_handler=self._invalid,
+                ),
+                convert_options=arrow.ConvertOptions(column_types=types),
+            ) as reader,
+        ):
+            yield reader
 
     def _invalid(self, row: Any) -> str:
         self._bad_row = row
@@ -118,7 +125,7 @@ class _File:
         return bad_data(name, "it is not CSV", "name its format by --format")
 
 
-def read(files: Sequence[Input], context: Context) -> Iterator[tuple[str, Any]]:
+def read(files: Sequence[Input], context: Context) -> Parts:
     """Read CSV files of the same columns; see Reader."""
     if len(context.reading.delimiter) > 1 or context.reading.delimiter in ('"', "\n", "\r"):
         raise bad_option(f"{context.reading.delimiter!r} is not a delimiter; give one character.")

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from llmos.servers.storage.data.faults import bad_data
 from llmos.servers.storage.data.inputs import Input
-from llmos.servers.storage.data.readers.base import BATCH_BYTES, BATCH_ROWS, Context
+from llmos.servers.storage.data.readers.base import BATCH_BYTES, BATCH_ROWS, Context, Parts
 
 _TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _MAX_DIMS = 8
@@ -71,13 +71,13 @@ class _Array:
             )
 
 
-def read(files: Sequence[Input], context: Context) -> Iterator[tuple[str, Any]]:
+def read(files: Sequence[Input], context: Context) -> Parts:
     """Read IDX files: of each split one of rows, and at most one of their labels. See Reader."""
     for split in dict.fromkeys(file.split for file in files):
         yield from _read_split([file for file in files if file.split == split], context)
 
 
-def _read_split(files: Sequence[Input], context: Context) -> Iterator[tuple[str, Any]]:
+def _read_split(files: Sequence[Input], context: Context) -> Parts:
     arrays = [_Array(file.name, file.open(context.tick)) for file in files]
     try:
         data = [array for array in arrays if array.shape]

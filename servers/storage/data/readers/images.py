@@ -13,7 +13,7 @@ from PIL import Image
 from llmos.lib.errors import InvalidArgument
 from llmos.servers.storage.data.faults import bad_data
 from llmos.servers.storage.data.inputs import Input
-from llmos.servers.storage.data.readers.base import Context, batched
+from llmos.servers.storage.data.readers.base import Context, Parts, batched
 
 MAX_BYTES = 32 << 20
 MAX_PIXELS = 50_000_000
@@ -36,7 +36,7 @@ def is_image(head: bytes) -> bool:
     return head.startswith(_MAGIC) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
 
 
-def read(files: Sequence[Input], context: Context) -> Iterator[tuple[str, Any]]:
+def read(files: Sequence[Input], context: Context) -> Parts:
     """Read images; see Reader."""
     for split in dict.fromkeys(file.split for file in files):
         for rows in batched(_rows([f for f in files if f.split == split], context)):

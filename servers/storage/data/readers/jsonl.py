@@ -12,6 +12,7 @@ from llmos.servers.storage.data.faults import bad_data
 from llmos.servers.storage.data.inputs import Input
 from llmos.servers.storage.data.readers.base import (
     Context,
+    Parts,
     batched,
     check_columns,
 )
@@ -20,7 +21,7 @@ from llmos.servers.storage.data.text import Text
 _CURE = "mend it, or read the column as another type: --type {}=string"
 
 
-def read(files: Sequence[Input], context: Context) -> Iterator[tuple[str, Any]]:
+def read(files: Sequence[Input], context: Context) -> Parts:
     """Read files of JSON lines; see Reader."""
     schema = None
     for file in files:

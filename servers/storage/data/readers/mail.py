@@ -16,7 +16,7 @@ import pyarrow as pa
 from llmos.lib.errors import InvalidArgument
 from llmos.servers.storage.data.faults import bad_data
 from llmos.servers.storage.data.inputs import Input
-from llmos.servers.storage.data.readers.base import Context, batched
+from llmos.servers.storage.data.readers.base import Context, Parts, batched
 
 MAX_MAIL = 16 << 20  # bytes
 _MAX_PARTS = 1000
@@ -53,7 +53,7 @@ def is_mail(head: bytes) -> bool:
     return len(known) >= 2 and sound >= 0.8 * len(whole)
 
 
-def read(files: Sequence[Input], context: Context) -> Iterator[tuple[str, Any]]:
+def read(files: Sequence[Input], context: Context) -> Parts:
     """Read mails; see Reader."""
     for split in dict.fromkeys(file.split for file in files):
         for rows in batched(_rows([f for f in files if f.split == split], context)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +13,7 @@ from llmos.servers.storage.data.inputs import Input
 from llmos.servers.storage.data.readers.base import (
     BATCH_ROWS,
     Context,
+    Parts,
     check_columns,
     check_schema,
 )
@@ -20,7 +21,7 @@ from llmos.servers.storage.data.readers.base import (
 _MAX_GROUP = 2 << 30  # bytes of a row group when unpacked
 
 
-def read(files: Sequence[Input], context: Context) -> Iterator[tuple[str, Any]]:
+def read(files: Sequence[Input], context: Context) -> Parts:
     """Read Parquet files of the same columns; see Reader."""
     schema = None
     for file in files:

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import pyarrow as pa
 
 from llmos.servers.storage.data.faults import bad_data
 from llmos.servers.storage.data.inputs import Input
-from llmos.servers.storage.data.readers.base import Context, batched
+from llmos.servers.storage.data.readers.base import Context, Parts, batched
 from llmos.servers.storage.data.text import MAX_ROW, Text
 
 _SCHEMA = pa.schema([("text", pa.string())])
 _LABELLED = pa.schema([("text", pa.string()), ("label", pa.string())])
 
 
-def _read(
-    files: Sequence[Input], context: Context, *, paragraphs: bool
-) -> Iterator[tuple[str, Any]]:
+def _read(files: Sequence[Input], context: Context, *, paragraphs: bool) -> Parts:
     labelled = any(file.label for file in files)
     for file in files:
         for rows in batched(_rows(file, context, paragraphs)):
