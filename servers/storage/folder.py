@@ -25,12 +25,13 @@ BESIDE = re.compile(
     r"special_tokens_map\.json|added_tokens\.json|vocab\.txt|merges\.txt|tokenizer\.model|"
     r"spiece\.model|sentencepiece\.bpe\.model|chat_template\.(jinja|json)|preprocessor_config\.json|"
     r"modules\.json|sentence_bert_config\.json|config_sentence_transformers\.json|"
+    r"serving\.toml|labels\.txt|"  # how it is to be served, see docs/models.md
     r"README\.md|LICEN[CS]E(\.txt|\.md)?|NOTICE(\.txt|\.md)?|"
     r"\d+_[A-Za-z]+/(config\.json|model\.safetensors)"
 )
 _CANONICAL = {Kind.SAFETENSORS: "model.safetensors", Kind.ONNX: "model.onnx"}
 _CANONICAL |= {Kind.GGUF: "model.gguf", Kind.TORCHSCRIPT: "model.pt"}
-_CANONICAL[Kind.TORCH_EXPORT] = "model.pt2"
+_CANONICAL |= {Kind.TORCH_EXPORT: "model.pt2", Kind.PIPELINE: "pipeline.toml"}
 _MAX_ENTRIES = 10_000
 
 Files = tuple[tuple[str, Path], ...]
@@ -72,6 +73,7 @@ class Folder:
         tensors, graphs = by_kind[Kind.SAFETENSORS], by_kind[Kind.ONNX]
         whole = tensors and "config.json" in self.files
         for kind, found in (
+            (Kind.PIPELINE, by_kind[Kind.PIPELINE]),
             (Kind.SAFETENSORS, tensors if whole else []),
             (Kind.GGUF, by_kind[Kind.GGUF]),
             (Kind.ONNX, graphs),

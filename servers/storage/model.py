@@ -18,6 +18,7 @@ class Format(IntEnum):
     ONNX = 3
     TORCHSCRIPT = 4
     TORCH_EXPORT = 5
+    PIPELINE = 8
 
 
 class Task(IntEnum):

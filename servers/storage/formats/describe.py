@@ -88,12 +88,17 @@ def _export(main: str, files: Mapping[str, Path], beside: card.Card) -> Descript
     return torchzip.describe_export(main, files[main])
 
 
+def _pipeline(main: str, files: Mapping[str, Path], beside: card.Card) -> Description:
+    return Description(format=Format.PIPELINE, task=Task.PREDICT)
+
+
 _READERS = {
     Kind.GGUF: _gguf,
     Kind.SAFETENSORS: _safetensors,
     Kind.ONNX: _onnx,
     Kind.TORCHSCRIPT: _script,
     Kind.TORCH_EXPORT: _export,
+    Kind.PIPELINE: _pipeline,
 }
 
 

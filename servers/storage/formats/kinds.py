@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickletools
 import re
+import tomllib
 from enum import Enum
 from pathlib import Path
 
@@ -27,6 +28,7 @@ class Kind(Enum):
     ONNX = "ONNX"
     TORCHSCRIPT = "TorchScript"
     TORCH_EXPORT = "torch.export"
+    PIPELINE = "a pipeline of models"
     PICKLE = "pickle"
     EMPTY = "empty"
     OTHER = "not a model"
@@ -35,7 +37,8 @@ class Kind(Enum):
 _CLAIMS = {".gguf": Kind.GGUF, ".safetensors": Kind.SAFETENSORS, ".onnx": Kind.ONNX}
 _CLAIMS[".pt2"] = Kind.TORCH_EXPORT
 TORCH = frozenset({Kind.TORCHSCRIPT, Kind.TORCH_EXPORT})
-MODELS = TORCH | {Kind.GGUF, Kind.SAFETENSORS, Kind.ONNX}
+MODELS = TORCH | {Kind.GGUF, Kind.SAFETENSORS, Kind.ONNX, Kind.PIPELINE}
+_MAX_PIPELINE = 1 << 20
 
 
 FORMATS = "GGUF, safetensors, ONNX, TorchScript or torch.export"
@@ -56,7 +59,9 @@ def kind_of(path: Path) -> Kind:
             return _zip_kind(file)
         if _is_pickle(file, head):
             return Kind.PICKLE
-        return Kind.ONNX if _is_onnx(file, head) else Kind.OTHER
+        if _is_onnx(file, head):
+            return Kind.ONNX
+        return Kind.PIPELINE if _is_pipeline(file) else Kind.OTHER
 
 
 def claimed(name: str) -> Kind | None:
@@ -112,6 +117,18 @@ def _zip_kind(file: io.BufferedReader) -> Kind:
     if {"constants.pkl", "data.pkl"} <= inside and any(n.startswith("code/") for n in inside):
         return Kind.TORCHSCRIPT
     return Kind.PICKLE if any(n.endswith(".pkl") for n in names) else Kind.OTHER
+
+
+def _is_pipeline(file: io.BufferedReader) -> bool:
+    """Return whether it is TOML with a list of nodes, see docs/models.md."""
+    file.seek(0)
+    data = file.read(_MAX_PIPELINE + 1)
+    if b"[[node]]" not in data or len(data) > _MAX_PIPELINE:
+        return False
+    try:
+        return isinstance(tomllib.loads(data.decode()).get("node"), list)
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError):
+        return False
 
 
 def _is_pickle(file: io.BufferedReader, head: bytes) -> bool:
