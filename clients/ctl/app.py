@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from llmos.clients.ctl import (
+    audit,
     chat,
     dataset,
     dataset_rows,  # noqa: F401  # more commands of dataset
@@ -12,8 +13,13 @@ from llmos.clients.ctl import (
     embed,
     job,
     kernel,
+    lock,
     model,
+    model_about,  # noqa: F401  # more commands of model
+    model_alias,  # noqa: F401  # the same
+    quota,
     run,
+    state,
     system,
 )
 from llmos.clients.ctl.session import (
@@ -70,4 +76,8 @@ def build() -> typer.Typer:
     app.add_typer(dataset.app, name="dataset")
     app.add_typer(job.app, name="job")
     app.add_typer(kernel.app, name="kernel")
+    app.add_typer(state.app, name="state")
+    app.add_typer(lock.app, name="lock")
+    app.add_typer(audit.app, name="audit")
+    app.add_typer(quota.app, name="quota")
     return app

@@ -48,3 +48,18 @@ def bar() -> Iterator[Callable[[str, int, int], None]]:
         yield lambda stage, done, total: shown.update(
             task, description=stage, completed=done, total=total or None
         )
+
+
+@contextlib.contextmanager
+def count_bar(unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar of things called `unit` while inside, on a terminal; yields what is told."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn(unit))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task(unit, total=None)
+        yield lambda done, total: shown.update(task, completed=done, total=total)

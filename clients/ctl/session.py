@@ -183,6 +183,8 @@ class Session:
     def _open(self, address: str) -> grpc.Channel:
         import grpc
 
+        from llmos.clients.ctl.fence import fenced
+
         if address not in self._channels:
             limits = ("grpc.max_receive_message_length", "grpc.max_send_message_length")
             channel = grpc.insecure_channel(address, options=[(k, MAX_MESSAGE) for k in limits])
@@ -195,7 +197,7 @@ class Session:
                     "UNREACHABLE",
                     f"Nothing answers at {address}; check --address (or LLMOS_ADDRESS).",
                 ) from None
-        return self._channels[address]
+        return fenced(self._channels[address])
 
     def __enter__(self) -> Session:
         """Do nothing."""
