@@ -10,6 +10,7 @@ from pathlib import Path
 import grpc
 from remote_registry import RemoteAliases, RemoteLeases
 from remote_storage import RemoteStorage
+from remote_upkeep import RemoteMaintenance, RemoteUploads
 
 from llmos.api.storage.v1 import registry_pb2_grpc
 from llmos.kernel.transport.server import KernelServer
@@ -18,12 +19,16 @@ from llmos.lib.port import Port
 from llmos.lib.serve import Server
 from llmos.servers.storage.base import Storage
 from llmos.servers.storage.binding import Bound
+from llmos.servers.storage.blobs.uploads_base import Uploads
 from llmos.servers.storage.config import StorageConfig
 from llmos.servers.storage.local import LocalStorage
 from llmos.servers.storage.registry.base import Aliases, VersionLeases
 from llmos.servers.storage.registry.local import LocalAliases, LocalLeases
 from llmos.servers.storage.service import BlobsService, RegistryService
 from llmos.servers.storage.serving import add_registry
+from llmos.servers.storage.upkeep.base import Maintenance
+from llmos.servers.storage.upkeep.local import LocalMaintenance
+from llmos.servers.storage.upkeep.serving import add_upkeep
 
 TWO_WAYS = ["in process, SQLite", "gRPC, SQLite"]
 FOUR_WAYS = [*TWO_WAYS, "kernel, SQLite", "in process, PostgreSQL"]
@@ -43,6 +48,8 @@ class World:
     leases: VersionLeases
     local: LocalStorage
     own_aliases: LocalAliases
+    uploads: Uploads
+    upkeep: Maintenance
 
 
 @asynccontextmanager
@@ -50,8 +57,9 @@ async def storage_world(way: str, state_dir: Path, store: LocalStorage) -> Async
     """Serve `store`; way: `in process`, `gRPC` or `kernel`."""
     async with AsyncExitStack() as stack:
         aliases, leases = LocalAliases(store.database), LocalLeases(store.database)
+        upkeep = LocalMaintenance(state_dir / "storage", store.blobs, store.uploads)
         if way == "in process":
-            yield World(store, aliases, leases, store, aliases)
+            yield World(store, aliases, leases, store, aliases, store.uploads, upkeep)
             return
         kernel = "none"
         if way == "kernel":
@@ -63,6 +71,7 @@ async def storage_world(way: str, state_dir: Path, store: LocalStorage) -> Async
         server.add(registry_pb2_grpc.add_RegistryServicer_to_server, registry)
         server.add(registry_pb2_grpc.add_BlobsServicer_to_server, blobs)
         add_registry(server, aliases, leases)
+        add_upkeep(server, store.uploads, upkeep)
         await server.start()
         stack.push_async_callback(server.stop, 0)
         if way == "kernel":
@@ -73,5 +82,11 @@ async def storage_world(way: str, state_dir: Path, store: LocalStorage) -> Async
         else:
             channel = await stack.enter_async_context(grpc.aio.insecure_channel(server.address))
         yield World(
-            RemoteStorage(channel), RemoteAliases(channel), RemoteLeases(channel), store, aliases
+            RemoteStorage(channel),
+            RemoteAliases(channel),
+            RemoteLeases(channel),
+            store,
+            aliases,
+            RemoteUploads(channel),
+            RemoteMaintenance(channel),
         )

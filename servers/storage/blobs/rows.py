@@ -9,7 +9,11 @@ from dataclasses import dataclass
 from sqlalchemy import Column, Connection, Select, delete, exists, insert, select, update
 
 from llmos.servers.storage.blobs.reader import Piece
-from llmos.servers.storage.db import tables_data, tables_registry  # noqa: F401  # for `users`
+from llmos.servers.storage.db import (
+    quota,
+    tables_data,  # noqa: F401  # for `users`
+    tables_registry,  # noqa: F401
+)
 from llmos.servers.storage.db.tables import metadata
 from llmos.servers.storage.db.tables_blobs import blobs, pieces
 
@@ -155,7 +159,9 @@ def sources(sql: Connection, digests: Iterable[str], touched_before: float) -> l
 
 
 def remove(sql: Connection, digests: Sequence[str]) -> None:
-    """Delete rows; those of pieces and tensors go with them."""
+    """Delete rows; those of pieces and tensors go with them. Whoever uploaded them gets it back."""
+    for digest in digests:
+        quota.release(sql, quota.UPLOAD, digest)
     for i in range(0, len(digests), _BATCH):
         sql.execute(delete(blobs).where(blobs.c.sha256.in_(digests[i : i + _BATCH])))
 

@@ -20,6 +20,7 @@ from sqlalchemy import Connection, select
 
 from llmos.lib import failpoint
 from llmos.lib.errors import NotFound, OutOfRange
+from llmos.servers.storage import caller
 from llmos.servers.storage.blobs import rows, sharing
 from llmos.servers.storage.blobs.cache import Cache
 from llmos.servers.storage.blobs.reader import (
@@ -32,6 +33,7 @@ from llmos.servers.storage.blobs.reader import (
 )
 from llmos.servers.storage.blobs.staging import Staged, Staging
 from llmos.servers.storage.crypt.keys import KeyRing, key_needed
+from llmos.servers.storage.db import quota
 from llmos.servers.storage.db.engine import Database
 from llmos.servers.storage.db.tables_blobs import blobs
 from llmos.servers.storage.disk import sync_dir, writing
@@ -242,9 +244,13 @@ class Blobs:
             self._pins = +self._pins
 
     def place(self, staged: Staged) -> None:
-        """Keep a finished upload."""
-        with self.placing([staged]):
-            pass
+        """Keep a finished upload, on its tenant's account until a version takes it up.
+
+        Raises QUOTA_EXCEEDED.
+        """
+        with self.placing([staged]) as sql:
+            tenant = caller.current().tenant
+            quota.charge(sql, tenant, staged.size, kind=quota.UPLOAD, subject=staged.sha256)
 
     @contextlib.contextmanager
     def placing(self, staged: Iterable[Staged]) -> Iterator[Connection]:

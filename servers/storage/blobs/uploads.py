@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import threading
 import time
 import uuid
@@ -28,6 +29,7 @@ from llmos.servers.storage.disk import require_room, sync_dir, writing
 log = logging.getLogger(__name__)
 SYNC_EVERY = 64 << 20  # bytes; so much is sent again at most after a crash
 _LISTED = 1000
+_ID = re.compile("[0-9a-f]{64}-[0-9a-f]{16}")
 _OPEN = 64  # files kept open
 
 
@@ -99,7 +101,7 @@ class LocalUploads(Uploads):
 
     def _row(self, sql: Connection, id: str) -> Row[Any]:
         mine = (uploads.c.id == id) & (uploads.c.tenant == caller.current().tenant)
-        row = sql.execute(select(uploads).where(mine)).first()
+        row = sql.execute(select(uploads).where(mine)).first() if _ID.fullmatch(id) else None
         if row is None:
             raise NotFound(
                 "NO_SUCH_UPLOAD",
@@ -214,9 +216,11 @@ class LocalUploads(Uploads):
 
     def _commit(self, id: str) -> tuple[str, int]:
         sha256 = id.partition("-")[0]
-        with self._db.read() as sql:
-            here = sql.execute(select(uploads.c.id).where(uploads.c.id == id)).first()
-        if here is None and len(sha256) == 64:
+        here = None
+        if _ID.fullmatch(id):
+            with self._db.read() as sql:
+                here = sql.execute(select(uploads.c.id).where(uploads.c.id == id)).first()
+        if here is None and _ID.fullmatch(id):
             (size,) = self._blobs.sizes([sha256])
             if size >= 0:  # committed before
                 return sha256, size
@@ -244,8 +248,9 @@ class LocalUploads(Uploads):
             staged = Staged(found, begun.size, session.path, wrapped)
             with self._blobs.placing([staged]) as sql:
                 sql.execute(delete(uploads).where(uploads.c.id == id))
-                detail = {"bytes": begun.size}
-                audit.record(sql, caller.current().tenant, "blob.upload", found, detail)
+                tenant, detail = caller.current().tenant, {"bytes": begun.size}
+                quota.charge(sql, tenant, begun.size, kind=quota.UPLOAD, subject=found)
+                audit.record(sql, tenant, "blob.upload", found, detail)
             failpoint.hit("upload.committed")
             self._forget(id, held=True)
         unlink([self._folder / id])

@@ -97,7 +97,7 @@ def test_keys_wrap_and_rotate(tmp_path: Path) -> None:
     both = KeyRing.load(key_file(tmp_path / "k2", new, f"{old}  # old"))
     assert both.unwrap(wrapped, "a" * 64) == key
     assert not both.is_current(wrapped) and both.is_current(both.wrap(key, "a" * 64))
-    with pytest.raises(DataLoss, match="KEY_DAMAGED|was changed"):
+    with pytest.raises(DataLoss, match="was changed"):
         both.unwrap(wrapped, "b" * 64)  # the key of another file
     with pytest.raises(FailedPrecondition) as wrong:
         KeyRing.load(key_file(tmp_path / "k3", new)).unwrap(wrapped, "a" * 64)
