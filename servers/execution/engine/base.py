@@ -11,7 +11,7 @@ import abc
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -173,11 +173,21 @@ class EngineInfo:
     serving: Serving | None = None
 
 
+class Models(Protocol):
+    """Other models, for engines that call some."""
+
+    async def predict(
+        self, model: str, inputs: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str]
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Run a model in the name of the call being served. Raises as Execution/Predict."""
+
+
 class Engine(abc.ABC):
     """A loaded model. The methods of tasks it does not do raise FailedPrecondition WRONG_TASK."""
 
     info: EngineInfo
     statistics: Statistics | None = None  # for engines that count
+    models: Models | None = None  # see connect
 
     @abc.abstractmethod
     def generate(self, request: Generation) -> AsyncIterator[Piece]:
@@ -227,6 +237,10 @@ class Engine(abc.ABC):
             f"The model does not classify: it does {self.info.task}. A classifier is an ONNX or "
             "TorchScript model with a `labels` step in its serving.toml.",
         )
+
+    def connect(self, models: Models) -> None:
+        """Take the way to other models; called once, before serving, when there is a kernel."""
+        self.models = models
 
     def labels(self, output: str) -> Sequence[str] | None:
         """Return the names of the classes that an output scores; None when it scores none."""

@@ -18,15 +18,17 @@ _ENGINES = {
     ("onnx", "predict"): "onnx",
     ("torchscript", "predict"): "module",
     ("torch_export", "predict"): "module",
+    ("pipeline", "predict"): "pipeline",
 }
 _NEEDS = {
     "torch": ("numpy", "setproctitle", "torch", "tokenizers"),
     "onnx": ("numpy", "setproctitle", "onnxruntime"),
+    "pipeline": ("numpy", "setproctitle"),
     "module": ("numpy", "setproctitle", "torch"),
 }
 _ABLE = (
     "torch runs causal language models (GGUF, safetensors), onnx runs ONNX models, module runs "
-    "TorchScript and torch.export models"
+    "TorchScript and torch.export models, pipeline runs pipelines of models"
 )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Coroutine
+from typing import Any
 
 import grpc
 
@@ -43,10 +45,27 @@ class SharedMemory:
             self._sweeping = background(self._sweep())
         return mapping
 
-    async def view(self, range: pb.BufferRange) -> memoryview:
-        """Return a part of a buffer. Raises as `open`; OutOfRange BAD_RANGE."""
-        mapping = await self.open(range.handle)
-        return part(mapping, range.offset, range.size)
+    async def once(self, range: pb.BufferRange) -> memoryview:
+        """Return a part of a buffer that is opened for this one use; its memory goes with the view.
+
+        Raises as `open`; OutOfRange BAD_RANGE.
+        """
+        mapping = await self._client().open(range.handle)
+        try:
+            return part(mapping, range.offset, range.size)
+        finally:
+            self.free_soon(mapping)
+
+    async def lend(self, data: bytes) -> Mapping:
+        """Return a new buffer with `data`, to be freed by `free_soon`. Raises as BufferClient."""
+        client = self._client()
+        mapping = await client.create(len(data), "a pipeline's tensor")
+        mapping.view[:] = data
+        return mapping
+
+    def free_soon(self, mapping: Mapping) -> None:
+        """Free a buffer without waiting for it."""
+        self._in_background(self._client().free(mapping))
 
     async def give(self, data: bytes) -> pb.BufferRange:
         """Return a new buffer with `data`, which its reader must open within seconds."""
@@ -54,9 +73,7 @@ class SharedMemory:
         mapping = await client.create(len(data), "a worker's answer")
         mapping.view[:] = data
         await client.seal(mapping)
-        task = background(self._let_go(mapping))
-        self._giving.add(task)
-        task.add_done_callback(self._giving.discard)
+        self._in_background(self._let_go(mapping))
         return pb.BufferRange(handle=mapping.handle, offset=0, size=len(data))
 
     async def close(self) -> None:
@@ -65,6 +82,11 @@ class SharedMemory:
             task.cancel()
         if self._buffers is not None:
             await self._buffers.close()
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = background(work)
+        self._giving.add(task)
+        task.add_done_callback(self._giving.discard)
 
     def _client(self) -> BufferClient:
         if self._buffers is None:

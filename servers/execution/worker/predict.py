@@ -27,7 +27,7 @@ MAX_ITEMS = 2048
 async def prediction(
     request: pb.PredictRequest, engine: Engine, memory: SharedMemory, tenant: str
 ) -> Prediction:
-    """Return what to run. Raises InvalidArgument BAD_TENSOR, and as SharedMemory.view."""
+    """Return what to run. Raises InvalidArgument BAD_TENSOR, and as SharedMemory.once."""
     specs = {spec.name: spec for spec in engine.info.inputs}
     arrays: dict[str, npt.NDArray[Any]] = {}
     for tensor in request.inputs:
@@ -35,7 +35,7 @@ async def prediction(
             raise tensors.bad(f"Tensor {tensor.name!r} comes twice.")
         data: bytes | memoryview = tensor.data
         if tensor.WhichOneof("elements") == "buffer":
-            data = await memory.view(tensor.buffer)
+            data = await memory.once(tensor.buffer)
         # In a thread: a message may have tens of megabytes.
         arrays[tensor.name] = await asyncio.to_thread(
             tensors.from_bytes,

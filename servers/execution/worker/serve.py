@@ -17,6 +17,7 @@ from llmos.servers.execution.engine.base import Engine
 from llmos.servers.execution.oip.worker import WorkerInference
 from llmos.servers.execution.worker.control import WorkerControl, info_of
 from llmos.servers.execution.worker.memory import SharedMemory
+from llmos.servers.execution.worker.models import OtherModels
 from llmos.servers.execution.worker.service import WorkerExecution
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ async def _serve(order: WorkerOrder, engine: Engine, granted: int, parent: Paren
     info = info_of(order, engine.info, granted)
     channel = server.port.channel if server.port is not None else None
     memory = SharedMemory(channel)
+    if channel is not None:
+        engine.connect(OtherModels(channel, memory))
     server.add(
         execution_pb2_grpc.add_ExecutionServicer_to_server,
         WorkerExecution(engine, order.ref, memory),
