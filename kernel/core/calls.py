@@ -105,10 +105,9 @@ class Calls:
             return
         early = [c for q in service.queues.values() for c in q.calls() if c.method is UNKNOWN]
         for call in early:
-            assert call.first is not None
             self.scheduler.withdraw(call)
             try:
-                self._intake.describe(call, call.first, call.first.open)
+                self._intake.describe(call, call.opening(), call.opening().open)
                 self.scheduler.submit(call, now)
             except LLMOSError as err:
                 self._fail(call, err)
@@ -228,10 +227,9 @@ class Calls:
             self.table[call.id] = call
         if call.attempts:
             # The server tried before may not have been sent these yet: leave that as it was.
-            call.first = copy.deepcopy(call.first)
+            call.first = copy.deepcopy(call.opening())
             call.more = copy.deepcopy(call.more)
-        first = call.first
-        assert first is not None
+        first = call.opening()
         first.call = server_id
         if call.cookie:
             first.cookie = bytes(call.cookie)
@@ -248,9 +246,9 @@ class Calls:
         if call.caller:
             opened.caller = call.caller
         opener = call.opener
-        if opener is not None and opener.hello is not None:
+        if opener is not None:
             if not (opener.own and opened.caller_host):
-                opened.caller_host = opener.hello.host
+                opened.caller_host = opener.host
         if call.deadline is not None:
             opened.timeout_us = max(1, int((call.deadline - now) * 1e6))
         out = self.frames[port.id]

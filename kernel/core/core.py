@@ -191,6 +191,7 @@ class Core:
             raise InvalidArgument("BAD_FRAME", "HELLO needs a name and an instance id.")
         port.identity = self.gatekeeper.admit(hello)
         port.hello = hello
+        port.instance, port.host = hello.instance, hello.host
         for old in [p for p in self.ports.values() if p is not port and p.hello is not None]:
             if old.hello is not None and old.hello.instance == hello.instance:
                 # The process came back before its old stream was seen to end.

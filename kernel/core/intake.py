@@ -22,7 +22,7 @@ class Intake:
         """Start with an empty cache."""
         self._scheduler = scheduler
         self._limits = limits
-        self._paths: dict[str, tuple[Service, Method]] = {}  # of exported services
+        self._paths: dict[str, tuple[Service, Method, str]] = {}  # of exported services
 
     def forget(self) -> None:
         """The methods of a service have changed."""
@@ -31,7 +31,7 @@ class Intake:
     def describe(self, call: Call, envelope: pb.Envelope, opened: pb.Open) -> None:
         """Set service, method and key. Raises Unimplemented, InvalidArgument BAD_MESSAGE."""
         known = self._paths.get(call.path) or self._resolve(call.path)
-        call.service, method = known
+        call.service, method, call.path = known  # one string for all calls of a method
         call.method = method
         call.replayable = method.idempotent
         call.affinity = opened.affinity
@@ -40,7 +40,7 @@ class Intake:
             cut = bool(envelope.flags & pb.FLAG_MORE)
             call.key = string_field(envelope.payload, method.route, cut)
 
-    def _resolve(self, path: str) -> tuple[Service, Method]:
+    def _resolve(self, path: str) -> tuple[Service, Method, str]:
         name, _, method = path[1:].rpartition("/")
         if not path.startswith("/") or not name or not method:
             raise Unimplemented("NO_SUCH_METHOD", f"{path!r} is not /package.Service/Method.")
@@ -53,8 +53,8 @@ class Intake:
                 f"{', '.join(m.rpartition('/')[2] for m in service.methods)}.",
             )
         if service.seen and len(self._paths) < _MAX_PATHS:
-            self._paths[path] = (service, found)
-        return service, found
+            self._paths[path] = (service, found, path)
+        return service, found, path
 
     def inherit(self, call: Call, port: PortState, opened: pb.Open, now: float) -> None:
         """Set caller, tenant, class, deadline and parent: the parent's, or no better.
@@ -65,8 +65,7 @@ class Intake:
         identity = port.identity
         call.tenant = identity.tenant
         best = identity.best_class
-        assert port.hello is not None
-        call.caller = (opened.caller if port.own else "") or port.hello.instance
+        call.caller = (opened.caller if port.own else "") or port.instance
         if 0 < (timeout := opened.timeout_us) < _ENDLESS_US:
             call.deadline = now + timeout / 1e6
         if parent_id := opened.parent:

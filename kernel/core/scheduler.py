@@ -22,6 +22,8 @@ from llmos.lib.errors import (
     Unimplemented,
 )
 
+_PACK_FROM = 1000  # calls that wait; what comes on top keeps its OPEN encoded
+
 
 class Scheduler:
     """Owns services and queues. Calls back to hand a call to a port, or to end it."""
@@ -78,6 +80,8 @@ class Scheduler:
                 raise _too_late(call, need, now)
         queue.push(call, call.payer.limits.weight if call.payer else 1.0)
         self.queued += 1
+        if self.queued > _PACK_FROM:
+            call.pack()
         service.waiting[call.key] = queue
         self.serve_queue(service, queue, now)
         if call.queue is not None:

@@ -27,6 +27,8 @@ class PortState:
     own: bool
     last_progress: float
     hello: pb.Hello | None = None
+    instance: str = ""  # of `hello`: a field of a message is made anew at every look at it
+    host: str = ""
     identity: Identity = Identity()
     exports: dict[str, Export] = field(default_factory=dict)
     opened: dict[int, Call] = field(default_factory=dict)  # by the port's own id
@@ -141,7 +143,7 @@ class Call:
     export: Export | None = None  # who runs it
     server_id: int = 0
     attempts: int = 0
-    first: pb.Envelope | None = None  # OPEN, for the (next) server
+    first: pb.Envelope | bytes | None = None  # OPEN, for the (next) server; bytes: encoded
     more: list[pb.Envelope] | None = None  # what followed it
     kept_bytes: int = 0
     replayable: bool = False
@@ -153,6 +155,19 @@ class Call:
     home: KeyQueue | None = None  # where it was dispatched from, while it runs
     charged: float = 0.0
     expected: float = 0.0  # seconds it is expected to run
+
+    def pack(self) -> None:
+        """Keep OPEN encoded: a third of the memory, for a call that waits in a long queue."""
+        if isinstance(self.first, pb.Envelope):
+            self.first = self.first.SerializeToString()
+
+    def opening(self) -> pb.Envelope:
+        """Return OPEN."""
+        first = self.first
+        if isinstance(first, bytes):
+            first = self.first = pb.Envelope.FromString(first)
+        assert first is not None
+        return first
 
 
 @dataclass(slots=True)

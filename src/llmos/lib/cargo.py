@@ -39,6 +39,10 @@ class Cargo:
         self.payload = payload
         self.cookie = cookie
 
+    def __deepcopy__(self, memo: object) -> Cargo:
+        """Return one with a call id of its own, and the same bytes."""
+        return Cargo(self.call, self.flags, self.payload, self.cookie)
+
     def head(self) -> bytes:
         """Return everything of the encoded envelope that comes before the payload's bytes."""
         rest = pb.Envelope(call=self.call, kind=pb.KIND_DATA, flags=self.flags, cookie=self.cookie)

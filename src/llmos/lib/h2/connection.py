@@ -7,10 +7,8 @@ import logging
 from collections.abc import Callable
 from typing import Any, cast
 
-from hpack import Decoder
-from hpack.exceptions import HPACKError
-
 from llmos.lib.h2 import wire
+from llmos.lib.h2.headers import HeaderBlocks, ProtocolError
 from llmos.lib.h2.stream import Stream
 
 log = logging.getLogger(__name__)
@@ -23,17 +21,7 @@ CONNECTION_WINDOW = 1 << 30  # in all; the streams' windows are what bounds memo
 MAX_STREAMS = 10_000
 MAX_UNREAD = 16 << 20  # unsent bytes from which PINGs of one that does not read end it
 BUFFER = 64 << 10  # bytes read at once, unless a larger frame is under way
-_CACHED_BLOCKS = 64
 _HEAD = wire.HEAD.unpack_from
-
-
-class ProtocolError(Exception):
-    """The other end broke the protocol; the connection ends with `code` (RFC 9113, 7)."""
-
-    def __init__(self, code: int, why: str) -> None:
-        """Say which rule."""
-        super().__init__(why)
-        self.code = code
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -70,8 +58,7 @@ class Connection(asyncio.BufferedProtocol):
         self._last = 0  # newest stream of the other end
         self._next = 1
         self._consumed = 0
-        self._decoder = Decoder(max_header_list_size=MAX_BLOCK)
-        self._blocks: dict[bytes, list[tuple[str, str]]] = {}
+        self._blocks = HeaderBlocks(MAX_BLOCK)
         self._open_block: tuple[int, int, bytearray] | None = None
         self._handlers: dict[int, Callable[[int, int, bytes], None]] = {
             wire.HEADERS: self._on_headers,
@@ -245,7 +232,7 @@ class Connection(asyncio.BufferedProtocol):
         assert self._open_block is not None
         stream_id, flags, raw = self._open_block
         self._open_block = None
-        headers = self._decode(bytes(raw))  # always: the table must stay in step
+        headers = self._blocks.decode(bytes(raw))  # always: the table must stay in step
         stream = self.streams.get(stream_id)
         end = bool(flags & wire.END_STREAM)
         try:
@@ -287,23 +274,6 @@ class Connection(asyncio.BufferedProtocol):
         assert self._accept is not None
         self._accept(stream)
         return stream
-
-    def _decode(self, block: bytes) -> list[tuple[str, str]]:
-        # A block that only points into the tables means the same until the tables change.
-        known = self._blocks.get(block)
-        if known is not None:
-            return known
-        try:
-            headers = cast("list[tuple[str, str]]", self._decoder.decode(block))
-        except (HPACKError, UnicodeDecodeError) as exc:
-            raise ProtocolError(wire.COMPRESSION_ERROR, f"bad header block: {exc}") from exc
-        if min(block, default=0) >= 0x80 and 0xFF not in block:
-            if len(self._blocks) >= _CACHED_BLOCKS:
-                self._blocks.clear()
-            self._blocks[block] = headers
-        else:
-            self._blocks.clear()
-        return headers
 
     def _on_priority(self, flags: int, stream_id: int, payload: bytes) -> None:
         return  # deprecated (RFC 9113, 5.3.2)
