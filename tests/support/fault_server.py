@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 
 from llmos.api.storage.v1 import registry_pb2 as pb
-from llmos.api.storage.v1 import registry_pb2_grpc
+from llmos.api.storage.v1 import registry_pb2_grpc, state_pb2, state_pb2_grpc
 from llmos.lib import call, log
 from llmos.lib.config import ServerConfig
 from llmos.lib.port import ExportSpec
@@ -59,6 +59,18 @@ class Worker(registry_pb2_grpc.BlobsServicer):
             await self._journal.work(request.sha256, request.offset / 1000)
 
 
+class Puts(state_pb2_grpc.DocumentsServicer):
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+
+    async def PutDocument(
+        self, request: state_pb2.PutDocumentRequest, context: Any
+    ) -> state_pb2.PutDocumentResponse:
+        """Not idempotent: takes as many seconds as its content type says."""
+        await self._journal.work(request.key, float(request.content_type))
+        return state_pb2.PutDocumentResponse(document=state_pb2.Document(key=request.key))
+
+
 async def main() -> None:
     state_dir, name, credits, stall_ms = sys.argv[1:]
     journal = Journal(Path(state_dir) / "journal")
@@ -72,6 +84,8 @@ async def main() -> None:
     server = Server(name, ServerConfig(state_dir=Path(state_dir)), listen=False)
     add = registry_pb2_grpc.add_BlobsServicer_to_server
     worker: Any = Worker(journal)  # type: ignore[abstract]
+    puts: Any = Puts(journal)  # type: ignore[abstract]
+    server.add(state_pb2_grpc.add_DocumentsServicer_to_server, puts)
     server.add(add, worker, credits=int(credits), stall_ms=int(stall_ms))
     assert server.port is not None
     handlers: dict[str, Any] = {"Once": grpc.unary_unary_rpc_method_handler(once)}

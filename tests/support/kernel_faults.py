@@ -18,7 +18,7 @@ from kernel_process import KernelProcess, end
 
 from llmos.api.kernel.v1 import admin_pb2, admin_pb2_grpc
 from llmos.api.storage.v1 import registry_pb2 as pb
-from llmos.api.storage.v1 import registry_pb2_grpc
+from llmos.api.storage.v1 import registry_pb2_grpc, state_pb2, state_pb2_grpc
 from llmos.lib import rpc
 from llmos.lib.errors import LLMOSError
 from llmos.lib.port import Port
@@ -36,6 +36,7 @@ class Cell:
         self.client = Port(self.kernel.address, "client")
         channel = self.client.channel
         self.blobs = registry_pb2_grpc.BlobsStub(channel)
+        self.documents = state_pb2_grpc.DocumentsStub(channel)
         self.admin = admin_pb2_grpc.AdminStub(channel)
         self._once: Any = channel.unary_unary("/fault.Test/Once")
 
@@ -96,6 +97,17 @@ class Cell:
 
         async def asked() -> bytes:
             return bytes(await self._once(f"{name} {seconds}".encode(), timeout=60))
+
+        return asyncio.ensure_future(asked())
+
+    def put(self, name: str, seconds: float, request_id: str = "") -> asyncio.Future[str]:
+        """Make a call that is not idempotent and that the library knows."""
+        request = state_pb2.PutDocumentRequest(key=name, content_type=str(seconds))
+        metadata = (("llmos-request-id", request_id),) if request_id else None
+
+        async def asked() -> str:
+            reply = await self.documents.PutDocument(request, timeout=60, metadata=metadata)
+            return reply.document.key
 
         return asyncio.ensure_future(asked())
 

@@ -72,7 +72,7 @@ class PortCall(grpc.aio.Call):
             opened.timeout_us = max(1, int(timeout * 1e6))
         if metadata:
             apply_metadata(opened, metadata)
-        self._stream: ClientStream = session.call(opened, kind.idempotent)
+        self._stream: ClientStream = session.call(opened, kind.idempotent, kind.once)
         if timeout is not None:
             # The kernel ends the call at its deadline; this is for when the kernel is away.
             timer = session.loop().call_later(timeout + 0.05, self._expire)
@@ -155,6 +155,9 @@ class PortCall(grpc.aio.Call):
         """Call back with this call when it has ended."""
         self._stream.on_end(lambda: callback(self))
 
+    async def _send(self) -> None:
+        """Send what `__init__` could not."""
+
 
 class _UnaryReply(PortCall):
     def __await__(self) -> Any:
@@ -180,9 +183,6 @@ class _UnaryReply(PortCall):
             )
         return self._decode(message)
 
-    async def _send(self) -> None:
-        """Send what `__init__` could not."""
-
 
 class _StreamReply(PortCall):
     def __aiter__(self) -> AsyncIterator[Any]:
@@ -206,9 +206,6 @@ class _StreamReply(PortCall):
         if (error := self.error()) is not None:
             raise error
         return grpc.aio.EOF
-
-    async def _send(self) -> None:
-        """Send what `__init__` could not."""
 
 
 class _UnaryRequest(PortCall):
@@ -297,7 +294,10 @@ class _Kind:
     ) -> None:
         self.channel = channel
         self.path = path
-        self.idempotent = methods.lookup(path).idempotent
+        known = methods.lookup(path)
+        self.idempotent = known.idempotent
+        unary = call is UnaryUnaryCall
+        self.once = unary and known is not methods.UNKNOWN and not known.idempotent
         self._call = call
         self._unary = issubclass(call, _UnaryRequest)
         self.serialize = serialize

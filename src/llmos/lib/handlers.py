@@ -14,8 +14,9 @@ import grpc
 
 from llmos.api.kernel.v1 import port_pb2 as pb
 from llmos.lib import log as logs
-from llmos.lib import rpc
-from llmos.lib.errors import Cancelled, Unimplemented
+from llmos.lib import methods, rpc
+from llmos.lib.answers import Answers, Outcome
+from llmos.lib.errors import Cancelled, LLMOSError, Unimplemented
 from llmos.lib.session import Session, make_status, metadata_from_wire, metadata_to_wire
 from llmos.lib.stream import ServerStream
 
@@ -180,6 +181,7 @@ class Handlers:
         """Start with none."""
         self._methods: dict[str, Any] = {}
         self.running: set[asyncio.Task[None]] = set()
+        self.answers = Answers()
 
     def add(self, service: str, handlers: dict[str, Any]) -> None:
         """Serve the methods (by bare name) of a service."""
@@ -205,7 +207,33 @@ class Handlers:
         serialize = getattr(handler, "response_serializer", None) or _plain
         context = PortContext(stream, getattr(handler, "request_deserializer", None), serialize)
         current.set(stream)
-        logs.call_id.set(stream.open.trace)
+        opened = stream.open
+        logs.call_id.set(opened.trace)
+        if opened.request_id and _once(handler, opened.method):
+            await self._run_once(handler, context, stream, serialize)
+        else:
+            await _reply(stream, *await self._outcome(handler, context, stream, serialize))
+
+    async def _run_once(
+        self, handler: Any, context: PortContext, stream: ServerStream, serialize: Any
+    ) -> None:
+        opened = stream.open
+        asks = not stream.inbox and stream.remote_closed
+        try:
+            outcome = await self.answers.once(
+                (opened.tenant, opened.method, opened.request_id),
+                None if asks else lambda: self._outcome(handler, context, stream, serialize),
+                lambda: stream.ended,  # without a CANCEL: the kernel is gone
+            )
+        except asyncio.CancelledError:
+            outcome = None, make_status(Cancelled("CANCELLED", "The call was cancelled."))
+        except LLMOSError as err:
+            outcome = None, make_status(err)
+        await _reply(stream, *outcome)
+
+    async def _outcome(
+        self, handler: Any, context: PortContext, stream: ServerStream, serialize: Any
+    ) -> Outcome:
         reply: bytes | None = None
         try:
             if handler is None:
@@ -220,10 +248,7 @@ class Handlers:
             status = make_status(rpc.from_exception(exc))
         finally:
             context.end()
-        try:
-            await stream.reply(reply, status)
-        except Cancelled:
-            log.debug("call ended before its reply was sent")
+        return reply, status
 
     async def _invoke(
         self, handler: Any, context: PortContext, stream: ServerStream, serialize: Any
@@ -255,6 +280,19 @@ class Handlers:
         return None
 
 
+async def _reply(stream: ServerStream, reply: bytes | None, status: pb.Status | None) -> None:
+    try:
+        await stream.reply(reply, status)
+    except Cancelled:
+        log.debug("call ended before its reply was sent")
+
+
+def _once(handler: Any, path: str) -> bool:
+    """Return whether the method is unary and not idempotent."""
+    unary = handler is not None and not (handler.request_streaming or handler.response_streaming)
+    return unary and not methods.lookup(path).idempotent
+
+
 async def _requests(context: PortContext) -> AsyncIterator[Any]:
     while (request := await context.read()) is not grpc.aio.EOF:
         yield request
@@ -263,4 +301,6 @@ async def _requests(context: PortContext) -> AsyncIterator[Any]:
 def parent_of(session: Session) -> int:
     """Return the id of the call that the current task serves over `session`; 0 for none."""
     stream = current.get()
-    return stream.id if stream is not None and stream.session is session else 0
+    if stream is None or stream.session is not session or stream.ended:
+        return 0
+    return stream.id

@@ -32,6 +32,7 @@ from llmos.lib.h2.stream import Stream
 from llmos.lib.handlers import Handlers
 from llmos.lib.host import host_id, new_instance
 from llmos.lib.outbox import Outbox, Queued
+from llmos.lib.route import string_field
 from llmos.lib.session import Session, make_status
 from llmos.lib.status import from_wire
 from llmos.lib.vouch import vouch
@@ -147,6 +148,7 @@ class Port:
         if self._vouching is not None:
             self._vouching.cancel()
             await asyncio.gather(self._vouching, return_exceptions=True)
+        self._handlers.answers.close()
         self._session.close(Unavailable("PORT_CLOSED", "The port to the kernel was closed."))
 
     def _stalls(self) -> dict[str, float]:
@@ -263,7 +265,7 @@ class Port:
             self._session.abandon(served)
         for stream in self._session.clients():
             if not stream.resumable() and not self._outbox.holds(stream.id):
-                stream.fail(make_status(_lost_call(stream.replayable)))
+                stream.fail(make_status(_lost_call(stream.replayable and not stream.once)))
 
     def _reopen(self, waiting: list[Queued]) -> None:
         """Open again what was open at the last kernel, then send what nobody has seen."""
@@ -274,6 +276,8 @@ class Port:
             envelopes, stream.kept, stream.kept_bytes = stream.kept, [], 0
             self._session.renumber(stream)
             stream.window = self._session.window
+            if stream.once:
+                envelopes = [_question(envelopes[0])]
             envelopes[0].cookie = bytes(stream.cookie)
             for envelope in envelopes:
                 envelope.call = stream.id
@@ -321,6 +325,14 @@ async def _first_of(ended: asyncio.Future[None], other: asyncio.Future[Any]) -> 
     await asyncio.wait({ended, other}, return_when=asyncio.FIRST_COMPLETED)
     if ended.done():
         ended.result()
+
+
+def _question(first: pb.Envelope) -> pb.Envelope:
+    """Return the OPEN that asks what became of a call that may have run: without its request."""
+    opened = first.open
+    if not opened.key and (route := methods.lookup(opened.method).route):
+        opened.key = string_field(first.payload, route, cut=True)
+    return pb.Envelope(kind=pb.KIND_OPEN, flags=pb.FLAG_HALF_CLOSE, open=opened)
 
 
 def _lost_call(idempotent: bool) -> Unavailable:

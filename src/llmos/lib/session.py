@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from llmos.api.kernel.v1 import port_pb2 as pb
 from llmos.lib.errors import Internal, InvalidArgument, LLMOSError
+from llmos.lib.host import new_instance
 from llmos.lib.status import to_wire
 from llmos.lib.stream import ClientStream, ServerStream
 
@@ -62,6 +63,7 @@ class Session:
         self.full = False
         self._serve = serve
         self._next_id = 1
+        self._nonce = new_instance()
         self._waiting: list[asyncio.Future[None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._alive_at = 0.0
@@ -74,9 +76,15 @@ class Session:
 
     # Calls from here.
 
-    def call(self, opened: pb.Open, idempotent: bool) -> ClientStream:
-        """Prepare a call; `ClientStream.start` sends it."""
-        stream = ClientStream(self, self.next_id(), opened, idempotent)
+    def call(self, opened: pb.Open, idempotent: bool, once: bool = False) -> ClientStream:
+        """Prepare a call; `ClientStream.start` sends it.
+
+        once: it gets a request id, by which another kernel's server is asked what became of it.
+        """
+        stream = ClientStream(self, self.next_id(), opened, idempotent or once)
+        if once:
+            stream.once = True
+            opened.request_id = opened.request_id or f"{self._nonce}-{stream.id}"
         self.streams[stream.id] = stream
         return stream
 

@@ -207,6 +207,7 @@ class ClientStream(Stream):
         "headers",
         "kept",
         "kept_bytes",
+        "once",
         "open",
         "replayable",
         "status",
@@ -220,6 +221,7 @@ class ClientStream(Stream):
         self.open = opened
         self.replayable = idempotent
         self.begun = False  # OPEN was sent
+        self.once = False  # it must not run twice: see Open.request_id
         self.kept: list[pb.Envelope] = []
         self.kept_bytes = 0
         self.delivered = False

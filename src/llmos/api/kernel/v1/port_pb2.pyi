@@ -307,7 +307,12 @@ class Open(_message.Message):
     The kernel checks it; the child inherits tenant, class, deadline and cancellation.
     """
     request_id: _builtins.str
-    """Chosen by the client, stable over its retries: lets servers de-duplicate. May be empty."""
+    """Chosen by the client, stable over its retries: lets servers de-duplicate. May be empty.
+    A unary call that is not idempotent and has one runs once per server: a second OPEN with it
+    joins the first. When that OPEN brings no message (FLAG_HALF_CLOSE without FLAG_MESSAGE), it
+    only asks what became of the call, and a server that does not know answers UNAVAILABLE
+    KERNEL_LOST_MAY_HAVE_RUN: so a client asks after it lost the kernel, and nothing can run twice.
+    """
     tenant: _builtins.str
     """Set by the kernel on the way to a server, ignored from a client: who pays."""
     caller: _builtins.str
