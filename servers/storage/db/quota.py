@@ -14,6 +14,8 @@ from sqlalchemy import Connection, delete, func, insert, select, update
 from llmos.lib.errors import ResourceExhausted
 from llmos.servers.storage.db.tables_quota import charges, quotas, usage
 
+UPLOAD = "upload"  # kind of blobs that no version has taken up
+MODEL = "model"
 DEFAULT = "*"  # the tenant whose limits those have that have none of their own
 
 
@@ -34,7 +36,7 @@ class Used:
 
 
 def charge(
-    sql: Connection, tenant: str, bytes: int, *, kind: str = "upload", subject: str = ""
+    sql: Connection, tenant: str, bytes: int, *, kind: str = UPLOAD, subject: str = ""
 ) -> None:
     """Count `bytes` and one item of a kind for a tenant.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from sqlalchemy import Connection, Table, delete, insert, select, update
 
 from llmos.servers.storage import caller
-from llmos.servers.storage.db import audit
+from llmos.servers.storage.db import audit, quota
 from llmos.servers.storage.db.clock import BootClock
 from llmos.servers.storage.db.engine import Database
 from llmos.servers.storage.db.tables import insert_new
@@ -99,9 +99,13 @@ class Registry:
             sql.execute(insert(requests), key | {"request_id": draft.request_id})
         tags.change(sql, (draft.name, version), draft.tags, ())
         what = {"digest": digest, "source": made.source, "parents": list(made.parents)}
-        who = caller.current().tenant
-        audit.record(sql, who, "model.create", f"{draft.name}@{version}", what)
-        return self._one(sql, (draft.name, version)), False
+        who, ref = caller.current().tenant, f"{draft.name}@{version}"
+        for file in draft.files:
+            quota.release(sql, quota.UPLOAD, file.sha256)
+        added = self._one(sql, (draft.name, version))
+        quota.charge(sql, who, added.size_bytes, kind=quota.MODEL, subject=ref)
+        audit.record(sql, who, "model.create", ref, what)
+        return added, False
 
     def _existing(self, sql: Connection, draft: Draft, digest: str) -> Version | None:
         if draft.request_id and (found := self._of_request(sql, draft.request_id)):
@@ -180,6 +184,7 @@ class Registry:
         own = select(files.c.sha256).where(files.c.name == name, files.c.version == version)
         digests = list(sql.execute(own.distinct()).scalars())
         sql.execute(delete(versions).where(versions.c.name == name, versions.c.version == version))
+        quota.release(sql, quota.MODEL, f"{name}@{version}")
         who = caller.current().tenant
         audit.record(sql, who, "model.delete", f"{name}@{version}", {"forced": force})
         return digests
