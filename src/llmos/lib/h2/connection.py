@@ -62,7 +62,6 @@ class Connection(asyncio.BufferedProtocol):
         self._open_block: tuple[int, int, bytearray] | None = None
         self._handlers: dict[int, Callable[[int, int, bytes], None]] = {
             wire.HEADERS: self._on_headers,
-            wire.PRIORITY: self._on_priority,
             wire.RST_STREAM: self._on_reset,
             wire.SETTINGS: self._on_settings,
             wire.PING: self._on_ping,
@@ -142,10 +141,6 @@ class Connection(asyncio.BufferedProtocol):
         if left and used:
             self._view[:left] = bytes(self._view[used : self._filled])
         self._filled = left
-
-    def eof_received(self) -> bool:
-        """Close: a peer that sends no more is gone."""
-        return False
 
     def _parse(self, data: bytearray, size: int) -> int:
         """Handle the whole frames in data[:size]; return how many bytes they had."""
@@ -274,9 +269,6 @@ class Connection(asyncio.BufferedProtocol):
         assert self._accept is not None
         self._accept(stream)
         return stream
-
-    def _on_priority(self, flags: int, stream_id: int, payload: bytes) -> None:
-        return  # deprecated (RFC 9113, 5.3.2)
 
     def _on_push(self, flags: int, stream_id: int, payload: bytes) -> None:
         raise ProtocolError(wire.PROTOCOL_ERROR, "PUSH_PROMISE")
