@@ -15,25 +15,26 @@ __all__ = ["check", "estimate_bytes", "load"]
 
 
 def check(spec: ModelSpec) -> None:
-    """Raise FailedPrecondition NO_ENGINE when the model's architecture is not one of ours.
+    """Raise FailedPrecondition NO_ENGINE when the architecture or precision is not one of ours.
 
     Raises Unavailable LOAD_FAILED when its header cannot be read.
     """
     read_config(spec)
+    sizing.resolve(spec.precision, spec.device)
 
 
 def estimate_bytes(spec: ModelSpec) -> int:
     """Return the memory it will take on its device, bytes: weights, a full KV cache, workspace."""
     config, _ = read_config(spec)
-    dtype = sizing.resolve_dtype("auto", spec.device)
-    return sizing.model_bytes(config, sizing.context_of(spec, config), dtype)
+    precision = sizing.resolve(spec.precision, spec.device)
+    return sizing.model_bytes(config, sizing.context_of(spec, config), precision)
 
 
-def load(spec: ModelSpec, dtype: str = "auto") -> TorchEngine:
-    """Load a model; blocks. dtype: `float32` or `bfloat16` (auto: what the device is fast at).
+def load(spec: ModelSpec, precision: str = "") -> TorchEngine:
+    """Load a model; blocks. precision: `fp32`, `bf16` or `int8`, instead of what the spec says.
 
     Raises FailedPrecondition NO_ENGINE, Unavailable LOAD_FAILED.
     """
     from llmos.servers.execution.engine.torch.engine import load as load_engine
 
-    return load_engine(spec, dtype)
+    return load_engine(spec, precision)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import logging
 import math
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -12,8 +15,14 @@ from torch import Tensor
 
 from llmos.servers.execution.engine.torch.config import LlamaConfig, RopeScaling
 from llmos.servers.execution.engine.torch.linear import Linear
-from llmos.servers.execution.engine.torch.model import Layer, Llama
+from llmos.servers.execution.engine.torch.model import Layer, Llama, Model
+from llmos.servers.execution.engine.torch.native.build import library
+from llmos.servers.execution.engine.torch.native.layout import PackedLinear, declare
+from llmos.servers.execution.engine.torch.native.model import Int8Layer, Int8Llama
+from llmos.servers.execution.engine.torch.native.step import NativeAttention, suits
 from llmos.servers.execution.engine.torch.weights import Float32, Weights
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -27,44 +36,134 @@ class _Raw:
     ffn_norm: Float32
     gate_up: Float32
     down: Float32
+    q_norm: Float32 | None
+    k_norm: Float32 | None
 
 
 def build(
-    config: LlamaConfig, weights: Weights, device: torch.device, dtype: torch.dtype, threads: int
-) -> Llama:
-    """Read, check and repack all weights.
+    config: LlamaConfig, weights: Weights, device: torch.device, precision: str, threads: int
+) -> Model:
+    """Read, check and repack all weights. precision: `float32`, `bfloat16` or `int8`.
 
     Raises Unavailable LOAD_FAILED when a tensor is missing, misshapen or not finite.
     """
+    kernels = None
+    if device.type == "cpu" and suits(config) and (kernels := library()) is not None:
+        declare(kernels)
+    packing = _Packing(config, weights, device, threads)
+    if precision != "int8":
+        return packing.plain(getattr(torch, precision), kernels)
+    if kernels is not None:
+        return packing.int8(kernels)
+    log.warning("int8 without compiled kernels: its weights are computed with in float32")
+    return packing.plain(torch.float32, None, rounded=True)
 
-    def place(array: Float32) -> Tensor:
-        return torch.from_numpy(array).to(device=device, dtype=dtype)
 
-    layers: list[Layer] = []
-    with ThreadPoolExecutor(threads, "read-weights") as pool:
-        head = pool.submit(_read_head, config, weights)
+class _Packing:
+    """Turns a file's arrays into one of the models."""
+
+    def __init__(
+        self, config: LlamaConfig, weights: Weights, device: torch.device, threads: int
+    ) -> None:
+        self._config, self._weights, self._device = config, weights, device
+        self._threads = threads
+
+    def plain(
+        self, dtype: torch.dtype, kernels: ctypes.CDLL | None, *, rounded: bool = False
+    ) -> Model:
+        """Return torch's; `rounded`: its matrices are those of int8."""
+        config = self._config
+
+        def place(array: Float32) -> Tensor:
+            return torch.from_numpy(array).to(device=self._device, dtype=dtype)
+
+        def linear(array: Float32, bias: Float32 | None = None) -> Linear:
+            weight = place(array)
+            if rounded:
+                whole = PackedLinear(weight.float()).dequantised()
+                weight = whole[: weight.shape[0], : weight.shape[1]].contiguous().to(weight)
+            return Linear(weight, None if bias is None else place(bias))
+
+        layers: list[Layer] = []
+        with ThreadPoolExecutor(self._threads, "read-weights") as pool:
+            head = pool.submit(_read_head, config, self._weights)
+            for raw in self._read(pool):
+                layers.append(
+                    Layer(
+                        attn_norm=place(raw.attn_norm),
+                        qkv=linear(raw.qkv, raw.qkv_bias),
+                        out=linear(raw.out),
+                        ffn_norm=place(raw.ffn_norm),
+                        gate_up=linear(raw.gate_up),
+                        down=linear(raw.down),
+                        q_norm=None if raw.q_norm is None else place(raw.q_norm),
+                        k_norm=None if raw.k_norm is None else place(raw.k_norm),
+                    )
+                )
+            embedding, output = head.result()
+        native = None if kernels is None else NativeAttention(kernels, config, self._threads)
+        return Llama(
+            config,
+            place(embedding),
+            layers,
+            place(self._norm()),
+            linear(output),
+            _frequencies(config, self._weights).to(self._device),
+            native,
+        )
+
+    def int8(self, kernels: ctypes.CDLL) -> Model:
+        """Return the kernel's."""
+        config = self._config
+
+        def vector(array: Float32 | None) -> Tensor | None:
+            return None if array is None else torch.from_numpy(array)
+
+        def linear(array: Float32, bias: Float32 | None = None) -> PackedLinear:
+            return PackedLinear(torch.from_numpy(array), vector(bias), kernels, self._threads)
+
+        layers: list[Int8Layer] = []
+        with ThreadPoolExecutor(self._threads, "read-weights") as pool:
+            head = pool.submit(_read_head, config, self._weights)
+            for raw in self._read(pool):
+                layers.append(
+                    Int8Layer(
+                        attn_norm=torch.from_numpy(raw.attn_norm),
+                        ffn_norm=torch.from_numpy(raw.ffn_norm),
+                        q_norm=vector(raw.q_norm),
+                        k_norm=vector(raw.k_norm),
+                        qkv=linear(raw.qkv, raw.qkv_bias),
+                        out=linear(raw.out),
+                        gate_up=linear(raw.gate_up),
+                        down=linear(raw.down),
+                    )
+                )
+            embedding, output = head.result()
+        return Int8Llama(
+            kernels,
+            config,
+            torch.from_numpy(embedding).half(),
+            layers,
+            torch.from_numpy(self._norm()),
+            linear(output),
+            _frequencies(config, self._weights),
+            self._threads,
+        )
+
+    def _norm(self) -> Float32:
+        return self._weights.read(["output_norm.weight"], [self._config.hidden])
+
+    def _read(self, pool: ThreadPoolExecutor) -> Iterator[_Raw]:
+        """Yield the layers in order, read ahead."""
+        count = self._config.layers
         queue: list[Future[_Raw]] = []
-        for i in range(config.layers):
+        for i in range(count):
             # A few layers ahead, not all: what was read and not yet packed is held twice.
-            while len(queue) < min(i + threads + 1, config.layers):
-                queue.append(pool.submit(_read_layer, config, weights, len(queue)))
+            while len(queue) < min(i + self._threads + 1, count):
+                queue.append(pool.submit(_read_layer, self._config, self._weights, len(queue)))
             raw = queue[i].result()
             queue[i] = Future()
-            bias = None if raw.qkv_bias is None else place(raw.qkv_bias)
-            layers.append(
-                Layer(
-                    attn_norm=place(raw.attn_norm),
-                    qkv=Linear(place(raw.qkv), bias),
-                    out=Linear(place(raw.out)),
-                    ffn_norm=place(raw.ffn_norm),
-                    gate_up=Linear(place(raw.gate_up)),
-                    down=Linear(place(raw.down)),
-                )
-            )
-        embedding, output = (place(array) for array in head.result())
-    norm = place(weights.read(["output_norm.weight"], [config.hidden]))
-    frequencies = _frequencies(config, weights).to(device)
-    return Llama(config, embedding, layers, norm, Linear(output), frequencies)
+            yield raw
 
 
 def _read_head(c: LlamaConfig, weights: Weights) -> tuple[Float32, Float32]:
@@ -90,6 +189,8 @@ def _read_layer(c: LlamaConfig, weights: Weights, i: int) -> _Raw:
         ffn_norm=read("ffn_norm", [c.hidden]),
         gate_up=read("ffn_gate ffn_up", [c.ffn, c.ffn], c.hidden),
         down=read("ffn_down", [c.hidden], c.ffn),
+        q_norm=_pairs(c, read("attn_q_norm", [c.head_dim])) if c.qk_norm else None,
+        k_norm=_pairs(c, read("attn_k_norm", [c.head_dim])) if c.qk_norm else None,
     )
 
 
@@ -101,6 +202,13 @@ def _interleave(c: LlamaConfig, qkv: Float32) -> Float32:
     halves = qkv[:end].reshape(-1, 2, c.head_dim // 2, *qkv.shape[1:])
     qkv[:end] = np.swapaxes(halves, 1, 2).reshape(end, *qkv.shape[1:])
     return qkv
+
+
+def _pairs(c: LlamaConfig, norm: Float32) -> Float32:
+    """Bring a head's norm into the order of its rows."""
+    if c.interleaved:
+        return norm
+    return np.ascontiguousarray(norm.reshape(2, -1).T).reshape(-1)
 
 
 def _frequencies(c: LlamaConfig, weights: Weights) -> Tensor:

@@ -15,8 +15,13 @@ from llmos.lib.errors import FailedPrecondition
 from llmos.servers.execution.engine.base import ModelSpec
 from llmos.servers.execution.engine.torch.gguf_header import GgufHeader, damaged, read_header
 
-_HF = {"LlamaForCausalLM": "llama", "MistralForCausalLM": "mistral", "Qwen2ForCausalLM": "qwen2"}
-SUPPORTED = "llama, mistral and qwen2"
+_HF = {
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "mistral",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+}
+SUPPORTED = "llama, mistral, qwen2 and qwen3"
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ class LlamaConfig:
     qkv_bias: bool
     interleaved: bool  # q/k rows come in GGUF's order: rotated pairs are neighbours
     rope_scaling: RopeScaling | None = None
+    qk_norm: bool = False  # queries and keys are normalised by head
 
     def weight_count(self) -> int:
         """Return the number of weights held in memory; a tied embedding counts twice (packed)."""
@@ -106,7 +112,7 @@ def from_gguf(spec: ModelSpec, path: Path, header: GgufHeader) -> LlamaConfig:
     """Read the shapes from GGUF metadata."""
     meta = header.metadata
     arch = meta.get("general.architecture")
-    if arch not in ("llama", "qwen2"):
+    if arch not in ("llama", "qwen2", "qwen3"):
         raise _no_engine(spec, f"its architecture is {arch!r}")
     if meta.get(f"{arch}.expert_count", 0):
         raise _no_engine(spec, "it is a mixture of experts")
@@ -137,6 +143,7 @@ def from_gguf(spec: ModelSpec, path: Path, header: GgufHeader) -> LlamaConfig:
         qkv_bias="blk.0.attn_q.bias" in header.tensors,
         interleaved=arch == "llama",
         rope_scaling=RopeScaling("linear", linear) if scaling == "linear" else None,
+        qk_norm=arch == "qwen3",
     )
 
 
@@ -159,7 +166,7 @@ def from_hf(spec: ModelSpec, raw: Mapping[str, Any]) -> LlamaConfig:
     get, ropes = _Getter(Path("config.json"), raw), _Getter(Path("config.json"), rope)
     heads, hidden = get.count("num_attention_heads"), get.count("hidden_size")
     window = get.count("sliding_window", 0)
-    if arch == "qwen2" and not raw.get("use_sliding_window"):
+    if arch in ("qwen2", "qwen3") and not raw.get("use_sliding_window"):
         window = 0
     return LlamaConfig(
         architecture=arch,
@@ -177,6 +184,7 @@ def from_hf(spec: ModelSpec, raw: Mapping[str, Any]) -> LlamaConfig:
         qkv_bias=arch == "qwen2",
         interleaved=False,
         rope_scaling=_hf_scaling(spec, ropes, rope.get("rope_type", rope.get("type", "default"))),
+        qk_norm=arch == "qwen3",
     )
 
 

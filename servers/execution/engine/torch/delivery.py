@@ -80,4 +80,9 @@ def _joined(pieces: Sequence[Piece]) -> Piece:
     if len(pieces) == 1:
         return pieces[0]
     text = "".join(piece.text for piece in pieces)
-    return replace(pieces[-1], text=text, tokens=[t for piece in pieces for t in piece.tokens])
+    return replace(
+        pieces[-1],
+        text=text,
+        tokens=[t for piece in pieces for t in piece.tokens],
+        logprobs=[p for piece in pieces for p in piece.logprobs],
+    )

@@ -30,10 +30,12 @@ from llmos.servers.execution.engine.torch.chat import ChatTemplate
 from llmos.servers.execution.engine.torch.config import main_file, read_config, read_json
 from llmos.servers.execution.engine.torch.delivery import Outlet
 from llmos.servers.execution.engine.torch.gguf_header import damaged
+from llmos.servers.execution.engine.torch.guide import Guides
 from llmos.servers.execution.engine.torch.kv import KVCache
-from llmos.servers.execution.engine.torch.loop import Job, StepLoop
-from llmos.servers.execution.engine.torch.model import Llama
-from llmos.servers.execution.engine.torch.request import make_plan
+from llmos.servers.execution.engine.torch.loop import StepLoop
+from llmos.servers.execution.engine.torch.model import Model
+from llmos.servers.execution.engine.torch.request import constraint, make_plan
+from llmos.servers.execution.engine.torch.schedule import Job
 from llmos.servers.execution.engine.torch.sequence import Sequence as Running
 from llmos.servers.execution.engine.torch.text import TextStream
 from llmos.servers.execution.engine.torch.tokenizer import TextTokenizer, token_text
@@ -52,11 +54,12 @@ class TorchEngine(Engine):
     """
 
     def __init__(
-        self, info: EngineInfo, model: Llama, text: TextTokenizer, chat: ChatTemplate, threads: int
+        self, info: EngineInfo, model: Model, text: TextTokenizer, chat: ChatTemplate, threads: int
     ) -> None:
         """Start serving `model`; `load` builds all the parts."""
         self.info, self.tokenizer = info, text
         self._chat, self._vocab, self._model = chat, model.config.vocab, model
+        self._guides = Guides(text, self._vocab)
         cache = KVCache(model.geometry, sizing.kv_tokens(info.context_length))
         self._loop = StepLoop(model, cache, threads, "torch-steps")
 
@@ -68,7 +71,7 @@ class TorchEngine(Engine):
             yield sequence.closing()  # it had said its last token before it was resumed
             return
         outlet = Outlet(self._loop.wake)
-        job = Job(sequence, outlet)
+        job = Job(sequence, outlet, sequence.plan.rank, sequence.plan.tenant)
         self._loop.submit(job)
         try:
             while True:
@@ -81,7 +84,9 @@ class TorchEngine(Engine):
 
     def _prepare(self, request: Generation) -> Running:
         plan = make_plan(request, self.tokenizer, self._chat, self.info.context_length, self._vocab)
-        return Running(plan, TextStream(self.tokenizer, request.stop), self.tokenizer.ends)
+        wanted = constraint(request)
+        guide = None if wanted is None else self._guides.make(*wanted)
+        return Running(plan, TextStream(self.tokenizer, request.stop), self.tokenizer.ends, guide)
 
     async def embed(self, texts: Sequence[str]) -> Embeddings:
         """Raise FailedPrecondition WRONG_TASK."""
@@ -113,8 +118,8 @@ class TorchEngine(Engine):
         )
 
 
-def load(spec: ModelSpec, dtype: str = "auto") -> TorchEngine:
-    """Load a model; blocks. dtype: `float32` or `bfloat16` (auto: what the device is fast at).
+def load(spec: ModelSpec, precision: str = "") -> TorchEngine:
+    """Load a model; blocks. precision: instead of the spec's (see `sizing.resolve`).
 
     Raises FailedPrecondition NO_ENGINE for models that are not ours, Unavailable LOAD_FAILED for
     files that are damaged.
@@ -124,7 +129,7 @@ def load(spec: ModelSpec, dtype: str = "auto") -> TorchEngine:
     torch.set_num_threads(threads)
     config, header = read_config(spec, arrays=True)
     context = sizing.context_of(spec, config)
-    dtype = sizing.resolve_dtype(dtype, spec.device)
+    dtype = sizing.resolve(precision or spec.precision, spec.device)
     weights: Weights
     if header is None:
         text, chat = _text_of_directory(spec)
@@ -137,7 +142,7 @@ def load(spec: ModelSpec, dtype: str = "auto") -> TorchEngine:
         why = f"its tokenizer has {text.size} tokens, its embedding {config.vocab}"
         raise damaged(Path(spec.ref), why)
     with torch.inference_mode():
-        model = build(config, weights, torch.device(spec.device), getattr(torch, dtype), threads)
+        model = build(config, weights, torch.device(spec.device), dtype, threads)
     log.info(
         "loaded %s: %s on %s with %d threads in %.2f s; %s",
         *(spec.ref, dtype, spec.device, threads, time.monotonic() - began),

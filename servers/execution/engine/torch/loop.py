@@ -1,14 +1,14 @@
 """The compute thread: continuous batching. Sequences join and leave between steps.
 
-A step takes one token of every sequence that is decoding and fills up with pieces of the prompts
-that are not read yet; all of it goes through the model's matrices in one product each.
+A step takes one token of every sequence that is decoding (and the tokens guessed to follow it) and
+fills up with pieces of the prompts that are not read yet; all of it goes through the model's
+matrices in one product each.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
 
 import torch
 
@@ -16,34 +16,21 @@ from llmos.lib.errors import Internal, LLMOSError, Unavailable
 from llmos.servers.execution.engine.base import Piece
 from llmos.servers.execution.engine.torch.delivery import Outlet, deliver
 from llmos.servers.execution.engine.torch.kv import KVCache, Span
-from llmos.servers.execution.engine.torch.model import Llama
-from llmos.servers.execution.engine.torch.sampling import choose
-from llmos.servers.execution.engine.torch.sequence import Sequence
+from llmos.servers.execution.engine.torch.model import Model
+from llmos.servers.execution.engine.torch.sampling import Choice, Row, choose
+from llmos.servers.execution.engine.torch.schedule import Chunk, Job, Scheduler
 
 log = logging.getLogger(__name__)
-
-MAX_RUNNING = 64  # sequences in a step; more wait in order of arrival
-PREFILL = 256  # prompt tokens in a step when nobody waits for a next token
-PREFILL_BESIDE = 64  # and when somebody does: bounds the gap between two tokens
-
-
-class Job:
-    """A sequence with its reader."""
-
-    def __init__(self, sequence: Sequence, outlet: Outlet) -> None:
-        """Pair them; `cancelled` is set from outside."""
-        self.sequence, self.outlet, self.cancelled = sequence, outlet, False
 
 
 class StepLoop:
     """Runs jobs on a thread of its own."""
 
-    def __init__(self, model: Llama, cache: KVCache, threads: int, name: str) -> None:
+    def __init__(self, model: Model, cache: KVCache, threads: int, name: str) -> None:
         """Start the thread; it sleeps until there is a job."""
         self._model, self._cache, self._threads = model, cache, threads
         self._changed = threading.Condition()
-        self._waiting: deque[Job] = deque()
-        self._running: list[Job] = []
+        self._jobs = Scheduler(cache.pages)
         self._closing = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -53,7 +40,7 @@ class StepLoop:
         with self._changed:
             if self._closing:
                 raise _closed()
-            self._waiting.append(job)
+            self._jobs.add(job)
             self._changed.notify()
 
     def cancel(self, job: Job) -> None:
@@ -76,102 +63,87 @@ class StepLoop:
     def _run(self) -> None:
         torch.set_num_threads(self._threads)
         with torch.inference_mode():
-            while (ready := self._next()) is not None:
+            while (chunks := self._next()) is not None:
                 try:
-                    self._step(ready)
+                    self._step(chunks)
                 except Exception as error:
                     # The outermost loop: whatever broke this step (memory, a kernel of torch)
                     # must not hang its readers or end the others' service.
-                    log.exception("a step of %d sequences failed", len(ready))
-                    self._fail(ready, Internal("STEP_FAILED", f"A compute step failed: {error}."))
-        self._fail([*self._running, *self._waiting], _closed())
+                    log.exception("a step of %d sequences failed", len(chunks))
+                    broken = Internal("STEP_FAILED", f"A compute step failed: {error}.")
+                    self._fail([chunk.job for chunk in chunks], broken)
+        self._fail([*self._jobs.running, *self._jobs.waiting], _closed())
 
-    def _next(self) -> list[Job] | None:
-        """Wait for work; return the jobs of the next step, or None when closing."""
+    def _next(self) -> list[Chunk] | None:
+        """Wait for work; return the next step, or None when closing."""
         with self._changed:
             while not self._closing:
-                self._sweep()
-                ready = [job for job in self._running if not job.outlet.full]
-                if ready:
-                    return ready
-                self._changed.wait()
+                self._jobs.sweep()
+                ready = [job for job in self._jobs.running if not job.outlet.full]
+                if chunks := self._jobs.plan(ready):
+                    return chunks
+                # Whom the plan sent back may be admitted at once, or there is nothing to do.
+                if not ready:
+                    self._changed.wait()
         return None
 
-    def _sweep(self) -> None:
-        """Drop cancelled jobs and admit waiting ones, in order, while there is room."""
-        for job in [job for job in self._running if job.cancelled]:
-            self._leave(job)
-        self._waiting = deque(job for job in self._waiting if not job.cancelled)
-        while self._waiting and len(self._running) < MAX_RUNNING:
-            plan = self._waiting[0].sequence.plan
-            seat = self._cache.reserve(len(plan.prompt) + plan.max_tokens)
-            if seat is None:
-                return
-            job = self._waiting.popleft()
-            job.sequence.seat = seat
-            self._running.append(job)
-
-    def _step(self, ready: list[Job]) -> None:
-        def left(job: Job) -> int:
-            return len(job.sequence.tokens) - job.sequence.fed
-
-        decoding = sorted((j for j in ready if left(j) == 1), key=self._order)
-        budget = PREFILL_BESIDE if decoding else PREFILL
+    def _step(self, chunks: list[Chunk]) -> None:
         tokens: list[int] = []
         spans: list[Span] = []
         wanted: list[int] = []
-        speaking: list[Job] = []
-        for job in [*decoding, *(j for j in ready if left(j) > 1)]:
-            sequence, count = job.sequence, left(job)
-            if count > 1:
-                count = min(count, budget)
-                budget -= count
-            if count == 0 or sequence.seat is None:
-                continue
-            spans.append(Span(sequence.seat, sequence.fed, count))
-            tokens += sequence.tokens[sequence.fed : sequence.fed + count]
-            sequence.fed += count
-            if left(job) == 0:
-                wanted.append(len(tokens) - 1)
-                speaking.append(job)
-        logits = self._model.forward(tokens, spans, wanted)
-        self._speak(speaking, logits)
+        speaking: list[Chunk] = []
+        rows: list[Row] = []
+        for chunk in chunks:
+            sequence, job = chunk.job.sequence, chunk.job
+            end = sequence.fed + chunk.count
+            spans.append(Span(job.table, sequence.fed, chunk.count + len(chunk.draft)))
+            tokens += sequence.tokens[sequence.fed : end]
+            tokens += chunk.draft
+            if end == len(sequence.tokens):
+                wanted += range(len(tokens) - len(chunk.draft) - 1, len(tokens))
+                rows += [sequence.row(chunk.draft[:i]) for i in range(len(chunk.draft) + 1)]
+                speaking.append(chunk)
+        logits = self._model.forward(self._cache, tokens, spans, wanted)
+        for chunk in chunks:
+            chunk.job.sequence.fed += chunk.count
+        self._speak(speaking, choose(logits, rows))
+        for chunk in chunks:
+            if chunk.job.table:
+                chunk.job.register(self._cache.pages)
 
-    def _speak(self, jobs: list[Job], logits: torch.Tensor) -> None:
-        sequences = [job.sequence for job in jobs]
-        chosen = choose(
-            logits, [s.plan.sampler for s in sequences], [len(s.tokens) for s in sequences]
-        )
+    def _speak(self, chunks: list[Chunk], choices: list[Choice | None]) -> None:
         items: list[tuple[Outlet, Piece | LLMOSError]] = []
-        for job, token in zip(jobs, chosen, strict=True):
-            if token is None:
-                items.append((job.outlet, _not_finite()))
-                self._leave(job)
-                continue
-            items.append((job.outlet, job.sequence.accept(token)))
-            if job.sequence.finish:
-                self._leave(job)
-        self._deliver(jobs, items)
+        at = 0
+        for chunk in chunks:
+            job, sequence = chunk.job, chunk.job.sequence
+            mine = choices[at : at + len(chunk.draft) + 1]
+            at += len(mine)
+            # A guess stands as long as it is what is chosen anyway: the tokens are those of a
+            # run without guesses, and the choice after the last right guess comes for free.
+            for i, choice in enumerate(mine):
+                if choice is None:
+                    items.append((job.outlet, _not_finite()))
+                    self._cache.scrub(job.table)
+                    self._jobs.drop(job, forget=True)
+                    break
+                items.append((job.outlet, sequence.accept(choice)))
+                if sequence.finish:
+                    self._jobs.drop(job)
+                    break
+                if i == len(chunk.draft) or choice.token != chunk.draft[i]:
+                    break
+                sequence.fed += 1
+        self._deliver([chunk.job for chunk in chunks], items)
 
     def _deliver(self, jobs: list[Job], items: list[tuple[Outlet, Piece | LLMOSError]]) -> None:
         lost = set(map(id, deliver(items)))
         for job in jobs:
             job.cancelled = job.cancelled or id(job.outlet) in lost
 
-    def _order(self, job: Job) -> tuple[int, int]:
-        assert job.sequence.seat is not None
-        return self._cache.order(job.sequence.seat)
-
-    def _leave(self, job: Job) -> None:
-        self._running.remove(job)
-        if job.sequence.seat is not None:
-            self._cache.release(job.sequence.seat)
-            job.sequence.seat = None
-
     def _fail(self, jobs: list[Job], error: LLMOSError) -> None:
         for job in jobs:
-            if job in self._running:
-                self._leave(job)
+            if job in self._jobs.running:
+                self._jobs.drop(job, forget=True)
         deliver([(job.outlet, error) for job in jobs])
 
 

@@ -1,11 +1,12 @@
 """The llama architecture: RMSNorm, rotary positions, grouped attention, SwiGLU. Owns the weights.
 
 Queries and keys are kept with rotated pairs as neighbours (GGUF's order), so that a rotation is
-one complex product; rows that come in halves (Hugging Face, qwen2) are reordered when loaded.
+one complex product; rows that come in halves (Hugging Face, qwen) are reordered when loaded.
 """
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,8 +16,68 @@ from torch import Tensor
 
 from llmos.servers.execution.engine.torch.attention import StepAttention
 from llmos.servers.execution.engine.torch.config import LlamaConfig
-from llmos.servers.execution.engine.torch.kv import Geometry, Span
+from llmos.servers.execution.engine.torch.kv import Geometry, KVCache, Span
 from llmos.servers.execution.engine.torch.linear import PROBE_ROWS, Linear, invariant_rows
+from llmos.servers.execution.engine.torch.native.step import NativeAttention
+
+
+class Model(abc.ABC):
+    """Computes logits for new tokens of several sequences at a time.
+
+    exact: logits are a function of the sequence alone, bit by bit, whatever runs beside it and
+    however its prefill was cut. computed: layers of all steps so far.
+    """
+
+    exact: bool
+
+    def __init__(
+        self, config: LlamaConfig, geometry: Geometry, embedding: Tensor, frequencies: Tensor
+    ) -> None:
+        """Take over the embedding. frequencies: float32 [head_dim / 2], radians per position."""
+        self.config, self.geometry = config, geometry
+        self._embedding, self._frequencies = embedding, frequencies
+        self._least = 1  # rows that a step is padded up to
+        self.computed = 0
+
+    def forward(
+        self, cache: KVCache, tokens: Sequence[int], spans: Sequence[Span], wanted: Sequence[int]
+    ) -> Tensor:
+        """Return logits, float32 [len(wanted), vocab], of the rows `wanted`.
+
+        `tokens` are the new tokens of all `spans` in their order; their keys and values are
+        written to the cache.
+        """
+        x = self._run(cache, tokens, spans)
+        if not wanted:  # only the middle of prompts was read
+            return torch.empty(0, self.config.vocab, device=x.device)
+        rows = [*wanted, *[0] * max(0, self._least - len(wanted))]
+        last = self._final(x[torch.tensor(rows, device=x.device)])
+        return self._logits(last)[: len(wanted)].float()
+
+    def hidden(self, cache: KVCache, tokens: Sequence[int], spans: Sequence[Span]) -> Tensor:
+        """Return what the output matrix would get of every token, float32 [tokens, hidden]."""
+        return self._final(self._run(cache, tokens, spans))[: len(tokens)].float()
+
+    def _run(self, cache: KVCache, tokens: Sequence[int], spans: Sequence[Span]) -> Tensor:
+        device, idle = self._embedding.device, max(0, self._least - len(tokens))
+        at = [span.start + i for span in spans for i in range(span.count)]
+        ids = torch.tensor([*tokens, *[0] * idle], device=device)
+        positions = torch.tensor([*at, *[0] * idle], dtype=torch.float32, device=device)
+        return self._body(
+            cache, self._embedding[ids], positions[:, None] * self._frequencies, spans
+        )
+
+    @abc.abstractmethod
+    def _body(self, cache: KVCache, x: Tensor, angles: Tensor, spans: Sequence[Span]) -> Tensor:
+        """Run all layers on `x` [rows, hidden], which may have idle rows after those of `spans`."""
+
+    @abc.abstractmethod
+    def _final(self, x: Tensor) -> Tensor:
+        """Return the rows after the last norm."""
+
+    @abc.abstractmethod
+    def _logits(self, x: Tensor) -> Tensor:
+        """Return the rows times the output matrix."""
 
 
 @dataclass(frozen=True)
@@ -29,16 +90,17 @@ class Layer:
     ffn_norm: Tensor
     gate_up: Linear
     down: Linear
+    q_norm: Tensor | None = None  # of each head (qwen3)
+    k_norm: Tensor | None = None
 
 
-class Llama:
-    """Computes logits for new tokens of several sequences at a time.
+class Llama(Model):
+    """The model in torch's operators, in float32 or bfloat16, on any device.
 
     On the CPU every kernel used here treats each row by itself once there are enough of them. How
-    many is probed at load, and steps are padded up to that; then logits are a function of the
-    sequence alone, bit by bit, whatever runs beside it and however its prefill was cut. Where no
-    such number is found (`exact` is False: CUDA, whose GEMMs are chosen by the number of rows,
-    and perhaps some CPUs) they may differ in the last bits.
+    many is probed at load, and steps are padded up to that. Where no such number is found (`exact`
+    is False: CUDA, whose GEMMs are chosen by the number of rows, and perhaps some CPUs) logits may
+    differ in the last bits with the batch.
     """
 
     def __init__(
@@ -49,77 +111,84 @@ class Llama:
         norm: Tensor,
         head: Linear,
         frequencies: Tensor,
+        attention: NativeAttention | None = None,
     ) -> None:
-        """Take over the weights. frequencies: float32 [head_dim / 2], radians per position."""
-        self.config, self._embedding, self._layers = config, embedding, layers
-        self._norm, self._head, self._frequencies = norm, head, frequencies
-        self.computed = 0  # layers, of all steps so far
-        self.geometry = Geometry(
+        """Take over the weights. attention: the compiled kernel, where there is one."""
+        geometry = Geometry(
             layers=config.layers,
             kv_heads=config.kv_heads,
             group=config.heads // config.kv_heads,
             head_dim=config.head_dim,
-            dtype=embedding.dtype,
+            dtype=torch.float32 if attention else embedding.dtype,
             device=embedding.device,
         )
-        linear, attention = self._probe()
-        self.exact = linear is not None and attention is not None
-        self._linear_rows, self._attention_rows = linear or 1, attention or 1
+        super().__init__(config, geometry, embedding, frequencies)
+        self._layers, self._norm, self._head, self._native = layers, norm, head, attention
+        linear = self._probe_linear()
+        rows = 1 if attention else self._probe_attention()  # the kernel takes each row by itself
+        self.exact = linear is not None and rows is not None
+        self._least, self._attention_rows = linear or 1, rows or 1
 
-    def forward(
-        self, tokens: Sequence[int], spans: Sequence[Span], wanted: Sequence[int]
-    ) -> Tensor:
-        """Return logits, float32 [len(wanted), vocab], of the rows `wanted`.
-
-        `tokens` are the new tokens of all `spans` in their order; their keys and values are
-        written to the spans' seats.
-        """
-        device, c = self._embedding.device, self.config
-        count, idle = len(tokens), max(0, self._linear_rows - len(tokens))
-        at = [span.start + i for span in spans for i in range(span.count)]
-        ids = torch.tensor([*tokens, *[0] * idle], device=device)
-        positions = torch.tensor([*at, *[0] * idle], dtype=torch.float32, device=device)
-        angles = positions[:, None] * self._frequencies
+    def _body(self, cache: KVCache, x: Tensor, angles: Tensor, spans: Sequence[Span]) -> Tensor:
+        c, rows = self.config, len(x)
+        count = sum(span.count for span in spans)
         turns = torch.polar(torch.ones_like(angles), angles)[:, None]
-        attention = StepAttention(self.geometry, spans, self._attention_rows)
-        x = self._embedding[ids]
+        attention: StepAttention | NativeAttention
+        if self._native is None:
+            attention = StepAttention(cache, spans, self._attention_rows)
+        else:
+            attention = self._native
+            attention.plan(cache, spans, angles[:count])
         for i, layer in enumerate(self._layers):
             qkv = layer.qkv(self._normed(x, layer.attn_norm))
-            qkv = qkv.view(len(ids), c.heads + 2 * c.kv_heads, c.head_dim)
-            _rotate(qkv[:, : c.heads + c.kv_heads], turns)
+            qkv = qkv.view(rows, c.heads + 2 * c.kv_heads, c.head_dim)
+            if layer.q_norm is not None and layer.k_norm is not None:
+                q, k = qkv[:, : c.heads], qkv[:, c.heads : c.heads + c.kv_heads]
+                q.copy_(self._normed(q, layer.q_norm))
+                k.copy_(self._normed(k, layer.k_norm))
+            if self._native is None:
+                _rotate(qkv[:, : c.heads + c.kv_heads], turns)
             seen = attention(i, qkv[:count])
-            x = x + layer.out(F.pad(seen, (0, 0, 0, idle)) if idle else seen)
+            x = x + layer.out(F.pad(seen, (0, 0, 0, rows - count)) if rows > count else seen)
             gate, up = layer.gate_up(self._normed(x, layer.ffn_norm)).chunk(2, -1)
             x = x + layer.down(F.silu(gate) * up)
             self.computed += 1
-        if not wanted:  # only the middle of prompts was read
-            return torch.empty(0, c.vocab, device=device)
-        rows = [*wanted, *[0] * max(0, self._linear_rows - len(wanted))]
-        last = self._normed(x[torch.tensor(rows, device=device)], self._norm)
-        return self._head(last)[: len(wanted)].float()
+        return x
+
+    def _final(self, x: Tensor) -> Tensor:
+        return self._normed(x, self._norm)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        return self._head(x)
 
     def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(x, weight.shape, weight, self.config.eps)
 
-    def _probe(self) -> tuple[int | None, int | None]:
-        """Return the fewest rows from which linear layers and attention work row by row."""
+    def _probe_linear(self) -> int | None:
+        """Return the fewest rows from which linear layers work row by row."""
+        if self.geometry.device.type != "cpu":
+            return None
+        rows = _noise(PROBE_ROWS, self.config.hidden, dtype=self._embedding.dtype)
+        return invariant_rows(self._layers[0].qkv, rows)
+
+    def _probe_attention(self) -> int | None:
+        """Return the fewest rows from which torch's attention works row by row."""
         g = self.geometry
         if g.device.type != "cpu":
-            return None, None
-        noise = torch.Generator().manual_seed(0)
-
-        def random(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=noise).to(g.dtype)
-
-        linear = invariant_rows(self._layers[0].qkv, random(PROBE_ROWS, self.config.hidden))
-        keys = random(g.kv_heads, 192, g.head_dim)
-        scores = random(g.kv_heads, PROBE_ROWS, 192)
-        queries = random(g.kv_heads, PROBE_ROWS, g.head_dim)
+            return None
+        keys = _noise(g.kv_heads, g.head_dim, 192, dtype=g.dtype)
+        values = _noise(g.kv_heads, 192, g.head_dim, dtype=g.dtype)
+        scores = _noise(g.kv_heads, PROBE_ROWS, 192, dtype=g.dtype)
+        queries = _noise(g.kv_heads, PROBE_ROWS, g.head_dim, dtype=g.dtype)
         products = (
-            invariant_rows(lambda q: torch.bmm(q, keys.transpose(1, 2)), queries),
-            invariant_rows(lambda p: torch.bmm(torch.softmax(p, -1), keys), scores),
+            invariant_rows(lambda q: torch.bmm(q, keys), queries),
+            invariant_rows(lambda p: torch.bmm(torch.softmax(p, -1), values), scores),
         )
-        return linear, None if None in products else max(p or 1 for p in products)
+        return None if None in products else max(p or 1 for p in products)
+
+
+def _noise(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
 
 
 def _rotate(heads: Tensor, turns: Tensor) -> None:

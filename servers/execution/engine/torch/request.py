@@ -12,6 +12,8 @@ from llmos.servers.execution.engine.torch.sequence import Plan
 from llmos.servers.execution.engine.torch.tokenizer import TextTokenizer
 
 MAX_STOPS = 16
+MAX_LOGPROBS = 20
+MAX_SPECULATE = 16
 DEFAULT_TOKENS = 256
 
 
@@ -20,10 +22,10 @@ def make_plan(
 ) -> Plan:
     """Return the checked request.
 
-    Raises InvalidArgument EMPTY_PROMPT, BAD_SAMPLING, BAD_CHAT, BAD_TOKENS; OutOfRange
-    CONTEXT_OVERFLOW.
+    Raises InvalidArgument EMPTY_PROMPT, BAD_SAMPLING, BAD_CHAT, BAD_TOKENS, BAD_CONSTRAINT;
+    OutOfRange CONTEXT_OVERFLOW.
     """
-    sampler = _sampler(request)
+    sampler = _sampler(request, vocab)
     prompt = _prompt(request, tokenizer, chat)
     for token in (*prompt, *request.resume):
         if not 0 <= token < vocab:
@@ -38,7 +40,33 @@ def make_plan(
             f"The prompt has {len(prompt)} tokens and {wanted} more are to be generated, but the "
             f"model's context holds {context} in all; shorten the prompt or lower max_tokens.",
         )
-    return Plan(prompt, wanted, sampler, request.resume)
+    return Plan(
+        prompt,
+        wanted,
+        sampler,
+        request.resume,
+        request.speculate,
+        request.rank,
+        request.tenant,
+    )
+
+
+def constraint(request: Generation) -> tuple[str, str] | None:
+    """Return the kind and the source of what the text has to match, if anything.
+
+    Raises InvalidArgument BAD_CONSTRAINT when there are several.
+    """
+    given = {
+        "json_schema": request.json_schema,
+        "regex": request.regex,
+        "grammar": request.grammar,
+    }
+    found = [(kind, source) for kind, source in given.items() if source is not None]
+    if len(found) > 1:
+        raise InvalidArgument(
+            "BAD_CONSTRAINT", "Give one of json_schema, regex and grammar, not several."
+        )
+    return found[0] if found else None
 
 
 def _prompt(request: Generation, tokenizer: TextTokenizer, chat: ChatTemplate) -> list[int]:
@@ -59,7 +87,7 @@ def _prompt(request: Generation, tokenizer: TextTokenizer, chat: ChatTemplate) -
     return ids
 
 
-def _sampler(request: Generation) -> Sampler:
+def _sampler(request: Generation, vocab: int) -> Sampler:
     # Comparisons are written so that NaN fails them.
     if not 0 <= request.temperature <= 2:
         raise _bad("temperature", request.temperature, "0 (greedy) to 2")
@@ -75,7 +103,34 @@ def _sampler(request: Generation) -> Sampler:
         raise _bad("stop", f"{len(request.stop)} texts", f"at most {MAX_STOPS}")
     if "" in request.stop:
         raise _bad("stop", "an empty text", "texts of one character or more")
-    return Sampler(request.temperature, request.top_p, request.top_k, request.seed)
+    if not 0 <= request.min_p <= 1:
+        raise _bad("min_p", request.min_p, "0 (all) to 1")
+    if not 0 < request.repetition_penalty <= 2:
+        raise _bad("repetition_penalty", request.repetition_penalty, "over 0 to 2")
+    for name in ("presence_penalty", "frequency_penalty"):
+        if not -2 <= getattr(request, name) <= 2:
+            raise _bad(name, getattr(request, name), "-2 to 2")
+    for token, bias in request.logit_bias.items():
+        if not 0 <= token < vocab:
+            raise _bad("logit_bias", f"for token {token}", f"for tokens 0 to {vocab - 1}")
+        if not -100 <= bias <= 100:
+            raise _bad("logit_bias", bias, "-100 to 100")
+    if request.logprobs is not None and not 0 <= request.logprobs <= MAX_LOGPROBS:
+        raise _bad("logprobs", request.logprobs, f"0 to {MAX_LOGPROBS}")
+    if not 0 <= request.speculate <= MAX_SPECULATE:
+        raise _bad("speculate", request.speculate, f"0 (not at all) to {MAX_SPECULATE}")
+    return Sampler(
+        request.temperature,
+        request.top_p,
+        request.top_k,
+        request.seed,
+        min_p=request.min_p,
+        repetition=request.repetition_penalty,
+        presence=request.presence_penalty,
+        frequency=request.frequency_penalty,
+        bias=dict(request.logit_bias),
+        logprobs=None if request.logprobs is None else min(request.logprobs, vocab),
+    )
 
 
 def _bad(name: str, value: object, allowed: str) -> InvalidArgument:

@@ -1,25 +1,75 @@
-"""Chooses the next token. The choice is a function of (logits, settings, seed, position) only."""
+"""Chooses the next tokens of a batch. A choice is a function of (logits, settings, seed, position).
+
+Rows are decided together but each by itself: every operation here works along a row in an order
+that does not depend on the others.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-_HEAD = 1024  # the nucleus is looked for among this many tokens before all are sorted
+from llmos.servers.execution.engine.base import TokenLogprob
+
+_HEAD = 1024  # the likeliest tokens, among which a cut is looked for before all are sorted
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """temperature 0 = greedy; top_k 0 = all; top_p 1 = all; seed: 64 bits."""
+    """temperature 0 = greedy; top_k 0 = all; top_p 1 = all; min_p 0 = all; seed: 64 bits.
+
+    repetition divides (or multiplies, below zero) the logits of tokens that came before, in the
+    prompt or since (Keskar et al. 2019); presence and frequency are subtracted from those that
+    were generated, once and for each time. bias is added. logprobs: how many of the likeliest to
+    report beside the chosen one; None = nothing.
+    """
 
     temperature: float
     top_p: float
     top_k: int
     seed: int
+    min_p: float = 0.0
+    repetition: float = 1.0
+    presence: float = 0.0
+    frequency: float = 0.0
+    bias: Mapping[int, float] = field(default_factory=dict)
+    logprobs: int | None = None
+
+    @property
+    def greedy(self) -> bool:
+        """Say whether no noise is needed."""
+        return self.temperature == 0 or self.top_k == 1
+
+    @property
+    def whole(self) -> bool:
+        """Say whether all tokens may be chosen."""
+        return self.top_k == 0 and self.top_p == 1 and self.min_p == 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One choice to make. tokens: all before it; the first `prompt` were given, not generated.
+
+    allowed: bits of the tokens that may follow, int32 [ceil(vocab / 32)]; None = all.
+    """
+
+    sampler: Sampler
+    tokens: Sequence[int]
+    prompt: int
+    allowed: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A token, and what was asked about its likelihood."""
+
+    token: int
+    logprob: TokenLogprob | None = None
 
 
 def noise(seed: int, position: int) -> float:
@@ -30,50 +80,125 @@ def noise(seed: int, position: int) -> float:
     return float(np.random.Generator(np.random.Philox(key=seed, counter=position)).random())
 
 
-def choose(
-    logits: Tensor, samplers: Sequence[Sampler], positions: Sequence[int]
-) -> list[int | None]:
-    """Return a token for each row of `logits`, float32 [rows, vocab]; None where it has no number.
+def choose(logits: Tensor, rows: Sequence[Row]) -> list[Choice | None]:
+    """Return a choice for each row of `logits`, float32 [rows, vocab]; None where it has no number.
 
-    Each row is decided by itself: neighbours have no influence.
+    Changes `logits`.
     """
+    if not rows:
+        return []
+    reports = _reports(logits, rows)
+    for i, row in enumerate(rows):
+        _adjust(logits[i], row)
     best, greedy = (part.tolist() for part in logits.max(-1))
-    chosen: list[int | None] = []
-    for row, (sampler, position) in enumerate(zip(samplers, positions, strict=True)):
-        if not np.isfinite(best[row]):
-            chosen.append(None)
-        elif sampler.temperature == 0 or sampler.top_k == 1:
-            chosen.append(greedy[row])
-        else:
-            chosen.append(_sample(logits[row], sampler, noise(sampler.seed, position)))
-    return chosen
+    tokens: list[int] = greedy
+    for sampled, whole in ((_rows(rows, whole=True), True), (_rows(rows, whole=False), False)):
+        sampled = [i for i in sampled if np.isfinite(best[i])]
+        if sampled:
+            chosen = _sample(logits[sampled], [rows[i] for i in sampled], whole)
+            for i, token in zip(sampled, chosen, strict=True):
+                tokens[i] = token
+    return [
+        Choice(token, reports[i](token) if i in reports else None) if np.isfinite(top) else None
+        for i, (token, top) in enumerate(zip(tokens, best, strict=True))
+    ]
 
 
-def _sample(row: Tensor, s: Sampler, u: float) -> int:
-    """Invert the cumulative distribution at `u`, likeliest tokens first when some are cut off."""
-    vocab = row.shape[0]
-    row = row / s.temperature
-    if s.top_k == 0 and s.top_p == 1:
-        return _pick(torch.softmax(row, -1), u)
-    if s.top_k:
-        values, ids = row.topk(min(s.top_k, vocab))
-        kept = torch.softmax(values, -1)
-    else:
-        total = row.logsumexp(-1)
-        values, ids = row.topk(min(_HEAD, vocab))
-        kept = (values - total).exp()
-        if s.top_p < 1 and float(kept.sum()) < s.top_p:
-            values, ids = row.sort(descending=True, stable=True)
-            kept = (values - total).exp()
-    if s.top_p < 1:
-        before = kept.double().cumsum(-1) - kept
-        kept = kept[: max(1, int((before < s.top_p).sum()))]
-    return int(ids[_pick(kept, u)])
+def _rows(rows: Sequence[Row], *, whole: bool) -> list[int]:
+    return [i for i, r in enumerate(rows) if not r.sampler.greedy and r.sampler.whole == whole]
 
 
-def _pick(weights: Tensor, u: float) -> int:
-    """Return the index where the running sum of `weights` passes the fraction `u` of its total."""
-    sums = weights.double().cumsum(-1)
-    # Rounding can put u * total at the very end: the last index is then the right one.
-    index = int(torch.searchsorted(sums, u * float(sums[-1]), right=True))
-    return min(index, len(weights) - 1)
+class _Report:
+    """The model's own log probabilities of one row, before any setting changed them."""
+
+    def __init__(self, logits: Tensor, count: int) -> None:
+        self._all = torch.log_softmax(logits, -1)
+        top = self._all.topk(count)
+        self._top = list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+
+    def __call__(self, token: int) -> TokenLogprob:
+        return TokenLogprob(token, float(self._all[token]), self._top)
+
+
+def _reports(logits: Tensor, rows: Sequence[Row]) -> dict[int, _Report]:
+    return {
+        i: _Report(logits[i], row.sampler.logprobs)
+        for i, row in enumerate(rows)
+        if row.sampler.logprobs is not None
+    }
+
+
+def _adjust(line: Tensor, row: Row) -> None:
+    """Apply penalties, bias and the mask to one row of logits, in place."""
+    s = row.sampler
+    if s.repetition != 1:
+        seen = torch.tensor(sorted(set(row.tokens)), device=line.device)
+        values = line[seen]
+        line[seen] = torch.where(values > 0, values / s.repetition, values * s.repetition)
+    if s.presence or s.frequency:
+        counts = Counter(row.tokens[row.prompt :])
+        if counts:
+            made = torch.tensor(list(counts), device=line.device)
+            times = torch.tensor(list(counts.values()), dtype=torch.float32, device=line.device)
+            line[made] -= s.presence + s.frequency * times
+    if s.bias:
+        where = torch.tensor(list(s.bias), device=line.device)
+        line[where] += torch.tensor(list(s.bias.values()), device=line.device)
+    if row.allowed is not None:
+        bits = torch.arange(32, dtype=torch.int32)
+        allowed = (row.allowed[:, None] >> bits & 1).bool().flatten()[: len(line)]
+        line.masked_fill_(~allowed.to(line.device), -torch.inf)
+
+
+def _sample(logits: Tensor, rows: Sequence[Row], whole: bool) -> list[int]:
+    """Invert the cumulative distributions, likeliest tokens first when some are cut off."""
+    heat = torch.tensor([r.sampler.temperature for r in rows], device=logits.device)
+    likely = torch.softmax(logits / heat[:, None], -1)
+    luck = torch.tensor(
+        [noise(r.sampler.seed, len(r.tokens)) for r in rows],
+        dtype=torch.float64,
+        device=logits.device,
+    )
+    if whole:
+        return _pick(likely.double().cumsum(-1), luck, None)
+    vocab = likely.shape[1]
+    values, ids = likely.topk(min(_HEAD, vocab), -1)
+    kept = _kept(values, rows)
+    chosen = ids.gather(1, torch.tensor(_pick(values.double().cumsum(-1), luck, kept))[:, None])
+    result: list[int] = chosen[:, 0].tolist()
+    if values.shape[1] < vocab:
+        for i, count in enumerate(kept.tolist()):
+            if count == values.shape[1] and rows[i].sampler.top_k != count:  # cut by the head only
+                line, order = likely[i : i + 1].sort(dim=-1, descending=True, stable=True)
+                index = _pick(
+                    line.double().cumsum(-1), luck[i : i + 1], _kept(line, rows[i : i + 1])
+                )
+                result[i] = int(order[0, index[0]])
+    return result
+
+
+def _kept(values: Tensor, rows: Sequence[Row]) -> Tensor:
+    """Return how many of each row's `values`, which fall, are left by top_k, top_p and min_p."""
+    device, width = values.device, values.shape[1]
+    k = torch.tensor([r.sampler.top_k or width for r in rows], device=device).clamp_max(width)
+    p = torch.tensor([r.sampler.top_p for r in rows], dtype=torch.float64, device=device)
+    least = torch.tensor([r.sampler.min_p for r in rows], device=device)
+    sums = values.double().cumsum(-1)
+    total = torch.tensor([float(r.sampler.top_k == 0) for r in rows], device=device).double()
+    total = torch.where(total > 0, total, sums.gather(1, k[:, None] - 1)[:, 0])
+    # top_p of 1 cuts nothing, whatever the sums were rounded to.
+    p = torch.where(p < 1, p * total, torch.inf)
+    keep = torch.arange(width, device=device) < k[:, None]
+    keep &= (sums - values) < p[:, None]
+    keep &= values >= least[:, None] * values[:, :1]
+    keep[:, 0] = True
+    return keep.sum(-1)
+
+
+def _pick(sums: Tensor, luck: Tensor, kept: Tensor | None) -> list[int]:
+    """Return each row's index where the running `sums` pass the fraction `luck` of its total."""
+    last = torch.full_like(luck, sums.shape[1] - 1, dtype=torch.int64) if kept is None else kept - 1
+    total = sums.gather(1, last[:, None])[:, 0]
+    index = torch.searchsorted(sums, (luck * total)[:, None], right=True)[:, 0]
+    # Rounding can put luck * total at the very end: the last index is then the right one.
+    return list(torch.minimum(index, last).tolist())

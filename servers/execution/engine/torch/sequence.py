@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence as Tokens
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llmos.servers.execution.engine.base import Piece
-from llmos.servers.execution.engine.torch.kv import Seat
-from llmos.servers.execution.engine.torch.sampling import Sampler
+from llmos.servers.execution.engine.torch.guide import Guide
+from llmos.servers.execution.engine.torch.lookup import Lookup
+from llmos.servers.execution.engine.torch.sampling import Choice, Row, Sampler
 from llmos.servers.execution.engine.torch.text import TextStream
 
 
@@ -20,18 +21,28 @@ class Plan:
     max_tokens: int
     sampler: Sampler
     resume: Tokens[int] = ()
+    speculate: int = 0  # tokens to guess ahead
+    rank: int = 3  # the call's class
+    tenant: str = ""
 
 
 class Sequence:
     """Grows by `accept`, one token a step; owned by the step loop once submitted."""
 
-    def __init__(self, plan: Plan, text: TextStream, ends: frozenset[int]) -> None:
-        """Replay the tokens of `plan.resume`: their text is not said again."""
+    def __init__(
+        self, plan: Plan, text: TextStream, ends: frozenset[int], guide: Guide | None = None
+    ) -> None:
+        """Replay the tokens of `plan.resume`: their text is not said again.
+
+        guide: says which tokens may follow; it is replayed, too.
+        """
         self.plan, self._text, self._ends = plan, text, ends
         self.tokens = [*plan.prompt]
         self.fed = 0  # how many of them are in the KV cache
-        self.seat: Seat | None = None
+        self.cached = 0  # how many of them were found there, at first
+        self._guide, self._lookup = guide, Lookup()
         self.finish = ""
+        self._begun = False
         self._born = time.monotonic()
         self._first = 0.0
         for token in plan.resume:
@@ -43,11 +54,36 @@ class Sequence:
         """Return how many tokens were generated, resumed ones included."""
         return len(self.tokens) - len(self.plan.prompt)
 
-    def accept(self, token: int) -> Piece:
+    def begin(self, cached: int) -> None:
+        """Start reading after `cached` tokens, whose keys and values were found."""
+        self.fed = cached
+        if not self._begun:
+            self._begun, self.cached = True, cached
+
+    def guess(self) -> list[int]:
+        """Return tokens that may come next; computed together with the last one, they are free."""
+        # The last token of all needs no successor; under a guide every choice waits for its mask.
+        most = min(self.plan.speculate, self.plan.max_tokens - self.made - 1)
+        if most < 1 or self._guide is not None:
+            return []
+        return self._lookup.guess(self.tokens, most)
+
+    def row(self, draft: Tokens[int]) -> Row:
+        """Return the choice to make after all tokens and `draft`."""
+        allowed = None if self._guide is None else self._guide.allowed()
+        tokens = [*self.tokens, *draft] if draft else self.tokens
+        return Row(self.plan.sampler, tokens, len(self.plan.prompt), allowed)
+
+    def accept(self, choice: Choice) -> Piece:
         """Add the next token and return what it brings; sets `finish` when it is the last."""
         self._first = self._first or time.monotonic()
-        text = self._append(token)
-        return self.closing(text, [token]) if self.finish else self._piece(text, [token])
+        text = self._append(choice.token)
+        piece = self._piece(text, [choice.token])
+        if self.finish:
+            piece = self.closing(text, [choice.token])
+        if choice.logprob is not None:
+            piece = replace(piece, logprobs=[choice.logprob])
+        return piece
 
     def closing(self, text: str = "", tokens: Tokens[int] = ()) -> Piece:
         """Return the last piece."""
@@ -60,6 +96,7 @@ class Sequence:
             completion_tokens=self.made,
             first_token_s=(self._first or now) - self._born,
             decode_s=now - (self._first or now),
+            cached_tokens=self.cached,
         )
 
     def _piece(self, text: str, tokens: Tokens[int]) -> Piece:
@@ -67,12 +104,17 @@ class Sequence:
 
     def _append(self, token: int) -> str:
         self.tokens.append(token)
+        if self._guide is not None:
+            self._guide.accept(token)
         if token in self._ends:
             self.finish = "stop"
             return self._text.flush()
         text = self._text.push(token)
         if self._text.stopped:
             self.finish = "stop"
+        elif self._guide is not None and self._guide.finished:
+            self.finish = "stop"
+            text += self._text.flush()
         elif self.made == self.plan.max_tokens:
             self.finish = "length"
             text += self._text.flush()

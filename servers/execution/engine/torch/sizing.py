@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
+from llmos.lib.errors import FailedPrecondition
 from llmos.servers.execution.engine.base import ModelSpec
 from llmos.servers.execution.engine.torch.config import LlamaConfig
 
 DTYPES = {"float32": 4, "bfloat16": 2}
+_ASKED = {"fp32": "float32", "bf16": "bfloat16", "float32": "float32", "bfloat16": "bfloat16"}
 KV_TOKENS = 16_384  # positions of all running sequences together, unless the context is longer
 WORKSPACE = 128 << 20  # activations, tokenizer, the tensor being unpacked
 
@@ -21,11 +23,23 @@ def cpu_has_bf16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def resolve_dtype(dtype: str, device: str) -> str:
-    """Return `float32` or `bfloat16` for `auto`, else what was asked for."""
-    if dtype != "auto":
-        return dtype
-    return "bfloat16" if device.startswith("cuda") or cpu_has_bf16() else "float32"
+def resolve(precision: str, device: str) -> str:
+    """Return `float32`, `bfloat16` or `int8` for what was asked for; `auto` or "": the default.
+
+    The default is what the device multiplies in hardware without rounding the weights further.
+    int8 is of CPUs; on others its weights' place is taken by bfloat16.
+    """
+    if precision in ("", "auto"):
+        return "bfloat16" if device.startswith("cuda") or cpu_has_bf16() else "float32"
+    if precision == "int8":
+        return "bfloat16" if device.startswith("cuda") else "int8"
+    if precision not in _ASKED:
+        raise FailedPrecondition(
+            "NO_ENGINE",
+            f"The torch engine has no precision {precision[:40]!r}; "
+            "it has auto, fp32, bf16 and int8.",
+        )
+    return _ASKED[precision]
 
 
 def context_of(spec: ModelSpec, config: LlamaConfig) -> int:
@@ -38,7 +52,14 @@ def kv_tokens(context: int) -> int:
     return max(context, min(KV_TOKENS, 8 * context))
 
 
-def model_bytes(config: LlamaConfig, context: int, dtype: str) -> int:
+def model_bytes(config: LlamaConfig, context: int, precision: str) -> int:
     """Return the bytes that weights, a full KV cache and the workspace take."""
     per_token = 2 * config.layers * config.kv_heads * config.head_dim
-    return DTYPES[dtype] * (config.weight_count() + per_token * kv_tokens(context)) + WORKSPACE
+    positions = per_token * kv_tokens(context)
+    if precision == "int8":  # a scale per 64 weights; embedding and cache in float16
+        matrices = config.weight_count() - config.vocab * config.hidden
+        weights = matrices * 17 // 16 + 2 * config.vocab * config.hidden
+        return weights + 2 * positions + WORKSPACE
+    # The cache of the compiled attention is float32 whatever the weights are.
+    kept = 4 if config.head_dim % 8 == 0 else DTYPES[precision]
+    return DTYPES[precision] * config.weight_count() + kept * positions + WORKSPACE

@@ -52,7 +52,7 @@ def smollm(smollm_spec: ModelSpec) -> Iterator[TorchEngine]:
 
 
 class TinyModel:
-    """A random llama, mistral or qwen2 in a folder, with a tokenizer trained on a few lines."""
+    """A random llama, mistral or qwen in a folder, with a tokenizer trained on a few lines."""
 
     def __init__(self, folder: Path, kind: str = "llama", **changes: Any) -> None:
         import transformers
@@ -94,12 +94,15 @@ class TinyModel:
             "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
             "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM),
             "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
+            "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
         }[kind]
         torch.manual_seed(7)
         self.reference = model_class(config_class(**(settings | changes))).eval()
         for name, weight in self.reference.named_parameters():
             if name.endswith("bias"):
                 torch.nn.init.normal_(weight, std=0.5)
+            if name.endswith(("q_norm.weight", "k_norm.weight")):
+                torch.nn.init.uniform_(weight, 0.5, 1.5)
         self.reference.save_pretrained(folder)
         self.folder = folder
 

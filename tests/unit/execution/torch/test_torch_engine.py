@@ -22,6 +22,7 @@ from llmos.servers.execution.engine.base import ChatTurn, Generation, Piece
 from llmos.servers.execution.engine.torch import load
 from llmos.servers.execution.engine.torch.delivery import BACKLOG
 from llmos.servers.execution.engine.torch.engine import TorchEngine
+from llmos.servers.execution.engine.torch.sampling import Choice
 
 FRANCE = Generation(chat=[ChatTurn("user", "What is the capital of France?")], temperature=0)
 
@@ -40,7 +41,7 @@ async def answer(engine: TorchEngine, request: Generation) -> tuple[str, list[in
 
 
 def open_jobs(engine: TorchEngine) -> int:
-    return len(engine._loop._running) + len(engine._loop._waiting)
+    return len(engine._loop._jobs.running) + len(engine._loop._jobs.waiting)
 
 
 async def until_idle(engine: TorchEngine) -> None:
@@ -115,7 +116,7 @@ async def texts_by_token(engine: TorchEngine, request: Generation) -> list[str]:
     tokens = [t for piece in pieces for t in piece.tokens]
     sequence = engine._prepare(request)
     for token in tokens:
-        said.append(said[-1] + sequence.accept(token).text)
+        said.append(said[-1] + sequence.accept(Choice(token)).text)
     return said
 
 
@@ -187,13 +188,14 @@ async def test_closing_the_iterator_stops_the_work(smollm: TorchEngine) -> None:
         await anext(stream)
     await until_idle(smollm)
     task = asyncio.create_task(answer(smollm, endless))
-    while not smollm._loop._running:
+    while not smollm._loop._jobs.running:
         await asyncio.sleep(0.01)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     await until_idle(smollm)
-    assert not smollm._loop._cache._slabs  # their memory is given back
+    pages = smollm._loop._cache.pages
+    assert pages.free == len(pages._users)  # their blocks are given back
 
 
 async def test_a_slow_reader_pauses_its_sequence_only(tiny: Any) -> None:
@@ -204,7 +206,7 @@ async def test_a_slow_reader_pauses_its_sequence_only(tiny: Any) -> None:
         assert len(reference[1]) > 2 * BACKLOG, "choose another prompt: this one ends early"
         stream: AsyncIterator[Piece] = engine.generate(slow)
         pieces = [await anext(stream)]
-        job = engine._loop._running[0]
+        job = engine._loop._jobs.running[0]
         quick = await answer(engine, Generation(prompt="b c", temperature=0, max_tokens=150))
         assert quick[2] in ("length", "stop")
         await asyncio.sleep(0.3)

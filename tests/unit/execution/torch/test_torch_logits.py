@@ -16,7 +16,8 @@ from llmos.servers.execution.engine.torch import load
 from llmos.servers.execution.engine.torch.engine import TorchEngine
 from llmos.servers.execution.engine.torch.gguf_header import read_header
 from llmos.servers.execution.engine.torch.kv import KVCache, Span
-from llmos.servers.execution.engine.torch.model import Llama
+from llmos.servers.execution.engine.torch.model import Model
+from llmos.servers.execution.engine.torch.pages import BLOCK
 
 PROMPTS = [
     "The capital of France is",
@@ -37,20 +38,19 @@ HF_NAMES = {
 }
 
 
-def model_of(engine: TorchEngine) -> Llama:
+def model_of(engine: TorchEngine) -> Model:
     return engine._loop._model
 
 
-def logits_of(model: Llama, ids: Sequence[int], cuts: Sequence[int] = ()) -> Tensor:
+def logits_of(model: Model, ids: Sequence[int], cuts: Sequence[int] = ()) -> Tensor:
     """Read `ids` in pieces that end at `cuts`; return the logits of every position."""
     cache = KVCache(model.geometry, 1024)
-    seat = cache.reserve(len(ids))
-    assert seat is not None
+    table = list(range(-(-len(ids) // BLOCK)))
     rows = []
     with torch.inference_mode():
         for start, end in zip([0, *cuts], [*cuts, len(ids)], strict=True):
-            span = Span(seat, start, end - start)
-            rows.append(model.forward(list(ids[start:end]), [span], range(end - start)))
+            span = Span(table, start, end - start)
+            rows.append(model.forward(cache, list(ids[start:end]), [span], range(end - start)))
     return torch.cat(rows)
 
 
@@ -149,6 +149,7 @@ def test_smollm_has_the_logits_and_greedy_tokens_of_transformers(
         ),
         ("mistral", {}),
         ("qwen2", {"num_key_value_heads": 4}),
+        ("qwen3", {"head_dim": 32}),
     ],
 )
 def test_tiny_models_from_safetensors_match_transformers(
@@ -175,12 +176,12 @@ def test_cuts_of_a_prompt_and_neighbours_do_not_change_a_bit(smollm: TorchEngine
     assert torch.equal(logits_of(model, ids, [1, 2, 4, 20, 21, 70]), whole)
     assert torch.equal(logits_of(model, ids, range(1, len(ids))), whole)
     cache = KVCache(model.geometry, 8192)
-    seats = [cache.reserve(200), cache.reserve(100), cache.reserve(600), cache.reserve(250)]
+    tables = [[20 * i + j for j in range(19, 0, -1)] for i in range(4)]
     with torch.inference_mode():
         for start, end in ((0, 50), (50, 51), (51, 52), (52, len(ids))):
-            spans = [Span(seat, start, end - start) for seat in seats if seat is not None]
+            spans = [Span(table, start, end - start) for table in tables]
             wanted = [(end - start) * (i + 1) - 1 for i in range(4)]
-            together = model.forward(ids[start:end] * 4, spans, wanted)
+            together = model.forward(cache, ids[start:end] * 4, spans, wanted)
             assert torch.equal(together, whole[end - 1].expand(4, -1))
 
 

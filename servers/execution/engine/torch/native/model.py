@@ -1,0 +1,104 @@
+"""The llama architecture with int8 weights: every layer is one call of the compiled kernel."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llmos.servers.execution.engine.torch.config import LlamaConfig
+from llmos.servers.execution.engine.torch.kv import Geometry, KVCache, Span
+from llmos.servers.execution.engine.torch.model import Model
+from llmos.servers.execution.engine.torch.native.layout import CLayer, PackedLinear
+from llmos.servers.execution.engine.torch.native.step import Workspace, shape_of, turns_of
+
+
+@dataclass(frozen=True)
+class Int8Layer:
+    """One layer's weights; norms are float32 vectors, the last two may be None."""
+
+    attn_norm: Tensor
+    ffn_norm: Tensor
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    qkv: PackedLinear
+    out: PackedLinear
+    gate_up: PackedLinear
+    down: PackedLinear
+
+    def c(self) -> CLayer:
+        """Return the kernel's view of it."""
+        norms = (self.attn_norm, self.ffn_norm, self.q_norm, self.k_norm)
+        pointers = (None if norm is None else norm.data_ptr() for norm in norms)
+        return CLayer(*pointers, self.qkv.c, self.out.c, self.gate_up.c, self.down.c)
+
+
+class Int8Llama(Model):
+    """Weights int8, activations 16 bits within products and else float32, cache float16.
+
+    Every row is a function of its own sequence, bit by bit, by the way the kernel sums.
+    """
+
+    exact = True
+
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        config: LlamaConfig,
+        embedding: Tensor,
+        layers: Sequence[Int8Layer],
+        norm: Tensor,
+        head: PackedLinear,
+        frequencies: Tensor,
+        threads: int,
+    ) -> None:
+        """Take over the weights. embedding: float16 [vocab, hidden]; norm: float32."""
+        geometry = Geometry(
+            layers=config.layers,
+            kv_heads=config.kv_heads,
+            group=config.heads // config.kv_heads,
+            head_dim=config.head_dim,
+            dtype=torch.float16,
+            device=embedding.device,
+        )
+        super().__init__(config, geometry, embedding, frequencies)
+        self._library, self._layers, self._norm, self._head = library, layers, norm, head
+        self._views = [layer.c() for layer in layers]
+        self._shape = shape_of(config, threads, geometry.dtype)
+        self._space = Workspace(config, threads)
+
+    def _body(self, cache: KVCache, x: Tensor, angles: Tensor, spans: Sequence[Span]) -> Tensor:
+        x = x.float()
+        step = ctypes.byref(self._space.plan(cache, spans, turns_of(angles), x))
+        shape = ctypes.byref(self._shape)
+        keys, values = cache.keys, cache.values
+        sizes = [t.stride(0) * t.element_size() for t in (keys, values)]
+        for i, layer in enumerate(self._views):
+            self._library.llmos_layer(
+                shape,
+                ctypes.byref(layer),
+                step,
+                keys.data_ptr() + i * sizes[0],
+                values.data_ptr() + i * sizes[1],
+            )
+            self.computed += 1
+        return x
+
+    def _final(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.rms_norm(x, self._norm.shape, self._norm, self.config.eps)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        y = torch.empty(len(x), self.config.vocab)
+        self._library.llmos_linear(
+            ctypes.byref(self._shape),
+            ctypes.byref(self._head.c),
+            ctypes.byref(self._space.rows_only(x)),
+            None,
+            self.config.hidden,
+            y.data_ptr(),
+            self.config.vocab,
+        )
+        return y

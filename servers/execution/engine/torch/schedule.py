@@ -1,0 +1,191 @@
+"""Who computes in the next step: admission, classes, growth and preemption. No torch.
+
+Jobs are served by class, then in order of arrival. A job's blocks are taken as it grows; when none
+are left, the last job of the lowest class gives up its blocks and starts anew later, where most
+of them are usually still found (the same tokens give the same numbers, so nobody can tell).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Listing
+from dataclasses import dataclass, field
+
+from llmos.servers.execution.engine.base import BATCH, INTERACTIVE
+from llmos.servers.execution.engine.torch.delivery import Outlet
+from llmos.servers.execution.engine.torch.pages import BLOCK, Pages, chain, root
+from llmos.servers.execution.engine.torch.sequence import Sequence
+
+MAX_RUNNING = 64  # sequences in a step; more wait
+PREFILL = 256  # prompt tokens in a step when nobody waits for a next token
+PREFILL_BESIDE = 64  # and when somebody does: bounds the gap between two tokens
+_PATIENCE = 4  # steps in a row that BATCH sits out while INTERACTIVE prompts are read
+
+
+class Job:
+    """A sequence with its reader and its blocks."""
+
+    def __init__(self, sequence: Sequence, outlet: Outlet, rank: int = 3, tenant: str = "") -> None:
+        """Pair them. rank: the call's class, lower first. tenant: whose prefixes it may share."""
+        self.sequence, self.outlet, self.rank = sequence, outlet, rank
+        self.cancelled = False  # set from outside
+        self.number = 0  # order of arrival
+        self.table: list[int] = []
+        self._keys = [root(tenant)]
+        self._registered = 0
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Return the sort key: who comes first."""
+        return self.rank, self.number
+
+    @property
+    def left(self) -> int:
+        """Return how many tokens are not read yet; 1: it is decoding."""
+        return len(self.sequence.tokens) - self.sequence.fed
+
+    def keys(self, blocks: int) -> list[bytes]:
+        """Return the keys of the first `blocks` blocks of its tokens."""
+        tokens = self.sequence.tokens
+        while len(self._keys) <= blocks:
+            at = (len(self._keys) - 1) * BLOCK
+            self._keys.append(chain(self._keys[-1], tokens[at : at + BLOCK]))
+        return self._keys[1 : blocks + 1]
+
+    def register(self, pages: Pages) -> None:
+        """Let others find the blocks that have become full."""
+        full = self.sequence.fed // BLOCK
+        if full > self._registered:
+            keys = self.keys(full)
+            for i in range(self._registered, full):
+                pages.register(self.table[i], keys[i])
+            self._registered = full
+
+    def leave(self, pages: Pages, *, forget: bool = False) -> None:
+        """Give all blocks back; what it has read is to be read again."""
+        pages.release(self.table, forget=forget)
+        self.table, self._registered, self.sequence.fed = [], 0, 0
+
+
+@dataclass
+class Chunk:
+    """What one job does in a step: `count` known tokens and then the guessed `draft`."""
+
+    job: Job
+    count: int
+    draft: Listing[int] = field(default=())
+
+
+class Scheduler:
+    """Owns the queues. Not thread-safe: the step loop holds its lock."""
+
+    def __init__(self, pages: Pages) -> None:
+        """Start empty."""
+        self._pages = pages
+        self._arrivals = 0
+        self._sat_out = 0
+        self.waiting: list[Job] = []
+        self.running: list[Job] = []
+        self.preemptions = 0
+
+    def add(self, job: Job) -> None:
+        """Queue a new job."""
+        self._arrivals += 1
+        job.number = self._arrivals
+        self.waiting.append(job)
+
+    def drop(self, job: Job, *, forget: bool = False) -> None:
+        """End a running job."""
+        self.running.remove(job)
+        job.leave(self._pages, forget=forget)
+
+    def sweep(self) -> None:
+        """Drop cancelled jobs and admit waiting ones while there is room."""
+        for job in [job for job in self.running if job.cancelled]:
+            self.drop(job)
+        self.waiting = [job for job in self.waiting if not job.cancelled]
+        while self.waiting:
+            job = min(self.waiting, key=lambda j: j.order)
+            if not self._admit(job):
+                return
+            self.waiting.remove(job)
+            self.running.append(job)
+
+    def _admit(self, job: Job) -> bool:
+        if len(self.running) >= MAX_RUNNING and not self._preempt(job.rank):
+            return False
+        tokens = len(job.sequence.tokens)
+        shared = self._pages.match(job.keys((tokens - 1) // BLOCK))
+        needed = -(-tokens // BLOCK) - len(shared)
+        # A block for everybody's growth: else the newcomer soon drives another out.
+        while self._pages.free < needed + len(self.running):
+            if not self._preempt(job.rank):
+                self._pages.release(shared)
+                return False
+        job.table = shared
+        job.sequence.begin(len(shared) * BLOCK)
+        return self._grow(job, tokens)
+
+    def _preempt(self, rank: int) -> bool:
+        """Send the last job of a lower class than `rank` back to wait."""
+        victim = max(self.running, key=lambda j: j.order, default=None)
+        if victim is None or victim.rank <= rank:
+            return False
+        self._send_back(victim)
+        return True
+
+    def _send_back(self, victim: Job) -> None:
+        self.preemptions += 1
+        self.drop(victim)
+        self.waiting.append(victim)
+
+    def _grow(self, job: Job, positions: int) -> bool:
+        """Give it blocks for so many positions; False when it was sent back itself."""
+        while len(job.table) * BLOCK < positions:
+            block = self._pages.take()
+            if block is not None:
+                job.table.append(block)
+                continue
+            victim = max(self.running, key=lambda j: j.order)
+            self._send_back(victim)
+            if victim is job:
+                return False
+        return True
+
+    def plan(self, ready: Listing[Job]) -> list[Chunk]:
+        """Return the chunks of a step: those of `ready` that decode first, then prompts.
+
+        One token (and its draft) of each that decodes, prompts within the budget: first class
+        first, the shortest rest first, and a quarter kept for who has waited longest.
+        """
+        ready = sorted(ready, key=lambda j: j.order)
+        decoding = [job for job in ready if job.left == 1]
+        reading = [job for job in ready if job.left > 1]
+        decoding = self._without_batch(decoding, reading)
+        chunks: list[Chunk] = []
+        for job in decoding:
+            if job not in self.running:
+                continue  # sent back a moment ago
+            draft = job.sequence.guess()
+            if self._grow(job, len(job.sequence.tokens) + len(draft)):
+                chunks.append(Chunk(job, 1, draft))
+        budget = PREFILL_BESIDE if chunks else PREFILL
+        reading = [job for job in reading if job in self.running]
+        if reading:
+            oldest = min(reading, key=lambda j: j.order)
+            counts = {id(oldest): min(oldest.left, budget // 4)}
+            budget -= counts[id(oldest)]
+            for job in sorted(reading, key=lambda j: (j.rank, j.left, j.number)):
+                more = min(job.left - counts.get(id(job), 0), budget)
+                budget -= more
+                counts[id(job)] = counts.get(id(job), 0) + more
+            chunks += [Chunk(job, counts[id(job)]) for job in reading if counts[id(job)]]
+        return [chunk for chunk in chunks if chunk.job in self.running]
+
+    def _without_batch(self, decoding: list[Job], reading: list[Job]) -> list[Job]:
+        """Leave BATCH out while a person waits for a first token, but not for long."""
+        if reading and reading[0].rank <= INTERACTIVE and self._sat_out < _PATIENCE:
+            rest = [job for job in decoding if job.rank < BATCH]
+            self._sat_out = self._sat_out + 1 if len(rest) < len(decoding) else 0
+            return rest
+        self._sat_out = 0
+        return decoding
