@@ -1,23 +1,26 @@
-"""Models: import, list, show, remove, load, unload."""
+"""Models: import, list, show, remove, load, unload. More of them: model_alias, model_about."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from llmos.clients.ctl.output import as_value, short_name, size, when
 from llmos.clients.ctl.progress import bar, note, status
 from llmos.clients.ctl.session import QUICK_S, Session, command
+from llmos.lib.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from llmos.api.execution.v1 import execution_pb2
     from llmos.api.storage.v1 import registry_pb2
 
 app = typer.Typer(help="Import, list, show, remove, load and unload models.", no_args_is_help=True)
-Ref = Annotated[str, typer.Argument(help="A model, `name` (its newest version) or `name@version`.")]
+Ref = Annotated[
+    str, typer.Argument(help="A model: `name` (its newest version), `name@version`, `name@alias`.")
+]
 
 _IMPORTS = [
     "llmos-ctl model import ./smollm2.gguf",
@@ -69,18 +72,40 @@ def describe(version: registry_pb2.ModelVersion) -> str:
     return ", ".join(part for part in parts if part)
 
 
-@command(app)
+@command(app, examples=["llmos-ctl model ls", "llmos-ctl model ls --task embed --tag team=search"])
 def ls(
     session: Session,
     name: Annotated[str, typer.Argument(help="Only this model.", show_default=False)] = "",
+    task: Annotated[
+        str, typer.Option(help="Only for this, e.g. generate, embed.", show_default=False)
+    ] = "",
+    format: Annotated[
+        str, typer.Option(help="Only of this format, e.g. gguf.", show_default=False)
+    ] = "",
+    tag: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY[=VALUE]", help="Only with this tag.", show_default=False),
+    ] = None,
+    search: Annotated[
+        str, typer.Option(help="Only with this in their name.", show_default=False)
+    ] = "",
 ) -> None:
     """List the versions in storage and whether they are loaded."""
     import grpc
 
+    from llmos.api.storage.v1 import registry_pb2
     from llmos.lib.rpc import from_rpc_error
 
+    request = registry_pb2.ListVersionsRequest(
+        name=name,
+        page_size=500,
+        task=chosen(task, "TASK_", registry_pb2.Task),
+        format=chosen(format, "FORMAT_", registry_pb2.Format),
+        tags=pairs(tag or []),
+        search=search,
+    )
     states: dict[tuple[str, int], execution_pb2.Model] = {}
-    versions = list(_versions(session, name))
+    versions = list(_versions(session, request))
     try:
         states = _states(session)
     except grpc.RpcError as exc:
@@ -107,11 +132,28 @@ def ls(
     session.out.rows(columns, rows, value)
 
 
-def _versions(session: Session, name: str) -> Iterator[registry_pb2.ModelVersion]:
-    from llmos.api.storage.v1 import registry_pb2, registry_pb2_grpc
+def pairs(words: list[str]) -> dict[str, str]:
+    """Return KEY=VALUE words as tags; a KEY alone has an empty value."""
+    split = [word.partition("=") for word in words]
+    return {key: value for key, _, value in split}
+
+
+def chosen(text: str, prefix: str, enum: Any) -> Any:
+    """Return the number of an enum's value by its short name. Raises InvalidArgument."""
+    numbers = dict(enum.items())
+    number = numbers.get(f"{prefix}{text.upper().replace('-', '_')}", 0)
+    if text and not number:
+        known = ", ".join(name.removeprefix(prefix).lower() for name, n in numbers.items() if n)
+        raise InvalidArgument("BAD_VALUE", f"{text[:60]!r} is none of: {known}.")
+    return number
+
+
+def _versions(
+    session: Session, request: registry_pb2.ListVersionsRequest
+) -> Iterator[registry_pb2.ModelVersion]:
+    from llmos.api.storage.v1 import registry_pb2_grpc
 
     stub = session.kernel(registry_pb2_grpc.RegistryStub)
-    request = registry_pb2.ListVersionsRequest(name=name, page_size=500)
     while True:
         page = stub.ListVersions(request, timeout=session.limit(QUICK_S))
         yield from page.versions
@@ -143,8 +185,17 @@ def show(session: Session, ref: Ref) -> None:
         "about": describe(version),
         "context": f"{version.context_length} tokens" if version.context_length else "not known",
         "license": version.license or "not known",
+        "tokenizer": version.tokenizer,
+        "chat template": f"{len(version.chat_template)} characters"
+        if version.chat_template
+        else "",
+        "aliases": ", ".join(version.aliases),
+        "tags": ", ".join(f"{k}={v}" if v else k for k, v in sorted(version.tags.items())),
+        "signed by": ", ".join(version.signed_by),
         "source": version.lineage.source,
         "made from": ", ".join(version.lineage.parents),
+        "data sets": ", ".join(version.lineage.datasets),
+        "code": version.lineage.code,
         "made by": " ".join(filter(None, (version.lineage.step, version.lineage.job))),
         "imported": when(version.created_unix_s),
         "digest": version.digest,
@@ -161,7 +212,11 @@ def rm(
     session: Session,
     ref: Annotated[str, typer.Argument(help="A version, `name@version`.")],
     force: Annotated[
-        bool, typer.Option("--force", help="Though other versions were made from it.")
+        bool,
+        typer.Option(
+            "--force",
+            help="Though other versions were made from it, and with its aliases. A lease holds.",
+        ),
     ] = False,
 ) -> None:
     """Remove a version from storage."""

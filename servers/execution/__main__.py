@@ -23,6 +23,7 @@ from llmos.lib.serve import Server
 with needed("execution"):
     from llmos.servers.execution.config import ExecutionConfig
     from llmos.servers.execution.manager.adoption import adopt
+    from llmos.servers.execution.manager.aliases import follow
     from llmos.servers.execution.manager.changes import Changes
     from llmos.servers.execution.manager.core import Manager
     from llmos.servers.execution.manager.memory import MemoryGrants
@@ -83,6 +84,7 @@ async def serve(config: ExecutionConfig) -> None:
     def ready() -> None:
         zygote.start()
         watching.append(background(adopt_open_and_watch()))
+        watching.append(background(follow(server.channel("storage"), manager)))
 
     watching: list[asyncio.Task[None]] = []
     try:

@@ -75,15 +75,15 @@ def tiny_bert(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def table() -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+def table(seed: int = 7) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
     """Return the vectors that `text_onnx` has for the tokens."""
-    return np.random.default_rng(7).normal(0, 1, (len(_VOCABULARY), DIM)).astype(np.float32)
+    return np.random.default_rng(seed).normal(0, 1, (len(_VOCABULARY), DIM)).astype(np.float32)
 
 
-def text_onnx(path: Path) -> Path:
+def text_onnx(path: Path, seed: int = 7) -> Path:
     """Write an encoder whose token vectors are a table's rows, zero where the mask is."""
     tensors = [
-        numpy_helper.from_array(table(), "table"),
+        numpy_helper.from_array(table(seed), "table"),
         numpy_helper.from_array(np.array([2], np.int64), "last"),
     ]
     nodes = [

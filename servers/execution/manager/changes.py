@@ -55,6 +55,8 @@ class Changes:
 def _meant(row: Row, ref: Ref | None) -> bool:
     if ref is None:
         return True
+    if ref.alias and (row.worker is None or str(ref) not in row.worker.keys):
+        return False
     return row.version.name == ref.name and ref.version in (0, row.version.version)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from llmos.lib.call import background
-from llmos.lib.errors import LLMOSError
+from llmos.lib.errors import LLMOSError, NotFound
 from llmos.lib.publish import Tell, nobody
 from llmos.servers.execution.config import ExecutionConfig
 from llmos.servers.execution.manager.crashes import SOON_S, WINDOW_S
@@ -86,16 +86,17 @@ class Manager:
     # What callers ask for.
 
     async def load(self, ref: str, pin: bool = False) -> Worker:
-        """Return a ready worker for a reference; a plain name means its newest version from now on.
+        """Return a ready worker for a reference.
 
-        Raises InvalidArgument BAD_NAME, and what storage, memory and engines raise.
+        A plain name means its newest version from now on, an alias what storage says now. Raises
+        InvalidArgument BAD_NAME, and what storage, memory and engines raise.
         """
-        plain = not Ref.parse(ref).version
+        key = Ref.parse(ref).moves
         await self._open.wait()
         version = await self._catalog.resolve(ref)
-        worker = await self._ensure(version, plain, pin)
-        if plain:
-            await self._take_name(worker)
+        worker = await self._ensure(version, key, pin)
+        if key:
+            await self._take_key(worker, key)
         if pin and not worker.pinned:
             await self._configure(worker, worker.keys[1:], pinned=True)
             await self._grants.acquire(worker, worker.granted_bytes)
@@ -117,17 +118,38 @@ class Manager:
         while (await self.load(key)).state is not State.READY:
             await asyncio.sleep(0)
 
+    async def moved(self, key: str) -> None:
+        """The alias `key` was moved or removed: let its calls go where it points now.
+
+        Its old version answers until the new one is ready, and goes on when that fails to load.
+        """
+        if not any(key in worker.keys for worker in self._workers.values()):
+            return  # nobody called it by this name: its next call finds out
+        try:
+            await self.load(key)
+        except NotFound:
+            await self._drop_key(key)
+        except LLMOSError as exc:
+            log.warning("an alias stays where it was", extra={"alias": key, "cause": exc.message})
+
+    def aliases(self) -> list[str]:
+        """Return the aliases that workers answer to, `name@alias`."""
+        return [k for w in self._workers.values() for k in w.keys if Ref.parse(k).alias]
+
     async def unload(self, ref: str) -> bool:
         """End a model's worker after its running calls; False when it was not loaded.
 
-        A plain name means the version that has the name now, else the newest that is loaded.
+        A plain name means the version that has the name now, else the newest that is loaded. An
+        alias means the version that was called by it.
         """
         wanted = Ref.parse(ref)
         await self._open.wait()
         candidates = [
             w
             for w in self._workers.values()
-            if w.name == wanted.name and wanted.version in (0, w.version)
+            if w.name == wanted.name
+            and wanted.version in (0, w.version)
+            and (not wanted.alias or ref in w.keys)
         ]
         if not candidates:
             return False
@@ -150,7 +172,7 @@ class Manager:
 
     # Loading.
 
-    async def _ensure(self, version: Version, plain: bool, pin: bool) -> Worker:
+    async def _ensure(self, version: Version, key: str, pin: bool) -> Worker:
         ref = version.ref
         while True:
             if (ending := self._endings.get(ref)) is not None:
@@ -164,14 +186,14 @@ class Manager:
                 continue
             if (task := self._loads.get(ref)) is None:
                 # In the background: it is shared by all who wait, and outlives their calls.
-                task = self._loads[ref] = background(self._load(version, plain, pin))
+                task = self._loads[ref] = background(self._load(version, key, pin))
                 task.add_done_callback(lambda _: self._loads.pop(ref))
             return await asyncio.shield(task)
 
-    async def _load(self, version: Version, plain: bool, pin: bool) -> Worker:
+    async def _load(self, version: Version, key: str, pin: bool) -> Worker:
         worker = Worker(version.name, version.version, task=version.task, pinned=pin)
         self._workers[worker.ref] = worker
-        keys = [version.name] if plain and self._holder(version.name) is None else []
+        keys = [key] if key and self._holder(key) is None else []
         began = time.monotonic()
         try:
             await self._starter.start(worker, version, keys)
@@ -209,22 +231,33 @@ class Manager:
 
     # Names.
 
-    def _holder(self, name: str) -> Worker | None:
-        """Return the worker that a plain name means."""
+    def _holder(self, key: str) -> Worker | None:
+        """Return the worker that a plain name or an alias means."""
         workers = self._workers.values()
-        return next((w for w in workers if name in w.keys and w.state is State.READY), None)
+        return next((w for w in workers if key in w.keys and w.state is State.READY), None)
 
-    async def _take_name(self, worker: Worker) -> None:
-        """Let the plain name mean `worker`; end the one that it meant before."""
-        name = worker.name
-        async with self._naming[name]:
-            others = [w for w in self._workers.values() if name in w.keys and w is not worker]
-            if name not in worker.keys:
-                await self._configure(worker, [name], worker.pinned)
-            for other in others:
-                if other.state is State.READY:
-                    await self._configure(other, [], other.pinned)
-                    self._end(other)
+    async def _take_key(self, worker: Worker, key: str) -> None:
+        """Let a plain name or an alias mean `worker`.
+
+        The one that it meant before ends, unless it has another name or alias.
+        """
+        async with self._naming[worker.name]:
+            if key not in worker.keys:
+                await self._configure(worker, [*worker.keys[1:], key], worker.pinned)
+            await self._leave(key, [w for w in self._workers.values() if w is not worker])
+
+    async def _drop_key(self, key: str) -> None:
+        """Let an alias mean no worker."""
+        async with self._naming[Ref.parse(key).name]:
+            await self._leave(key, [*self._workers.values()])
+
+    async def _leave(self, key: str, workers: Sequence[Worker]) -> None:
+        for worker in workers:
+            if key in worker.keys and worker.state is State.READY:
+                rest = [k for k in worker.keys[1:] if k != key]
+                await self._configure(worker, rest, worker.pinned)
+                if not rest:
+                    self._end(worker)
 
     async def _configure(self, worker: Worker, keys: Sequence[str], pinned: bool) -> None:
         await self._router.configure(worker, keys, pinned)

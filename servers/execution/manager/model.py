@@ -11,32 +11,42 @@ from enum import Enum
 from llmos.lib.errors import InvalidArgument
 from llmos.servers.execution.manager.process import Process
 
-_REF = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,127})(?:@([1-9][0-9]{0,17}))?")
+_REF = re.compile(
+    r"([A-Za-z0-9][A-Za-z0-9._-]{0,127})(?:@(?:([1-9][0-9]{0,17})|([A-Za-z][A-Za-z0-9._-]{0,63})))?"
+)
 
 
 @dataclass(frozen=True)
 class Ref:
-    """A model reference; version 0 stands for the newest."""
+    """A model reference; version 0 without an alias stands for the newest."""
 
     name: str
     version: int = 0
+    alias: str = ""
 
     @staticmethod
     def parse(text: str) -> Ref:
-        """Return what `name` or `name@version` means. Raises InvalidArgument BAD_NAME."""
+        """Return what `name`, `name@version` or `name@alias` says. Raises BAD_NAME."""
         match = _REF.fullmatch(text)
         if match is None:
             shown = repr(text) if len(text) <= 60 else f"{text[:60]!r} ..."
             raise InvalidArgument(
                 "BAD_NAME",
-                f"{shown} is not a model reference; it must be `name` or `name@version`, with "
-                "letters, digits, `.`, `_` and `-` in the name.",
+                f"{shown} is not a model reference; it must be `name`, `name@version` or "
+                "`name@alias`, with letters, digits, `.`, `_` and `-` in the name.",
             )
-        return Ref(match[1], int(match[2] or 0))
+        return Ref(match[1], int(match[2] or 0), match[3] or "")
 
     def __str__(self) -> str:
         """Return it as written."""
-        return f"{self.name}@{self.version}" if self.version else self.name
+        return self.moves or f"{self.name}@{self.version}"
+
+    @property
+    def moves(self) -> str:
+        """Return it where it can mean another version later, as names and aliases do; else ""."""
+        if self.version:
+            return ""
+        return f"{self.name}@{self.alias}" if self.alias else self.name
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,7 @@ class ManagerInference(Refusing):
             and row.state is State.READY
             and row.version.name == (ref.name or row.version.name)
             and row.version.version == (ref.version or row.version.version)
+            and (not ref.alias or str(ref) in row.worker.keys)
         ]
         if request.name and not workers:
             raise NotFound(
@@ -189,13 +190,13 @@ class ManagerInference(Refusing):
 def _ref(name: str, version: str) -> Ref:
     ref = Ref.parse(name)
     asked = Ref.parse(f"{ref.name}@{version}").version if version else ref.version
-    if ref.version and asked != ref.version:
+    if (ref.version or (ref.alias and version)) and asked != ref.version:
         raise InvalidArgument(
             "BAD_NAME",
             f"Model name {name!r} has a version and another one, {version!r}, is asked; leave one "
             "out.",
         )
-    return Ref(ref.name, asked)
+    return Ref(ref.name, asked, ref.alias)
 
 
 def _repository(name: str) -> None:

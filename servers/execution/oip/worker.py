@@ -175,6 +175,8 @@ class WorkerInference(Refusing):
     def _other(self, name: str, version: str) -> str:
         """Return the reference of the model that is meant when it is not this one, else ""."""
         base, _, in_name = name.partition("@")
+        if base == self._name and in_name[:1].isalpha() and not version:
+            return ""  # an alias that the kernel found to mean this worker
         if in_name and version and in_name != version:
             raise InvalidArgument(
                 "BAD_NAME",

@@ -16,7 +16,9 @@ from llmos.clients.ctl.__main__ import main
 
 COMMANDS = [
     *([name] for name in "up down ps logs restart run chat embed demo".split()),
-    *(["model", verb] for verb in "import ls show rm load unload".split()),
+    *(["model", verb] for verb in "import ls show rm load unload tag lineage watch".split()),
+    *(["model", "alias", verb] for verb in "set ls history rollback rm".split()),
+    *(["model", "lease", verb] for verb in "take ls renew release".split()),
     *(["job", verb] for verb in ("ls", "watch", "cancel", "submit")),
     ["job", "submit", "export-onnx"],
     *(["kernel", verb] for verb in "ports services calls stats cancel drain".split()),
