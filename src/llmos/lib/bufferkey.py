@@ -7,7 +7,7 @@ import re
 from llmos.api.memory.v1.buffers_pb2 import BufferHandle
 from llmos.lib.errors import InvalidArgument
 
-_KEY = re.compile(r"([^:\s]{1,128}):([0-9a-f]{2,256}):([^:\s]{0,256}):([1-9][0-9]{0,15})")
+_KEY = re.compile(r"([^:\s]{1,128}):([0-9a-f]{2,256}):(\S{0,256}):([1-9][0-9]{0,15})")
 
 
 def key_of(handle: BufferHandle) -> str:

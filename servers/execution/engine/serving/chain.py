@@ -73,13 +73,11 @@ class Chain:
 
     @property
     def outputs(self) -> list[TensorSpec]:
-        """Return what an answer has: what steps give, and what of the model no step has taken."""
-        taken = {t.name for s in self.after for t in s.takes}
-        left = [o for o in self._model_outputs if o.name not in taken]
-        given = [g for s in self.after for g in s.gives if g.name not in taken]
-        labels = [s.input for s in self.after if isinstance(s, Labels)]
-        scores = [g for s in self.after for g in s.gives if g.name in labels]
-        return [*left, *given, *scores]
+        """Return what an answer has: what no step has taken, and scores that were only named."""
+        named = {s.input for s in self.after if isinstance(s, Labels)}
+        taken = {t.name for s in self.after for t in s.takes} - named
+        given = [g for s in self.after for g in s.gives]
+        return [o for o in (*self._model_outputs, *given) if o.name not in taken]
 
     def prepare(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
         """Run the steps before the model whose input is there; blocks."""
