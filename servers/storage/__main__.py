@@ -25,9 +25,12 @@ with needed("storage"):
     from llmos.servers.storage.data.local import LocalDatasets
     from llmos.servers.storage.data.service import DatasetsService
     from llmos.servers.storage.local import LocalStorage
+    from llmos.servers.storage.places.serving import exchanging
     from llmos.servers.storage.registry.local import LocalAliases, LocalLeases
     from llmos.servers.storage.service import BlobsService, RegistryService
     from llmos.servers.storage.serving import add_registry, add_state, kept
+    from llmos.servers.storage.signing.base import read_key
+    from llmos.servers.storage.signing.guard import Guard
     from llmos.servers.storage.state.local import LocalState
     from llmos.servers.storage.upkeep.local import LocalMaintenance
     from llmos.servers.storage.upkeep.serving import add_upkeep, again, scrubbed
@@ -56,12 +59,13 @@ async def serve(config: StorageConfig) -> bool:
         upload_ttl_s=config.upload_ttl_s,
     )
     with contextlib.closing(storage):
+        guard = Guard(storage.database, read_key(config.require_signature))
         server = Server("storage", config)
         publisher = Publisher(server.port.channel if server.port is not None else None)
         stall_ms = int(config.stall_s * 1000)
         server.add(
             registry_pb2_grpc.add_RegistryServicer_to_server,
-            Bound(RegistryService(storage, publisher.tell)),
+            Bound(RegistryService(storage, publisher.tell, guard.admit)),
             stall_ms=stall_ms,
         )
         server.add(
@@ -101,8 +105,9 @@ async def serve(config: StorageConfig) -> bool:
         rate, period_s = config.scrub_bytes_per_s, config.scrub_period_s
         cleaning = asyncio.create_task(storage.keep_clean())
         try:
-            async with kept(state), scrubbed(server, maintenance, rate, period_s):
-                await server.run()
+            with exchanging(server, storage, stall_ms, publisher.tell):
+                async with kept(state) as begin, scrubbed(server, maintenance, rate, period_s):
+                    await server.run(ready=begin)
         finally:
             cleaning.cancel()
             with contextlib.suppress(asyncio.CancelledError):

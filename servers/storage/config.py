@@ -22,6 +22,9 @@ class StorageConfig(ServerConfig):
     upload_ttl_s: float = option(86400.0, "unfinished uploads are given up after this long")
     scrub_bytes_per_s: int = option(4 << 20, "speed of the check in the background; 0 = never")
     scrub_period_s: float = option(30 * 86400.0, "every blob is checked once in this time")
+    require_signature: str = option(
+        "", "public key (PEM): only versions signed by it are loaded; empty = all are"
+    )
     imports: int = option(2, "imports that run at a time; others wait")
     blob_grace_s: float = option(86400.0, "uploads that no version has taken up go after this long")
     stall_s: float = option(

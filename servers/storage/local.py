@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import fcntl
 import logging
 import os
@@ -22,13 +21,14 @@ from llmos.servers.storage.blobs.uploads import LocalUploads
 from llmos.servers.storage.crypt.keys import KeyRing
 from llmos.servers.storage.db.engine import Database
 from llmos.servers.storage.disk import sync_dir, writing
+from llmos.servers.storage.importer import Watch
 from llmos.servers.storage.model import Draft, Filters, Page, Progress, Registered, Version
 from llmos.servers.storage.places.incoming import Incoming
 from llmos.servers.storage.registry import Registry
 from llmos.servers.storage.registry.model import LineageWalk
+from llmos.servers.storage.watched import watched
 
 log = logging.getLogger(__name__)
-_TICK_S = 0.1
 
 
 class LocalStorage(Storage):
@@ -67,7 +67,7 @@ class LocalStorage(Storage):
             sealing.check(self.database, keys)
             cache = Cache(cache_dir or default_cache(folder, keys is not None), cache_bytes)
             self.blobs = Blobs(blobs, temporary, self.database, cache, keys)
-            self._registry = Registry(self.database, blobs)
+            self.registry = Registry(self.database, blobs)
             self._grace_s = blob_grace_s
             self.incoming = Incoming(folder / "incoming")
             self.incoming.collect(blob_grace_s)
@@ -100,42 +100,26 @@ class LocalStorage(Storage):
         self, source: str, name: str
     ) -> AsyncGenerator[Progress | Registered, None]:
         """See Storage. When the caller goes away, the import stops before this returns."""
-        watch = importer.Watch()
-        job = self._imports.submit(
-            contextvars.copy_context().run,  # whose import it is
-            importer.import_model,
-            self.blobs,
-            self._registry,
-            source,
-            name,
-            watch,
-            self.incoming,
-        )
-        running = asyncio.wrap_future(job)
-        try:
-            last = None
-            while not running.done():
-                await asyncio.wait([running], timeout=_TICK_S)
-                if last != (last := watch.progress):
-                    yield last
-            yield running.result()
-        finally:
-            watch.cancel()
-            if not job.cancel():
-                await asyncio.wait([running])
-            if running.done() and not running.cancelled():
-                running.exception()  # when the caller is gone, nobody else fetches it
+
+        def work(watch: Watch) -> Registered:
+            return importer.import_model(
+                self.blobs, self.registry, source, name, watch, self.incoming
+            )
+
+        async with contextlib.aclosing(watched(self._imports, work)) as steps:
+            async for step in steps:
+                yield step
 
     async def create_version(self, draft: Draft) -> Registered:
         """See Storage."""
-        return await asyncio.to_thread(importer.create_version, self.blobs, self._registry, draft)
+        return await asyncio.to_thread(importer.create_version, self.blobs, self.registry, draft)
 
     async def get_version(self, ref: str) -> Version:
         """See Storage."""
         return await asyncio.to_thread(self._get, ref)
 
     def _get(self, ref: str) -> Version:
-        version = self._registry.get(ref)
+        version = self.registry.get(ref)
         special = self.blobs.special([file.sha256 for file in version.files])
         if not special:
             return version
@@ -152,7 +136,7 @@ class LocalStorage(Storage):
         return await asyncio.to_thread(self._page, name, page_size, page_token, filters)
 
     def _page(self, name: str, page_size: int, page_token: str, filters: Filters) -> Page:
-        page = self._registry.page(name, page_size, page_token, filters)
+        page = self.registry.page(name, page_size, page_token, filters)
         digests = {file.sha256 for version in page.versions for file in version.files}
         special = self.blobs.special(list(digests))
         if not special:
@@ -177,16 +161,16 @@ class LocalStorage(Storage):
     ) -> Mapping[str, str]:
         """See Storage."""
         names.require_version(ref)
-        return await asyncio.to_thread(self._registry.set_tags, ref, added, removed)
+        return await asyncio.to_thread(self.registry.set_tags, ref, added, removed)
 
     async def lineage(self, ref: str, descendants: bool, max_depth: int) -> LineageWalk:
         """See Storage."""
-        return await asyncio.to_thread(self._registry.lineage, ref, descendants, max_depth)
+        return await asyncio.to_thread(self.registry.lineage, ref, descendants, max_depth)
 
     def _delete(self, ref: str, force: bool) -> int:
         names.require_version(ref)
         with removal.dropping(self.blobs, self._grace_s) as drop:
-            drop.digests += self._registry.delete(drop.sql, ref, force)
+            drop.digests += self.registry.delete(drop.sql, ref, force)
         return drop.freed_bytes
 
     async def write_blob(self, sha256: str, data: AsyncIterator[bytes]) -> tuple[int, bool]:

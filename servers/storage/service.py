@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -24,16 +25,22 @@ from llmos.servers.storage.model import (
     Version,
 )
 
+Admit = Callable[[Version], None]  # raises when a version may not be loaded
+_TICK_S = 1.0
 DIRECT_CHUNK = 2 << 20  # bytes of one message: what any gRPC client takes, at the least overhead
 
 
 class RegistryService(registry_pb2_grpc.RegistryServicer):
     """Serves versions."""
 
-    def __init__(self, storage: Storage, tell: Tell = nobody) -> None:
-        """Delegate to `storage`; tell of new versions (event version.registered)."""
+    def __init__(self, storage: Storage, tell: Tell = nobody, admit: Admit | None = None) -> None:
+        """Delegate to `storage`; tell of new versions (event version.registered).
+
+        admit: checks, in a thread, the files of a version that a caller is about to load.
+        """
         self._storage = storage
         self._tell = tell
+        self._admit = admit
 
     async def ImportModel(
         self, request: pb.ImportModelRequest, context: Any
@@ -70,6 +77,11 @@ class RegistryService(registry_pb2_grpc.RegistryServicer):
     ) -> pb.GetVersionResponse:
         """Find a version."""
         version = await self._storage.get_version(request.ref)
+        if request.load and self._admit is not None:
+            checking = asyncio.create_task(asyncio.to_thread(self._admit, version))
+            while not (await asyncio.wait([checking], timeout=_TICK_S))[0]:
+                progress(context)  # a large file is being read
+            checking.result()
         return pb.GetVersionResponse(version=to_proto(version, same_host(context)))
 
     async def ListVersions(

@@ -1,0 +1,1 @@
+"""Signatures of versions, and what is checked before a version's files are used."""
