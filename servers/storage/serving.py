@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from llmos.api.storage.v1 import aliases_pb2_grpc, audit_pb2_grpc, quota_pb2_grpc, state_pb2_grpc
 from llmos.lib.publish import Tell, nobody
@@ -46,13 +46,17 @@ def add_registry(
 
 
 @contextlib.asynccontextmanager
-async def kept(state: LocalState) -> AsyncIterator[None]:
-    """End leases and forget old history while inside; close the state at the end."""
-    keeping = asyncio.create_task(state.keep())
+async def kept(state: LocalState) -> AsyncIterator[Callable[[], None]]:
+    """Yield what begins to end leases and to forget old history; close the state at the end.
+
+    To be called when calls are served: only then can leases be renewed.
+    """
+    tasks: list[asyncio.Task[None]] = []
     try:
-        yield
+        yield lambda: tasks.append(asyncio.create_task(state.keep()))
     finally:
-        keeping.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await keeping
+        for task in tasks:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
         await asyncio.to_thread(state.close)

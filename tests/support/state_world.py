@@ -39,7 +39,8 @@ async def state_world(way: str, state_dir: Path, url: str = "") -> AsyncIterator
         database = Database(url or state_dir / "state.db")
         stack.callback(database.close)
         core = LocalState(database, beat_s=0.3)
-        await stack.enter_async_context(kept(core))
+        begin = await stack.enter_async_context(kept(core))
+        begin()
         if way == "in process":
             yield SmallState(core.documents, core.leases, core.locks, core, database)
             return

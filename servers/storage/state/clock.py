@@ -80,6 +80,11 @@ class LeaseClock:
             return None
         return max(0.0, min(r.deadline for r in self._running.values()) - self._now())
 
+    def restart(self) -> None:
+        """Give all leases their full time."""
+        for running in self._running.values():
+            running.deadline = self._now() + running.ttl_ms / 1000
+
     def postpone(self, seconds: float) -> None:
         """Give all leases more time: so long the server could not hear renewals."""
         for running in self._running.values():

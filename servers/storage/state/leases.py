@@ -98,7 +98,11 @@ class LocalLeases(Leases):
         return True
 
     async def keep(self) -> None:
-        """End leases when their time is over, until cancelled."""
+        """End leases when their time is over, until cancelled. To be begun when calls are served.
+
+        All leases have their full time then: before, nobody could renew one.
+        """
+        self._clock.restart()
         while True:
             self._sooner.clear()
             left = self._clock.next_s()
