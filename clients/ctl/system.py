@@ -13,7 +13,7 @@ import typer
 from llmos.clients.ctl.output import as_value, duration, short_name, size
 from llmos.clients.ctl.progress import note, status
 from llmos.clients.ctl.session import UINT32, Session, command, connects
-from llmos.lib.errors import LLMOSError, Unavailable
+from llmos.lib.errors import InvalidArgument, LLMOSError, Unavailable
 
 
 def register(app: typer.Typer) -> None:
@@ -23,7 +23,7 @@ def register(app: typer.Typer) -> None:
     command(app)(down)
     command(app, examples=["llmos-ctl ps -o json"])(ps)
     command(app, examples=["llmos-ctl logs kernel -f", "llmos-ctl logs storage.crash"])(logs)
-    command(app, examples=["llmos-ctl restart storage"])(restart)
+    command(app, examples=["llmos-ctl restart storage", "llmos-ctl restart --all"])(restart)
 
 
 def up(
@@ -201,16 +201,35 @@ def logs(
 
 
 def restart(
-    session: Session, name: Annotated[str, typer.Argument(help="A process of the manifest.")]
+    session: Session,
+    names: Annotated[list[str] | None, typer.Argument(help="Processes of the manifest.")] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="All servers of the manifest: all but the kernel.")
+    ] = False,
 ) -> None:
-    """Restart one process gracefully and wait until it is ready."""
+    """Restart processes gracefully, one after the other; each must be ready before the next.
+
+    Calls that run are finished, and those that come meanwhile wait: none fails. So this is how a
+    new version of the software, or a changed setting, is taken up under load. When the kernel is
+    restarted, a call that must not run twice may end with a reason that says whether it has run.
+    """
     from llmos.api.init.v1 import init_pb2, init_pb2_grpc
 
     stub = session.init(init_pb2_grpc.InitStub)
-    request = init_pb2.RestartProcessRequest(name=name)
-    with status(f"restarting {name}"):
-        process = stub.RestartProcess(request, timeout=session.limit()).process
-    session.out.say(f"{name} runs again as pid {process.pid}.", as_value(process))
+    if everything:
+        listed = stub.ListProcesses(init_pb2.ListProcessesRequest(), timeout=session.limit())
+        names = [
+            process.name
+            for process in listed.processes
+            if process.managed and process.name != "kernel"
+        ]
+    elif not names:
+        raise InvalidArgument("NO_NAME", "Say which processes to restart, or --all.")
+    for name in names:
+        request = init_pb2.RestartProcessRequest(name=name)
+        with status(f"restarting {name}"):
+            process = stub.RestartProcess(request, timeout=session.limit()).process
+        session.out.say(f"{name} runs again as pid {process.pid}.", as_value(process))
 
 
 def _state_type() -> Any:

@@ -31,9 +31,9 @@ from llmos.lib.h2.client import connect
 from llmos.lib.h2.stream import Stream
 from llmos.lib.handlers import Handlers
 from llmos.lib.host import host_id, new_instance
-from llmos.lib.outbox import Outbox, Queued
+from llmos.lib.outbox import Outbox
 from llmos.lib.route import string_field
-from llmos.lib.session import Session, make_status
+from llmos.lib.session import Emit, Session, make_status
 from llmos.lib.status import from_wire
 from llmos.lib.vouch import vouch
 
@@ -237,9 +237,13 @@ class Port:
             raise FailedPrecondition("PROTOCOL_VERSION", "This is no LLM OS kernel of our time.")
         self.welcome = frame.envelopes[0].welcome
         self._session.window = self.welcome.initial_window
-        waiting = self._outbox.restart()
-        self._outbox.start(stream)
-        announced = asyncio.gather(*(self._send_export(s) for s in self._exports.values()))
+
+        def at_once(envelope: pb.Envelope) -> None:
+            stream.send(pb.Frame(envelopes=[envelope]).SerializeToString())
+
+        # Past the outbox: what is in there goes out when the calls before it are open again.
+        exports = (self._send_export(spec, at_once) for spec in self._exports.values())
+        announced = asyncio.gather(*exports)
         try:
             await _first_of(ended, announced)
             announced.result()
@@ -248,7 +252,7 @@ class Port:
         if self._patience is not None:
             self._patience.cancel()
             self._patience = None
-        self._reopen(waiting)
+        self._reopen(stream)
         self._attached.set()
         log.info("attached", extra={"kernel": self.address, "port": self.welcome.port})
         await ended
@@ -267,9 +271,20 @@ class Port:
             if not stream.resumable() and not self._outbox.holds(stream.id):
                 stream.fail(make_status(_lost_call(stream.replayable and not stream.once)))
 
-    def _reopen(self, waiting: list[Queued]) -> None:
-        """Open again what was open at the last kernel, then send what nobody has seen."""
+    def _reopen(self, stream: Stream) -> None:
+        """Send what nobody has seen, then open again what was open at the last kernel.
+
+        In this order, because ids only grow; and answers to what this kernel has sent already.
+        """
+        waiting = self._outbox.restart()
         unseen = {q.call for q in waiting if q.kind == pb.KIND_OPEN}
+        for queued in waiting:
+            if queued.call in unseen or (queued.call and not queued.call & 1):
+                self._outbox.put_again(queued)
+        self._outbox.start(stream)
+        self._open_again(unseen)
+
+    def _open_again(self, unseen: set[int]) -> None:
         for stream in self._session.clients():
             if stream.id in unseen or not stream.kept:
                 continue
@@ -282,11 +297,8 @@ class Port:
             for envelope in envelopes:
                 envelope.call = stream.id
                 stream.put(envelope, len(envelope.payload))
-        for queued in waiting:
-            if queued.call in unseen:
-                self._outbox.put_again(queued)
 
-    async def _send_export(self, spec: ExportSpec) -> None:
+    async def _send_export(self, spec: ExportSpec, send: Emit | None = None) -> None:
         number, self._next_ack = self._next_ack, self._next_ack + 1
         future: asyncio.Future[pb.Envelope] = asyncio.get_running_loop().create_future()
         self._acks[number] = future
@@ -298,7 +310,7 @@ class Port:
             stall_ms=spec.stall_ms,
             files=methods.files_of(spec.service),
         )
-        self._outbox.put(pb.Envelope(call=number, kind=pb.KIND_EXPORT, export=export))
+        (send or self._outbox.put)(pb.Envelope(call=number, kind=pb.KIND_EXPORT, export=export))
         answer = await future
         status = answer.status
         if answer.HasField("status") and status.code:
