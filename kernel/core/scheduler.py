@@ -15,12 +15,7 @@ from llmos.kernel.core.limits import Limits
 from llmos.kernel.core.queues import AGED_EVERY, KeyQueue
 from llmos.kernel.core.state import Call, Export, PortState, Service, Stats
 from llmos.kernel.core.tenants import Tenants
-from llmos.lib.errors import (
-    DeadlineExceeded,
-    LLMOSError,
-    ResourceExhausted,
-    Unimplemented,
-)
+from llmos.lib.errors import DeadlineExceeded, LLMOSError, ResourceExhausted, Unimplemented
 
 _PACK_FROM = 1000  # calls that wait; what comes on top keeps its OPEN encoded
 

@@ -10,15 +10,7 @@ from dataclasses import dataclass
 
 from llmos.api.kernel.v1 import port_pb2 as pb
 from llmos.kernel.core.core import Core
-from llmos.kernel.core.events import (
-    Actions,
-    Attached,
-    Detached,
-    Event,
-    PortChange,
-    Received,
-    Tick,
-)
+from llmos.kernel.core.events import Actions, Attached, Detached, Event, PortChange, Received, Tick
 from llmos.kernel.record import Recorder
 from llmos.lib.errors import LLMOSError
 from llmos.lib.handlers import Handlers
