@@ -14,6 +14,10 @@ class ExecutionConfig(ServerConfig):
 
     threads: int = option(0, "compute threads of a worker; 0 = all cores it may use")
     device: str = option("", "device for models: cpu or cuda:0 (default: a GPU if there is one)")
+    precision: str = option(
+        "auto",
+        "precision of language models: auto, fp32, bf16 or int8; a version's serving.toml wins",
+    )
     credits: int = option(64, "calls that a worker takes at a time; more wait in the kernel")
     load_timeout_s: float = option(300.0, "give up loading a model after this many seconds")
     drain_s: float = option(60.0, "an unloaded model's calls may go on for this many seconds")
@@ -30,3 +34,7 @@ class ExecutionConfig(ServerConfig):
         for name in ("stall_s", "worker_stall_s"):
             if not getattr(self, name) >= 0:
                 raise InvalidArgument("BAD_CONFIG", f"{name} must not be negative.")
+        if self.precision not in ("auto", "fp32", "bf16", "int8"):
+            raise InvalidArgument(
+                "BAD_CONFIG", f"precision is {self.precision!r}; it is auto, fp32, bf16 or int8."
+            )

@@ -250,6 +250,10 @@ class Engine(abc.ABC):
     def tokenize(self, text: str) -> tuple[list[int], list[str]]:
         """Return token ids and their texts."""
 
+    def spell(self, token: int) -> str:
+        """Return the text of one token; "" when the engine has no tokens."""
+        return ""
+
     @abc.abstractmethod
     def work(self) -> float:
         """Return a number that grows with every bit of work done, and never by time alone.

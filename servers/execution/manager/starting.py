@@ -155,6 +155,7 @@ class Starter:
             context_length=version.context_length,
             device=worker.device,
             threads=self._config.threads,
+            precision=self._config.precision,
             keys=keys,
             pinned=worker.pinned,
             kernel=self._router.kernel,

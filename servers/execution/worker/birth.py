@@ -150,6 +150,7 @@ def spec_of(order: pb.WorkerOrder) -> ModelSpec:
         context_length=order.context_length,
         device=order.device,
         threads=order.threads,
+        precision=order.precision,
     )
 
 

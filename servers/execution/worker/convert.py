@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from llmos.api.execution.v1 import execution_pb2 as pb
 from llmos.lib.errors import InvalidArgument, ResourceExhausted
-from llmos.servers.execution.engine.base import ChatTurn, Embeddings, Generation, Piece
+from llmos.servers.execution.engine.base import NORMAL, ChatTurn, Embeddings, Generation, Piece
 
 MAX_TEXTS = 2048
 MAX_STOPS = 16
@@ -21,11 +21,16 @@ _FINISH = {
 
 
 def generation(
-    request: pb.GenerateRequest, seed: int | None, resume: Sequence[int] = ()
+    request: pb.GenerateRequest,
+    seed: int | None,
+    resume: Sequence[int] = (),
+    *,
+    rank: int = NORMAL,
+    tenant: str = "",
 ) -> Generation:
     """Return what to generate; `seed` and `resume` are an earlier worker's, when there was one.
 
-    Raises InvalidArgument EMPTY_PROMPT, BAD_SAMPLING, BAD_CHAT.
+    rank and tenant are the call's. Raises InvalidArgument EMPTY_PROMPT, BAD_SAMPLING, BAD_CHAT.
     """
     sampling = request.sampling
     if seed is None:
@@ -40,7 +45,7 @@ def generation(
         raise _bad("stop", f"{len(request.stop)} stop texts; at most {MAX_STOPS} are possible.")
     if "" in request.stop:
         raise _bad("stop", "A stop text is empty; leave it out.")
-    kind = request.WhichOneof("input")
+    kind, limits = request.WhichOneof("input"), request.WhichOneof("constraint")
     empty = {
         "prompt": not request.prompt,
         "tokens": not request.tokens.ids,
@@ -62,6 +67,20 @@ def generation(
         seed=seed,
         stop=list(request.stop),
         resume=list(resume),
+        min_p=sampling.min_p,
+        repetition_penalty=sampling.repetition_penalty
+        if sampling.HasField("repetition_penalty")
+        else 1.0,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        logit_bias=dict(sampling.logit_bias),
+        logprobs=sampling.logprobs if sampling.HasField("logprobs") else None,
+        json_schema=request.json_schema if limits == "json_schema" else None,
+        regex=request.regex if limits == "regex" else None,
+        grammar=request.grammar if limits == "grammar" else None,
+        speculate=request.speculate,
+        rank=rank,
+        tenant=tenant,
     )
 
 
@@ -80,17 +99,23 @@ def _chat(chat: pb.Chat) -> list[ChatTurn]:
     return [ChatTurn(m.role, m.content) for m in chat.messages]
 
 
-def response(piece: Piece, ref: str, seed: int, first: bool) -> pb.GenerateResponse:
-    """Return a piece as the wire's."""
+def response(
+    piece: Piece, ref: str, seed: int, first: bool, spell: Callable[[int], str] = str
+) -> pb.GenerateResponse:
+    """Return a piece as the wire's; `spell` gives a token's text."""
     message = pb.GenerateResponse(
         text=piece.text, token_ids=piece.tokens, finish_reason=_FINISH[piece.finish]
     )
+    for one in piece.logprobs:
+        chances = (pb.TokenChance(token=t, logprob=p, text=spell(t)) for t, p in one.top)
+        message.logprobs.add(token=one.token, logprob=one.logprob, top=chances)
     if first or piece.finish:
         message.model = ref
         message.seed = seed
     if piece.finish:
         message.usage.prompt_tokens = piece.prompt_tokens
         message.usage.completion_tokens = piece.completion_tokens
+        message.usage.cached_tokens = piece.cached_tokens
         message.usage.first_token_s = _finite(piece.first_token_s)
         message.usage.decode_s = _finite(piece.decode_s)
     return message

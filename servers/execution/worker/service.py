@@ -36,6 +36,8 @@ class WorkerExecution(execution_pb2_grpc.ExecutionServicer):
             request,
             seed=before.seed if before else None,
             resume=before.tokens if before else (),
+            rank=call.rank(context),
+            tenant=call.tenant(context),
         )
         first = before is None
         async with contextlib.aclosing(self._engine.generate(wanted)) as pieces:  # type: ignore[type-var]
@@ -44,7 +46,7 @@ class WorkerExecution(execution_pb2_grpc.ExecutionServicer):
                 call.append_resume_log(
                     context, resume.begin(wanted.seed) + delta if first else delta
                 )
-                yield convert.response(piece, self._ref, wanted.seed, first)
+                yield convert.response(piece, self._ref, wanted.seed, first, self._engine.spell)
                 first = False
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> Any:

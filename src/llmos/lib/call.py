@@ -29,6 +29,12 @@ def tenant(context: Any) -> str:
     return (opened.tenant if opened is not None else "") or "local"
 
 
+def rank(context: Any) -> int:
+    """Return the call's class, lower first: 1 SYSTEM, 2 INTERACTIVE, 3 NORMAL, 4 BATCH."""
+    opened = getattr(context, "llmos_open", None)
+    return (int(opened.call_class) if opened is not None else 0) or 3
+
+
 def same_host(context: Any) -> bool:
     """Return whether the caller can open this host's files and shared memory."""
     opened = getattr(context, "llmos_open", None)

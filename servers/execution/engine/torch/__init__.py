@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from llmos.servers.execution.engine.base import ModelSpec
 from llmos.servers.execution.engine.torch import sizing
 from llmos.servers.execution.engine.torch.config import read_config
+from llmos.servers.execution.engine.torch.options import wishes
 
 if TYPE_CHECKING:
     from llmos.servers.execution.engine.torch.engine import TorchEngine
@@ -20,13 +21,13 @@ def check(spec: ModelSpec) -> None:
     Raises Unavailable LOAD_FAILED when its header cannot be read.
     """
     read_config(spec)
-    sizing.resolve(spec.precision, spec.device)
+    sizing.resolve(wishes(spec), spec.device)
 
 
 def estimate_bytes(spec: ModelSpec) -> int:
     """Return the memory it will take on its device, bytes: weights, a full KV cache, workspace."""
     config, _ = read_config(spec)
-    precision = sizing.resolve(spec.precision, spec.device)
+    precision = sizing.resolve(wishes(spec), spec.device)
     return sizing.model_bytes(config, sizing.context_of(spec, config), precision)
 
 

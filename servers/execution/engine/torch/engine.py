@@ -34,6 +34,7 @@ from llmos.servers.execution.engine.torch.guide import Guides
 from llmos.servers.execution.engine.torch.kv import KVCache
 from llmos.servers.execution.engine.torch.loop import StepLoop
 from llmos.servers.execution.engine.torch.model import Model
+from llmos.servers.execution.engine.torch.options import wishes
 from llmos.servers.execution.engine.torch.request import constraint, make_plan
 from llmos.servers.execution.engine.torch.schedule import Job
 from llmos.servers.execution.engine.torch.sequence import Sequence as Running
@@ -101,8 +102,12 @@ class TorchEngine(Engine):
     def tokenize(self, text: str) -> tuple[list[int], list[str]]:
         """Return token ids and their texts; a part of a character reads as U+FFFD."""
         ids = self.tokenizer.encode(text)
-        spelled = [self.tokenizer.bytes_of(token).decode("utf-8", "replace") for token in ids]
-        return ids, [text or self.tokenizer.name(i) for text, i in zip(spelled, ids, strict=True)]
+        return ids, [self.spell(token) for token in ids]
+
+    def spell(self, token: int) -> str:
+        """Return a token's text, or its name where it adds none; half a character is U+FFFD."""
+        text = self.tokenizer.bytes_of(token).decode("utf-8", "replace")
+        return text or self.tokenizer.name(token)
 
     def work(self) -> float:
         """Return the layers computed: one step of a large model may take longer than is patient."""
@@ -129,7 +134,7 @@ def load(spec: ModelSpec, precision: str = "") -> TorchEngine:
     torch.set_num_threads(threads)
     config, header = read_config(spec, arrays=True)
     context = sizing.context_of(spec, config)
-    dtype = sizing.resolve(precision or spec.precision, spec.device)
+    dtype = sizing.resolve(precision or wishes(spec), spec.device)
     weights: Weights
     if header is None:
         text, chat = _text_of_directory(spec)

@@ -144,7 +144,7 @@ def test_cuts_and_neighbours_change_no_bit(int8: TorchEngine, kernels: ctypes.CD
     ("kind", "changes"),
     [
         ("llama", {"num_key_value_heads": 1}),
-        ("llama", {"head_dim": 40, "num_attention_heads": 10, "num_key_value_heads": 2}),
+        ("llama", {"head_dim": 40, "num_attention_heads": 8, "num_key_value_heads": 2}),
         ("mistral", {}),
         ("qwen2", {"hidden_size": 72, "head_dim": 24}),
         ("qwen3", {"head_dim": 32}),

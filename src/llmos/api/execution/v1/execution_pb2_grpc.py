@@ -119,7 +119,8 @@ class ExecutionServicer(object):
 
         Errors:
         INVALID_ARGUMENT EMPTY_PROMPT (also a chat of empty messages), BAD_SAMPLING (a parameter out
-        of range, which is named), BAD_CHAT (unknown role, or no chat template), BAD_TOKENS (an id that the model lacks).
+        of range, which is named), BAD_CHAT (unknown role, or no chat template), BAD_TOKENS (an id that the model lacks),
+        BAD_CONSTRAINT (a schema, expression or grammar that cannot be read or satisfied).
         OUT_OF_RANGE CONTEXT_OVERFLOW: prompt and max_tokens exceed the context; has the counts.
         UNAVAILABLE CLOSING: the model is being unloaded; the next try loads it again.
         INTERNAL STEP_FAILED, NOT_FINITE: the computation broke (memory, or a number of the model).

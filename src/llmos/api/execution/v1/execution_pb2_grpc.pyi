@@ -51,7 +51,8 @@ class ExecutionStub:
 
     Errors:
       INVALID_ARGUMENT EMPTY_PROMPT (also a chat of empty messages), BAD_SAMPLING (a parameter out
-        of range, which is named), BAD_CHAT (unknown role, or no chat template), BAD_TOKENS (an id that the model lacks).
+        of range, which is named), BAD_CHAT (unknown role, or no chat template), BAD_TOKENS (an id that the model lacks),
+        BAD_CONSTRAINT (a schema, expression or grammar that cannot be read or satisfied).
       OUT_OF_RANGE CONTEXT_OVERFLOW: prompt and max_tokens exceed the context; has the counts.
       UNAVAILABLE CLOSING: the model is being unloaded; the next try loads it again.
       INTERNAL STEP_FAILED, NOT_FINITE: the computation broke (memory, or a number of the model).
@@ -135,7 +136,8 @@ class ExecutionAsyncStub(ExecutionStub):
 
     Errors:
       INVALID_ARGUMENT EMPTY_PROMPT (also a chat of empty messages), BAD_SAMPLING (a parameter out
-        of range, which is named), BAD_CHAT (unknown role, or no chat template), BAD_TOKENS (an id that the model lacks).
+        of range, which is named), BAD_CHAT (unknown role, or no chat template), BAD_TOKENS (an id that the model lacks),
+        BAD_CONSTRAINT (a schema, expression or grammar that cannot be read or satisfied).
       OUT_OF_RANGE CONTEXT_OVERFLOW: prompt and max_tokens exceed the context; has the counts.
       UNAVAILABLE CLOSING: the model is being unloaded; the next try loads it again.
       INTERNAL STEP_FAILED, NOT_FINITE: the computation broke (memory, or a number of the model).
@@ -222,7 +224,8 @@ class ExecutionServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
           INVALID_ARGUMENT EMPTY_PROMPT (also a chat of empty messages), BAD_SAMPLING (a parameter out
-            of range, which is named), BAD_CHAT (unknown role, or no chat template), BAD_TOKENS (an id that the model lacks).
+            of range, which is named), BAD_CHAT (unknown role, or no chat template), BAD_TOKENS (an id that the model lacks),
+            BAD_CONSTRAINT (a schema, expression or grammar that cannot be read or satisfied).
           OUT_OF_RANGE CONTEXT_OVERFLOW: prompt and max_tokens exceed the context; has the counts.
           UNAVAILABLE CLOSING: the model is being unloaded; the next try loads it again.
           INTERNAL STEP_FAILED, NOT_FINITE: the computation broke (memory, or a number of the model).

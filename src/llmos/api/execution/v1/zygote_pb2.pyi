@@ -137,6 +137,7 @@ class WorkerOrder(_message.Message):
     LOG_LEVEL_FIELD_NUMBER: _builtins.int
     CREDITS_FIELD_NUMBER: _builtins.int
     STALL_MS_FIELD_NUMBER: _builtins.int
+    PRECISION_FIELD_NUMBER: _builtins.int
     ref: _builtins.str
     """Model version, `name@version`."""
     format: _builtins.str
@@ -165,6 +166,8 @@ class WorkerOrder(_message.Message):
     """With calls in progress it does some work within this time, milliseconds, or it hangs; 0 = no
     expectation. See Export.stall_ms.
     """
+    precision: _builtins.str
+    """Precision of a causal model: `auto` (or empty), `fp32`, `bf16` or `int8`."""
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerFile]:
         """The version's files; the main one first."""
@@ -191,10 +194,11 @@ class WorkerOrder(_message.Message):
         log_level: _builtins.str = ...,
         credits: _builtins.int = ...,
         stall_ms: _builtins.int = ...,
+        precision: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "credits", b"credits", "device", b"device", "files", b"files", "format", b"format", "kernel", b"kernel", "keys", b"keys", "listen", b"listen", "log_level", b"log_level", "pinned", b"pinned", "ref", b"ref", "stall_ms", b"stall_ms", "state_dir", b"state_dir", "task", b"task", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "credits", b"credits", "device", b"device", "files", b"files", "format", b"format", "kernel", b"kernel", "keys", b"keys", "listen", b"listen", "log_level", b"log_level", "pinned", b"pinned", "precision", b"precision", "ref", b"ref", "stall_ms", b"stall_ms", "state_dir", b"state_dir", "task", b"task", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
