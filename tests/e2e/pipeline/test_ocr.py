@@ -55,10 +55,7 @@ async def ocr(running: Stack, llmos: Client) -> Client:
         shutil.copy(str(package.locate_file(f"rapidocr/models/{file}")), folder / "model.onnx")
         shutil.copy(EXAMPLE / part / "serving.toml", folder)
         await llmos.import_model(str(folder), f"ocr-{part}")
-    folder = running.state_dir / "import" / "ocr"
-    folder.mkdir()
-    shutil.copy(EXAMPLE / "pipeline.toml", folder)
-    await llmos.import_model(str(folder), "ocr")
+    await llmos.import_model(str(EXAMPLE / "pipeline.toml"), "ocr")
     return llmos
 
 
