@@ -17,9 +17,12 @@ from llmos.clients.ctl import (
     model,
     model_about,  # noqa: F401  # more commands of model
     model_alias,  # noqa: F401  # the same
+    model_places,  # noqa: F401  # the same
+    model_sign,  # noqa: F401  # the same
     quota,
     run,
     state,
+    storage,
     system,
 )
 from llmos.clients.ctl.session import (
@@ -79,5 +82,6 @@ def build() -> typer.Typer:
     app.add_typer(state.app, name="state")
     app.add_typer(lock.app, name="lock")
     app.add_typer(audit.app, name="audit")
-    app.add_typer(quota.app, name="quota")
+    storage.app.add_typer(quota.app, name="quota")
+    app.add_typer(storage.app, name="storage")
     return app

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,10 +22,16 @@ def command(state_dir: Path, *flags: str) -> list[str]:
     return [*python, "--state-dir", str(state_dir), "--kernel", "none", *flags]
 
 
-def start(state_dir: Path, *flags: str, wrapper: Sequence[str] = ()) -> subprocess.Popen[bytes]:
-    """Start a server and return it when it serves."""
+def start(
+    state_dir: Path,
+    *flags: str,
+    wrapper: Sequence[str] = (),
+    extra: Mapping[str, str] | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start a server and return it when it serves. extra: environment variables."""
     state_dir.mkdir(parents=True, exist_ok=True)
     env = {k: v for k, v in os.environ.items() if not k.startswith("LLMOS_")}
+    env |= extra or {}
     log = state_dir / "storage.log"
     with log.open("ab") as output:
         process = subprocess.Popen(

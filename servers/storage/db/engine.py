@@ -16,6 +16,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, 
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.pool import NullPool
 
+from llmos.lib import failpoint
 from llmos.lib.errors import InvalidArgument
 from llmos.servers.storage import caller
 from llmos.servers.storage.db import fence, migrate
@@ -135,6 +136,8 @@ class Database:
             if not self.is_sqlite:
                 sql.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _WRITERS})
             yield sql
+            failpoint.hit("commit.before")
+        failpoint.hit("commit.after")
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:

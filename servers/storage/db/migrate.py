@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, inspect, text
 
+from llmos.lib import failpoint
 from llmos.lib.errors import FailedPrecondition
 
 _FOLDER = Path(__file__).parent / "migrations"
@@ -49,7 +50,9 @@ def upgrade(sql: Connection) -> None:
     config = Config()
     config.set_main_option("script_location", str(_FOLDER).replace("%", "%%"))
     config.attributes["connection"] = sql
+    failpoint.hit("migration.begun")
     command.upgrade(config, "head")
+    failpoint.hit("migration.run")
     if sql.dialect.name == "sqlite":
         if broken := sql.execute(text("PRAGMA foreign_key_check")).first():
             raise RuntimeError(f"a migration broke a reference of table {broken[0]}")
