@@ -32,7 +32,11 @@ _IMPORTS = [
 def import_(
     session: Session,
     source: Annotated[
-        str, typer.Argument(help="A file, a directory, or pkg:NAME of an installed package.")
+        str,
+        typer.Argument(
+            help="A file, a directory, an archive (tar, zip), pkg:NAME of an installed package, or "
+            "another place: see `model pull`."
+        ),
     ],
     name: Annotated[str, typer.Option(help="Its name here. [default: from the source]")] = "",
 ) -> None:

@@ -20,6 +20,8 @@ class LocalHub:
     branches: dict[str, dict[str, str]] = field(default_factory=dict)  # repo > branch > commit
     token: str = ""  # "" = open to everybody
     cut_after: int = -1  # bytes after which the connection breaks for good; -1 = never
+    stall_after: int = -1  # bytes after which nothing comes until `go_on` is set; -1 = never
+    go_on: threading.Event = field(default_factory=threading.Event)
     ranges: list[str] = field(default_factory=list)
     served: int = 0
     url: str = ""
@@ -118,6 +120,12 @@ def _handler(hub: LocalHub) -> type[BaseHTTPRequestHandler]:
                 sent = sent[: hub.cut_after]
                 self.close_connection = True
                 hub.cut_after = 0  # and nothing comes after that
+            if 0 <= hub.stall_after < len(sent):
+                self.wfile.write(sent[: hub.stall_after])
+                hub.served += hub.stall_after
+                hub.go_on.wait(60)
+                self.close_connection = True
+                return
             self.wfile.write(sent)
             hub.served += len(sent)
 
@@ -136,6 +144,7 @@ def local_hub() -> Iterator[LocalHub]:
     try:
         yield hub
     finally:
+        hub.go_on.set()
         server.shutdown()
         server.server_close()
         thread.join()
