@@ -208,6 +208,32 @@ def classes(bench: Bench, out: dict[str, Any]) -> None:
     bench.stop()
 
 
+def stream(bench: Bench, out: dict[str, Any]) -> None:
+    """Small calls, one at a time, while another client reads streams of 1 GiB."""
+    bench.kernel("s")
+    bench.spawn(ROLES, "port-server", bench.address("s"), "0", "0")
+    bench.spawn(ROLES, "bulk-server", bench.address("s"))
+    probe = ("load", "port", bench.address("s"), "1", SECONDS, "128")
+    ratios = []
+    for _ in range(ROUNDS):
+        alone = bench.measure(*probe)[0]["p99_ms"]
+        pouring = bench.spawn(ROLES, "pour", bench.address("s"), "1024")
+        beside = bench.measure(*probe)[0]["p99_ms"]
+        bench.stop(pouring)
+        ratios.append(beside / alone)
+        say(f"  small p99 {alone:.2f} -> {beside:.2f} ms under a stream of 1 GiB")
+    out["small_p99_under_stream"] = statistics.median(ratios)
+    bench.stop()
+
+
+def handle(bench: Bench, out: dict[str, Any]) -> None:
+    """4 MiB by buffer handle, as bench/memory.py measures it, against inline over ports here."""
+    script = str(Path(__file__).with_name("memory.py"))
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    by_handle_us = json.loads(done.stdout.splitlines()[-1])["4MiB_handle_reused_buffer"]
+    out["handle_vs_inline_4mib"] = bench.median("port_4mib.p50_ms") * 1e3 / by_handle_us
+
+
 def overload(bench: Bench, out: dict[str, Any]) -> None:
     """Good answers per second (within 0.2 s) at 1 x and 10 x what the server can do (200/s)."""
     bench.kernel("o")
@@ -284,6 +310,8 @@ def main() -> None:
         bench = Bench(Path(folder))
         try:
             calls(bench, out)
+            handle(bench, out)
+            stream(bench, out)
             classes(bench, out)
             overload(bench, out)
         finally:

@@ -7,7 +7,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -73,6 +73,35 @@ async def port_server(kernel: str, seconds: str, credits: str) -> None:
     await port.start()
     print("ready", flush=True)
     await asyncio.Event().wait()
+
+
+async def bulk_server(kernel: str) -> None:
+    """A server that streams as many MiB as it is asked for, 1 MiB a message."""
+    port = Port(kernel, "bulk")
+    piece = bytes(1 << 20)
+
+    async def read(request: bytes, context: Any) -> AsyncIterator[bytes]:
+        for _ in range(int(request)):
+            yield piece
+
+    handlers = {"Read": grpc.unary_stream_rpc_method_handler(read)}
+    port.serve(ExportSpec("bench.Bulk"), handlers)
+    await port.start()
+    print("ready", flush=True)
+    await asyncio.Event().wait()
+
+
+async def pour(kernel: str, mib: str) -> None:
+    """Read streams of `mib` MiB, one after the other, until killed; a line for each."""
+    port = Port(kernel, "pour")
+    await port.start()
+    call: Any = port.channel.unary_stream("/bench.Bulk/Read")
+    print("ready", flush=True)
+    while True:
+        start = time.perf_counter()
+        async for _ in call(mib.encode()):
+            pass
+        print(json.dumps({"mib_per_s": int(mib) / (time.perf_counter() - start)}), flush=True)
 
 
 async def _asker(kind: str, address: str, call_class: str, timeout: float | None) -> Ask:
@@ -168,6 +197,8 @@ ROLES: dict[str, Callable[..., Any]] = {
     "direct": direct,
     "proxy": proxy,
     "port-server": port_server,
+    "bulk-server": bulk_server,
+    "pour": pour,
     "load": load,
     "flood": flood,
 }
