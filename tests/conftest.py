@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis  # noqa: F401  at the end, where its plugin would, CPython 3.11 (gh-106905) fails
 import postgres
 import pytest
 from whole_os import WholeOS
