@@ -106,10 +106,8 @@ class StepLoop:
         logits = self._model.forward(self._cache, tokens, spans, wanted)
         for chunk in chunks:
             chunk.job.sequence.fed += chunk.count
+            chunk.job.register(self._cache.pages)  # before it may end and give its blocks back
         self._speak(speaking, choose(logits, rows))
-        for chunk in chunks:
-            if chunk.job.table:
-                chunk.job.register(self._cache.pages)
 
     def _speak(self, chunks: list[Chunk], choices: list[Choice | None]) -> None:
         items: list[tuple[Outlet, Piece | LLMOSError]] = []
