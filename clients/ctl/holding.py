@@ -33,7 +33,9 @@ class Renewal:
 
     def __init__(self, session: Session, lease: str, ttl: float, asked: float) -> None:
         """Renew every third of `ttl` seconds; asked: when it was, by time.monotonic."""
-        self._stub = session.kernel(state_pb2_grpc.LeasesStub)
+        self._leases = session.kernel(state_pb2_grpc.LeasesStub)
+        self._locks = session.kernel(state_pb2_grpc.LocksStub)
+        self._held: tuple[str, int] | None = None
         self._request = state_pb2.RenewLeaseRequest(id=lease)
         self._ttl = ttl
         self._good_until = asked + ttl
@@ -41,17 +43,28 @@ class Renewal:
         self._thread = threading.Thread(target=self._run, name="renewal", daemon=True)
         self.lost = threading.Event()
 
+    def held(self, name: str, token: int) -> None:
+        """From now on also be sure that this token holds this lock: somebody may release it."""
+        self._held = name, token
+
     def _run(self) -> None:
         while not self._done.wait(self._ttl / 3):
             asked = time.monotonic()
             try:
-                left = max(0.05, self._good_until - asked)
-                self._stub.RenewLease(self._request, timeout=min(left, self._ttl / 3))
+                timeout = min(max(0.05, self._good_until - asked), self._ttl / 3)
+                self._leases.RenewLease(self._request, timeout=timeout)
+                if self._held is not None and not self._holds(*self._held, timeout):
+                    self.lost.set()
+                    return
                 self._good_until = asked + self._ttl
             except grpc.RpcError as exc:
                 if isinstance(from_rpc_error(exc), NotFound) or time.monotonic() > self._good_until:
                     self.lost.set()
                     return
+
+    def _holds(self, name: str, token: int, timeout: float) -> bool:
+        reply = self._locks.GetLock(state_pb2.GetLockRequest(name=name), timeout=timeout)
+        return reply.lock.holder.token == token
 
     def __enter__(self) -> Renewal:
         """Begin."""

@@ -147,6 +147,7 @@ def run(
     try:
         with Renewal(session, lease, ttl, asked) as renewal:
             token = take(session, name, lease, wait)
+            renewal.held(name, token)
             code = hold(f"{name}:{token}", renewal.lost, words, grace)
     finally:
         revoke(session, lease)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Connection, Row, and_, literal, or_, select
+from sqlalchemy import Column, ColumnElement, Connection, Row, and_, literal, or_, select, update
 
 from llmos.lib.errors import OutOfRange
 from llmos.servers.storage.db.tables_state import counter
@@ -12,6 +12,7 @@ from llmos.servers.storage.db.tables_state import documents as table
 from llmos.servers.storage.state.model import Document, Keys
 
 _LOOK = 1000  # changes looked at for one batch
+_RESTORED = 1_000_000_000  # revisions; as etcd's --bump-revision
 _BATCH = 4 << 20  # bytes of one batch of changes, unless one transaction has more
 c = table.c
 
@@ -20,6 +21,15 @@ def revisions(sql: Connection) -> tuple[int, int]:
     """Return the newest revision, and up to which one history is gone."""
     row = sql.execute(select(counter.c.revision, counter.c.compacted)).one()
     return row.revision, row.compacted
+
+
+def restored(sql: Connection) -> None:
+    """After a restore: jump ahead of every revision and token given out since the backup.
+
+    So no token is given twice, and whoever watched what is gone now is told COMPACTED.
+    """
+    ahead = counter.c.revision + _RESTORED
+    sql.execute(update(counter).values(revision=ahead, compacted=ahead))
 
 
 def readable(sql: Connection, revision: int) -> int:

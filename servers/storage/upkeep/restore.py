@@ -27,6 +27,7 @@ from llmos.servers.storage.db import audit
 from llmos.servers.storage.db.tables import metadata
 from llmos.servers.storage.db.tables_blobs import blobs as blobs_table
 from llmos.servers.storage.disk import CHUNK, sync_dir, writing
+from llmos.servers.storage.state.rows import restored
 from llmos.servers.storage.upkeep import backup
 from llmos.servers.storage.upkeep.base import Restored
 
@@ -189,6 +190,7 @@ def _take(blobs: Blobs, folder: Path, read: _Read) -> Restored:
                     sync_dir(blobs.folder)
                 failpoint.hit("restore.linked")
                 count = _insert(blobs, sql, folder)
+                restored(sql)
                 detail = {"blobs": len(new), "rows": count}
                 audit.record(sql, caller.current().tenant, "storage.restore", "", detail)
         except BaseException:
