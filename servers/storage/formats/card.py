@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmos.servers.storage.formats import tokenizer
 from llmos.servers.storage.formats.kinds import bad_file
 from llmos.servers.storage.model import Task
 
@@ -52,6 +53,8 @@ class Card:
     context_length: int = 0
     license: str = ""
     tokenizer: bool = False
+    tokenizer_kind: str = ""
+    chat_template: str = ""
 
 
 def read(files: Mapping[str, Path]) -> Card:
@@ -72,6 +75,8 @@ def read(files: Mapping[str, Path]) -> Card:
         context_length=min([n for n in (max(lengths), sentence) if n] or [0]),
         license=_license(files.get("README.md")),
         tokenizer="tokenizer.json" in files,
+        tokenizer_kind=tokenizer.kind(files),
+        chat_template=tokenizer.template(files, parsed),
     )
 
 

@@ -38,7 +38,12 @@ def describe(files: Mapping[str, Path]) -> tuple[str, Description]:
         )
     beside = card.read(files)
     about = _READERS[kinds[main]](main, files, beside)
-    return main, dataclasses.replace(about, license=card.spdx(about.license or beside.license))
+    return main, dataclasses.replace(
+        about,
+        license=card.spdx(about.license or beside.license),
+        tokenizer=about.tokenizer or beside.tokenizer_kind,
+        chat_template=about.chat_template or beside.chat_template,
+    )
 
 
 def _gguf(main: str, files: Mapping[str, Path], beside: card.Card) -> Description:

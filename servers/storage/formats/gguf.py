@@ -16,6 +16,7 @@ from typing import Any
 from llmos.lib.errors import InvalidArgument
 from llmos.servers.storage.extras import need
 from llmos.servers.storage.formats.kinds import bad_file, truncated
+from llmos.servers.storage.formats.tokenizer import bounded
 from llmos.servers.storage.model import Description, Format, Task
 
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?"} | {
@@ -197,6 +198,8 @@ def _describe(meta: dict[str, Any], tensors: dict[str, tuple[str, int, int]]) ->
         dtype=_file_type(meta.get("general.file_type")) or by_type.most_common(1)[0][0],
         context_length=context if isinstance(context, int) and 0 < context < 1 << 31 else 0,
         license=str(meta.get("general.license", ""))[:64],
+        tokenizer=_tokenizer(meta),
+        chat_template=bounded(str(meta.get("tokenizer.chat_template", ""))),
     )
 
 
@@ -208,6 +211,13 @@ def _task(architecture: str, meta: dict[str, Any]) -> Task:
     if f"{architecture}.pooling_type" in meta and "bert" in architecture:
         return Task.EMBED
     return Task.GENERATE
+
+
+def _tokenizer(meta: dict[str, Any]) -> str:
+    """Return the algorithm as tokenizer libraries call it."""
+    said = str(meta.get("tokenizer.ggml.model", ""))[:32]
+    known = {"gpt2": "BPE", "llama": "SentencePiece", "bert": "WordPiece", "t5": "Unigram"}
+    return known.get(said, said)
 
 
 def _file_type(number: object) -> str:

@@ -256,3 +256,37 @@ def test_a_missing_extra_is_named(
     with pytest.raises(FailedPrecondition, match=r"pip install 'llmos\[storage\]'") as caught:
         describe({"model": path})
     assert caught.value.reason == "MISSING_EXTRA"
+
+
+@pytest.mark.parametrize(
+    ("beside", "kind", "template"),
+    [
+        ({"tokenizer.json": '{"version": "1.0", "model": {"type": "BPE"}}'}, "BPE", ""),
+        ({"tokenizer.json": '{"model": {"type":"WordPiece", "vocab": {}}}'}, "WordPiece", ""),
+        ({"tokenizer.model": "x", "chat_template.jinja": "{{ x }}"}, "SentencePiece", "{{ x }}"),
+        ({"tokenizer_config.json": '{"chat_template": "{{ y }}"}'}, "", "{{ y }}"),
+        (
+            {
+                "tokenizer_config.json": '{"chat_template": [{"name": "rag", "template": "a"}, '
+                '{"name": "default", "template": "b"}]}'
+            },
+            "",
+            "b",
+        ),
+        ({"tokenizer_config.json": '{"chat_template": [1, "x"]}'}, "", ""),
+        ({"tokenizer_config.json": '{"chat_template": "' + "x" * 300_000 + '"}'}, "", ""),
+    ],
+)
+def test_tokenizer_and_chat_template(
+    tmp_path: Path, beside: dict[str, str], kind: str, template: str
+) -> None:
+    files = {"m.safetensors": tiny_safetensors(tmp_path / "m.safetensors")}
+    for name, text in beside.items():
+        (tmp_path / name).write_text(text)
+        files[name] = tmp_path / name
+    about = describe(files)[1]
+    assert (about.tokenizer, about.chat_template) == (kind, template)
+
+
+def test_gguf_says_its_tokenizer(tmp_path: Path) -> None:
+    assert describe({"m": tiny_gguf(tmp_path / "m.gguf")})[1].tokenizer == "BPE"
