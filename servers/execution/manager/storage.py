@@ -21,6 +21,7 @@ from llmos.servers.execution.manager.peers import CALL_S, patient
 
 _PAGE = 1000
 _FETCH_S = 3600.0
+_CHECK_S = 600.0  # storage may read all of a large model once, to see that it is as it was
 
 
 class StorageCatalog:
@@ -45,9 +46,9 @@ class StorageCatalog:
 
     async def resolve(self, ref: str) -> Version:
         """See seams.Catalog."""
-        request = pb.GetVersionRequest(ref=ref)
+        request = pb.GetVersionRequest(ref=ref, load=True)
         answer = await patient(
-            lambda: self._registry.GetVersion(request, timeout=CALL_S), self._patience_s
+            lambda: self._registry.GetVersion(request, timeout=_CHECK_S), self._patience_s
         )
         return _version(answer.version)
 

@@ -20,6 +20,7 @@ from llmos.lib.rpc import from_rpc_error
 T = TypeVar("T")
 _PATIENCE_S = 300.0
 _TIMEOUT_S = 60.0
+_CHECK_S = 600.0  # storage may read all of a large model once, to see that it is as it was
 _CHUNK = 256 << 10
 log = logging.getLogger(__name__)
 
@@ -38,8 +39,8 @@ class Storage:
         """Return a version."""
 
         async def call() -> pb.GetVersionResponse:
-            request = pb.GetVersionRequest(ref=ref)
-            return await self._registry.GetVersion(request, timeout=_TIMEOUT_S)
+            request = pb.GetVersionRequest(ref=ref, load=True)
+            return await self._registry.GetVersion(request, timeout=_CHECK_S)
 
         return (await _patiently(call)).version
 
