@@ -61,7 +61,7 @@ def parse(text: str | bytes) -> Fence:
     if isinstance(text, bytes):
         text = text.decode("utf-8", "replace")
     lock, _, token = text.rpartition(":")
-    if lock and token.isascii() and token.isdigit() and len(token) < 20:
+    if lock and lock.isprintable() and token.isascii() and token.isdigit() and len(token) < 20:
         if int(token) <= _MAX_TOKEN:
             return Fence(lock, int(token))
     raise InvalidArgument(

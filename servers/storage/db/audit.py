@@ -12,6 +12,8 @@ from llmos.lib import chain
 from llmos.lib.chain import Entry, Head
 from llmos.servers.storage.db.tables_audit import audit_log
 
+_MOST = 2**63 - 1  # what a database takes
+
 
 def record(
     sql: Connection, actor: str, action: str, subject: str, detail: Mapping[str, Any]
@@ -62,7 +64,8 @@ def entries(
     actor, subject: exactly this one; action: it, or with a dot at its end all that begin so;
     until: none after this number; each "" or 0 = any. newest: the last ones, still in order.
     """
-    c = audit_log.c
+    c, after = audit_log.c, min(after, _MOST)
+    actor, action, subject = _clean(actor), _clean(action), _clean(subject)
     order = c.seq.desc() if newest else c.seq
     query = select(audit_log).where(c.seq > after).order_by(order).limit(limit)
     if until:

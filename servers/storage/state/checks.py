@@ -12,6 +12,9 @@ MAX_ID = 128
 MAX_OWNER = 256
 MAX_OPERATIONS = 128
 MAX_TRANSACTION = 8 << 20  # bytes of values
+MAX_NUMBER = 2**63 - 1  # what a database takes
+MAX_READ = 1000  # documents
+MAX_WAIT_MS = 365 * 86_400_000
 MIN_TTL_MS, MAX_TTL_MS = 100, 86_400_000
 
 
@@ -96,6 +99,8 @@ def check_transaction(transaction: Transaction) -> None:
                 case Put():
                     check_put(operation)
                     size += len(operation.value)
+                case Read(limit=limit) if not 1 <= limit <= MAX_READ:
+                    raise bad(f"it reads {limit} documents, 1 to {MAX_READ} may be")
                 case Delete(keys) | Read(keys):
                     (check_prefix if keys.prefix else check_key)(keys.key)
         if size > MAX_TRANSACTION:

@@ -150,7 +150,7 @@ class LocalDocuments(Documents):
         hub = self._store.hub
         with hub.subscribe("document", caller.current().tenant, keys) as news:
             newest, compacted = await self._store.read(lambda sql, _: rows.revisions(sql))
-            last = start_revision - 1 if start_revision else newest
+            last = min(start_revision, checks.MAX_NUMBER) - 1 if start_revision else newest
             if last < compacted:
                 raise rows.gone(start_revision, compacted)
             yield Changes((), min(last, newest))

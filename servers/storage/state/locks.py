@@ -40,7 +40,7 @@ class LocalLocks(Locks):
         """See Locks."""
         checks.check_key(name)
         checks.check_id(request_id, "request_id")
-        deadline = time.monotonic() + wait_ms / 1000
+        deadline = time.monotonic() + min(wait_ms, checks.MAX_WAIT_MS) / 1000
         tenant = caller.current().tenant
         with self._store.hub.subscribe("lock", tenant, Keys(name)) as news:
             taken = asyncio.ensure_future(

@@ -15,7 +15,7 @@ from llmos.servers.storage.db import audit, quota
 from llmos.servers.storage.db.tables_state import counter, leases, queue
 from llmos.servers.storage.db.tables_state import documents as table
 from llmos.servers.storage.state import rows
-from llmos.servers.storage.state.checks import bad
+from llmos.servers.storage.state.checks import MAX_NUMBER, bad, plain
 from llmos.servers.storage.state.model import Document, Keys, Put
 
 _LISTED = 32  # names that an audit entry lists
@@ -118,7 +118,8 @@ class Writer:
     def require_lease(self, id: str) -> str:
         """Return the lease's owner. Raises NO_SUCH_LEASE."""
         mine = (leases.c.tenant == self.tenant) & (leases.c.id == id)
-        owner = self.sql.execute(select(leases.c.owner).where(mine)).scalar()
+        found = self.sql.execute(select(leases.c.owner).where(mine)) if plain(id) else None
+        owner = found.scalar() if found is not None else None
         if owner is None:
             raise no_such_lease(id)
         return str(owner)
@@ -126,7 +127,7 @@ class Writer:
     def end_lease(self, id: str, reason: str) -> bool:
         """Delete a lease and what is attached to it; return whether it was there."""
         mine = (leases.c.tenant == self.tenant) & (leases.c.id == id)
-        if self.sql.execute(delete(leases).where(mine)).rowcount == 0:
+        if not plain(id) or self.sql.execute(delete(leases).where(mine)).rowcount == 0:
             return False
         keys = attached_documents(self.sql, self.tenant, id)
         for key in keys:
@@ -164,6 +165,8 @@ class Writer:
 
     def leave(self, name: str, token: int, reason: str) -> bool:
         """Give a place up; return whether it was there."""
+        if token > MAX_NUMBER:
+            return False
         held = self.holder(name) == token
         mine = (queue.c.tenant == self.tenant) & (queue.c.name == name) & (queue.c.token == token)
         if self.sql.execute(delete(queue).where(mine)).rowcount == 0:

@@ -9,7 +9,7 @@ import pytest
 from remote_state import RemoteDocuments, own
 from state_world import SmallState
 
-from llmos.api.storage.v1 import quota_pb2, quota_pb2_grpc
+from llmos.api.storage.v1 import audit_pb2, audit_pb2_grpc, quota_pb2, quota_pb2_grpc
 from llmos.api.storage.v1 import state_pb2 as pb
 from llmos.lib.errors import FailedPrecondition, InvalidArgument, LLMOSError
 from llmos.servers.storage.binding import parse
@@ -99,3 +99,47 @@ async def test_tenants_do_not_see_one_another(inside: SmallState) -> None:
     finally:
         restore(as_other)
     assert (await state.documents.get("k"))[0].value == b"mine"
+
+
+async def test_numbers_and_texts_that_no_database_takes(served: SmallState) -> None:
+    most = 2**64 - 1
+    documents = served.documents
+    assert served.channel is not None
+    await served.leases.grant(LONG, "l")
+    for call, reason in (
+        (documents.get("k", most), "FUTURE_REVISION"),
+        (documents.compact(most), "FUTURE_REVISION"),
+        (documents.put(Put("k", b""), most), "CONFLICT"),
+        (documents.put(Put("k", b"", lease="\0")), "NO_SUCH_LEASE"),
+        (documents.put(Put("k", b"", "\0")), "TOO_LARGE"),
+        (documents.put(Put("k", b""), None, "\0"), "BAD_REQUEST_ID"),
+        (documents.run(Transaction([Read(Keys("", True), 2**31)])), "BAD_TRANSACTION"),
+        (served.locks.acquire("l", "\0"), "NO_SUCH_LEASE"),
+        (served.leases.renew("\0"), "NO_SUCH_LEASE"),
+        (served.leases.lease("\0"), "NO_SUCH_LEASE"),
+        (served.leases.grant(most), "BAD_LEASE"),
+    ):
+        with pytest.raises(LLMOSError) as caught:
+            await call
+        assert caught.value.reason == reason
+    assert await served.leases.revoke("\0") is False
+    assert await served.locks.release("l", most) is False
+    assert await served.locks.acquire("l", "l", wait_ms=most)
+    watch = documents.watch(Keys("", True), most)
+    assert not (await anext(watch)).documents
+    await documents.put(Put("k", b""))
+    assert not (await anext(watch)).documents  # a sign of life
+    await watch.aclose()
+    log = audit_pb2_grpc.AuditStub(served.channel)
+    asked = audit_pb2.ListEntriesRequest(after_seq=most, actor="\0", action="\0.", subject="\0")
+    assert not (await own(log.ListEntries(asked))).entries
+    assert not [x async for x in log.ExportLog(audit_pb2.ExportLogRequest(after_seq=most))]
+    quotas = quota_pb2_grpc.QuotasStub(served.channel)
+    for tenant, limit, reason in (("\0", 1, "BAD_TENANT"), ("t", most, "BAD_QUOTA")):
+        with pytest.raises(InvalidArgument) as bad:
+            await own(quotas.SetQuota(quota_pb2.SetQuotaRequest(tenant=tenant, limit_bytes=limit)))
+        assert bad.value.reason == reason
+    with pytest.raises(InvalidArgument) as bad:
+        await own(log.VerifyLog(audit_pb2.VerifyLogRequest(heads=["x"])))
+    assert bad.value.reason == "BAD_HEAD"
+    assert (await own(log.VerifyLog(audit_pb2.VerifyLogRequest()))).seq > 0

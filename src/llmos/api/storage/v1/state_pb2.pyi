@@ -6,7 +6,8 @@ Small state: documents with history, leases, locks. Each tenant has its own.
 Every mutating call (of every service of the storage server) may carry the metadata
 `llmos-fence: LOCK:TOKEN`. It changes nothing then, and fails with FAILED_PRECONDITION
 STALE_FENCE, unless the caller's tenant holds that lock by that token (see Locks) in the very
-transaction of the change. FAILED_PRECONDITION READ_ONLY, RESOURCE_EXHAUSTED DISK_FULL and
+transaction of the change. INVALID_ARGUMENT BAD_FENCE: that metadata is not LOCK:TOKEN, or comes
+twice. FAILED_PRECONDITION READ_ONLY, RESOURCE_EXHAUSTED DISK_FULL and
 UNAVAILABLE DATABASE_UNREACHABLE may come from every call, too.
 """
 

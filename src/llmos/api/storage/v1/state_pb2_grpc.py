@@ -107,6 +107,7 @@ class DocumentsServicer(object):
 
         Errors: INVALID_ARGUMENT BAD_KEY. INVALID_ARGUMENT TOO_LARGE: over 1 MiB of value or 128 bytes
         of content type. INVALID_ARGUMENT REQUEST_ID_REUSED: it came with another request.
+        INVALID_ARGUMENT BAD_REQUEST_ID: over 128 characters, or with control characters.
         ABORTED CONFLICT: the document is not at if_mod_revision; says where it is.
         NOT_FOUND NO_SUCH_LEASE. RESOURCE_EXHAUSTED QUOTA_EXCEEDED: says what is used and allowed.
         FAILED_PRECONDITION STALE_FENCE.
@@ -118,7 +119,7 @@ class DocumentsServicer(object):
     def DeleteDocuments(self, request, context):
         """Deletes a document, or all with a prefix. Deleting what is not there is no error.
 
-        Errors: INVALID_ARGUMENT BAD_KEY, REQUEST_ID_REUSED. ABORTED CONFLICT.
+        Errors: INVALID_ARGUMENT BAD_KEY, BAD_REQUEST_ID, REQUEST_ID_REUSED. ABORTED CONFLICT.
         FAILED_PRECONDITION STALE_FENCE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -128,7 +129,7 @@ class DocumentsServicer(object):
     def RunTransaction(self, request, context):
         """Compares, then does one of two lists of operations, in order, as one change with one revision.
 
-        Errors: INVALID_ARGUMENT BAD_KEY, TOO_LARGE, REQUEST_ID_REUSED.
+        Errors: INVALID_ARGUMENT BAD_KEY, TOO_LARGE, BAD_REQUEST_ID, REQUEST_ID_REUSED.
         INVALID_ARGUMENT BAD_TRANSACTION: over 128 compares or operations, over 8 MiB, an empty
         operation, or one that changes a key twice; says which. NOT_FOUND NO_SUCH_LEASE.
         RESOURCE_EXHAUSTED QUOTA_EXCEEDED. FAILED_PRECONDITION STALE_FENCE.
@@ -719,7 +720,8 @@ class LocksServicer(object):
         same lease and request_id finds the same place, so a retry is safe, and a wait goes on after
         the server was away. A caller that goes away while it waits gives its place up.
 
-        Errors: INVALID_ARGUMENT BAD_KEY: of the lock's name. NOT_FOUND NO_SUCH_LEASE: it ended, maybe
+        Errors: INVALID_ARGUMENT BAD_KEY: of the lock's name. INVALID_ARGUMENT BAD_REQUEST_ID: over 128
+        characters, or with control characters. NOT_FOUND NO_SUCH_LEASE: it ended, maybe
         while waiting. ABORTED LOCK_HELD: it is held, and wait_ms is 0; says by whom.
         DEADLINE_EXCEEDED LOCK_WAIT: not within wait_ms; the place in the queue is given up.
         UNAVAILABLE STOPPING: the server stops; ask again, the place is kept.

@@ -6,7 +6,8 @@ Small state: documents with history, leases, locks. Each tenant has its own.
 Every mutating call (of every service of the storage server) may carry the metadata
 `llmos-fence: LOCK:TOKEN`. It changes nothing then, and fails with FAILED_PRECONDITION
 STALE_FENCE, unless the caller's tenant holds that lock by that token (see Locks) in the very
-transaction of the change. FAILED_PRECONDITION READ_ONLY, RESOURCE_EXHAUSTED DISK_FULL and
+transaction of the change. INVALID_ARGUMENT BAD_FENCE: that metadata is not LOCK:TOKEN, or comes
+twice. FAILED_PRECONDITION READ_ONLY, RESOURCE_EXHAUSTED DISK_FULL and
 UNAVAILABLE DATABASE_UNREACHABLE may come from every call, too.
 """
 
@@ -62,6 +63,7 @@ class DocumentsStub:
 
     Errors: INVALID_ARGUMENT BAD_KEY. INVALID_ARGUMENT TOO_LARGE: over 1 MiB of value or 128 bytes
       of content type. INVALID_ARGUMENT REQUEST_ID_REUSED: it came with another request.
+      INVALID_ARGUMENT BAD_REQUEST_ID: over 128 characters, or with control characters.
       ABORTED CONFLICT: the document is not at if_mod_revision; says where it is.
       NOT_FOUND NO_SUCH_LEASE. RESOURCE_EXHAUSTED QUOTA_EXCEEDED: says what is used and allowed.
       FAILED_PRECONDITION STALE_FENCE.
@@ -69,13 +71,13 @@ class DocumentsStub:
     DeleteDocuments: _grpc.UnaryUnaryMultiCallable[_state_pb2.DeleteDocumentsRequest, _state_pb2.DeleteDocumentsResponse]
     """Deletes a document, or all with a prefix. Deleting what is not there is no error.
 
-    Errors: INVALID_ARGUMENT BAD_KEY, REQUEST_ID_REUSED. ABORTED CONFLICT.
+    Errors: INVALID_ARGUMENT BAD_KEY, BAD_REQUEST_ID, REQUEST_ID_REUSED. ABORTED CONFLICT.
       FAILED_PRECONDITION STALE_FENCE.
     """
     RunTransaction: _grpc.UnaryUnaryMultiCallable[_state_pb2.RunTransactionRequest, _state_pb2.RunTransactionResponse]
     """Compares, then does one of two lists of operations, in order, as one change with one revision.
 
-    Errors: INVALID_ARGUMENT BAD_KEY, TOO_LARGE, REQUEST_ID_REUSED.
+    Errors: INVALID_ARGUMENT BAD_KEY, TOO_LARGE, BAD_REQUEST_ID, REQUEST_ID_REUSED.
       INVALID_ARGUMENT BAD_TRANSACTION: over 128 compares or operations, over 8 MiB, an empty
       operation, or one that changes a key twice; says which. NOT_FOUND NO_SUCH_LEASE.
       RESOURCE_EXHAUSTED QUOTA_EXCEEDED. FAILED_PRECONDITION STALE_FENCE.
@@ -123,6 +125,7 @@ class DocumentsAsyncStub(DocumentsStub):
 
     Errors: INVALID_ARGUMENT BAD_KEY. INVALID_ARGUMENT TOO_LARGE: over 1 MiB of value or 128 bytes
       of content type. INVALID_ARGUMENT REQUEST_ID_REUSED: it came with another request.
+      INVALID_ARGUMENT BAD_REQUEST_ID: over 128 characters, or with control characters.
       ABORTED CONFLICT: the document is not at if_mod_revision; says where it is.
       NOT_FOUND NO_SUCH_LEASE. RESOURCE_EXHAUSTED QUOTA_EXCEEDED: says what is used and allowed.
       FAILED_PRECONDITION STALE_FENCE.
@@ -130,13 +133,13 @@ class DocumentsAsyncStub(DocumentsStub):
     DeleteDocuments: _aio.UnaryUnaryMultiCallable[_state_pb2.DeleteDocumentsRequest, _state_pb2.DeleteDocumentsResponse]  # type: ignore[assignment]
     """Deletes a document, or all with a prefix. Deleting what is not there is no error.
 
-    Errors: INVALID_ARGUMENT BAD_KEY, REQUEST_ID_REUSED. ABORTED CONFLICT.
+    Errors: INVALID_ARGUMENT BAD_KEY, BAD_REQUEST_ID, REQUEST_ID_REUSED. ABORTED CONFLICT.
       FAILED_PRECONDITION STALE_FENCE.
     """
     RunTransaction: _aio.UnaryUnaryMultiCallable[_state_pb2.RunTransactionRequest, _state_pb2.RunTransactionResponse]  # type: ignore[assignment]
     """Compares, then does one of two lists of operations, in order, as one change with one revision.
 
-    Errors: INVALID_ARGUMENT BAD_KEY, TOO_LARGE, REQUEST_ID_REUSED.
+    Errors: INVALID_ARGUMENT BAD_KEY, TOO_LARGE, BAD_REQUEST_ID, REQUEST_ID_REUSED.
       INVALID_ARGUMENT BAD_TRANSACTION: over 128 compares or operations, over 8 MiB, an empty
       operation, or one that changes a key twice; says which. NOT_FOUND NO_SUCH_LEASE.
       RESOURCE_EXHAUSTED QUOTA_EXCEEDED. FAILED_PRECONDITION STALE_FENCE.
@@ -199,6 +202,7 @@ class DocumentsServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: INVALID_ARGUMENT BAD_KEY. INVALID_ARGUMENT TOO_LARGE: over 1 MiB of value or 128 bytes
           of content type. INVALID_ARGUMENT REQUEST_ID_REUSED: it came with another request.
+          INVALID_ARGUMENT BAD_REQUEST_ID: over 128 characters, or with control characters.
           ABORTED CONFLICT: the document is not at if_mod_revision; says where it is.
           NOT_FOUND NO_SUCH_LEASE. RESOURCE_EXHAUSTED QUOTA_EXCEEDED: says what is used and allowed.
           FAILED_PRECONDITION STALE_FENCE.
@@ -212,7 +216,7 @@ class DocumentsServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_state_pb2.DeleteDocumentsResponse, _abc.Awaitable[_state_pb2.DeleteDocumentsResponse]]:
         """Deletes a document, or all with a prefix. Deleting what is not there is no error.
 
-        Errors: INVALID_ARGUMENT BAD_KEY, REQUEST_ID_REUSED. ABORTED CONFLICT.
+        Errors: INVALID_ARGUMENT BAD_KEY, BAD_REQUEST_ID, REQUEST_ID_REUSED. ABORTED CONFLICT.
           FAILED_PRECONDITION STALE_FENCE.
         """
 
@@ -224,7 +228,7 @@ class DocumentsServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_state_pb2.RunTransactionResponse, _abc.Awaitable[_state_pb2.RunTransactionResponse]]:
         """Compares, then does one of two lists of operations, in order, as one change with one revision.
 
-        Errors: INVALID_ARGUMENT BAD_KEY, TOO_LARGE, REQUEST_ID_REUSED.
+        Errors: INVALID_ARGUMENT BAD_KEY, TOO_LARGE, BAD_REQUEST_ID, REQUEST_ID_REUSED.
           INVALID_ARGUMENT BAD_TRANSACTION: over 128 compares or operations, over 8 MiB, an empty
           operation, or one that changes a key twice; says which. NOT_FOUND NO_SUCH_LEASE.
           RESOURCE_EXHAUSTED QUOTA_EXCEEDED. FAILED_PRECONDITION STALE_FENCE.
@@ -405,7 +409,8 @@ class LocksStub:
     same lease and request_id finds the same place, so a retry is safe, and a wait goes on after
     the server was away. A caller that goes away while it waits gives its place up.
 
-    Errors: INVALID_ARGUMENT BAD_KEY: of the lock's name. NOT_FOUND NO_SUCH_LEASE: it ended, maybe
+    Errors: INVALID_ARGUMENT BAD_KEY: of the lock's name. INVALID_ARGUMENT BAD_REQUEST_ID: over 128
+      characters, or with control characters. NOT_FOUND NO_SUCH_LEASE: it ended, maybe
       while waiting. ABORTED LOCK_HELD: it is held, and wait_ms is 0; says by whom.
       DEADLINE_EXCEEDED LOCK_WAIT: not within wait_ms; the place in the queue is given up.
       UNAVAILABLE STOPPING: the server stops; ask again, the place is kept.
@@ -441,7 +446,8 @@ class LocksAsyncStub(LocksStub):
     same lease and request_id finds the same place, so a retry is safe, and a wait goes on after
     the server was away. A caller that goes away while it waits gives its place up.
 
-    Errors: INVALID_ARGUMENT BAD_KEY: of the lock's name. NOT_FOUND NO_SUCH_LEASE: it ended, maybe
+    Errors: INVALID_ARGUMENT BAD_KEY: of the lock's name. INVALID_ARGUMENT BAD_REQUEST_ID: over 128
+      characters, or with control characters. NOT_FOUND NO_SUCH_LEASE: it ended, maybe
       while waiting. ABORTED LOCK_HELD: it is held, and wait_ms is 0; says by whom.
       DEADLINE_EXCEEDED LOCK_WAIT: not within wait_ms; the place in the queue is given up.
       UNAVAILABLE STOPPING: the server stops; ask again, the place is kept.
@@ -480,7 +486,8 @@ class LocksServicer(metaclass=_abc_1.ABCMeta):
         same lease and request_id finds the same place, so a retry is safe, and a wait goes on after
         the server was away. A caller that goes away while it waits gives its place up.
 
-        Errors: INVALID_ARGUMENT BAD_KEY: of the lock's name. NOT_FOUND NO_SUCH_LEASE: it ended, maybe
+        Errors: INVALID_ARGUMENT BAD_KEY: of the lock's name. INVALID_ARGUMENT BAD_REQUEST_ID: over 128
+          characters, or with control characters. NOT_FOUND NO_SUCH_LEASE: it ended, maybe
           while waiting. ABORTED LOCK_HELD: it is held, and wait_ms is 0; says by whom.
           DEADLINE_EXCEEDED LOCK_WAIT: not within wait_ms; the place in the queue is given up.
           UNAVAILABLE STOPPING: the server stops; ask again, the place is kept.
