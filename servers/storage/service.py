@@ -27,7 +27,7 @@ from llmos.servers.storage.model import (
 
 Admit = Callable[[Version], None]  # raises when a version may not be loaded
 _TICK_S = 1.0
-DIRECT_CHUNK = 2 << 20  # bytes of one message: what any gRPC client takes, at the least overhead
+DIRECT_CHUNK = 1 << 20  # bytes of one message: the least work per byte, and any client takes it
 
 
 class RegistryService(registry_pb2_grpc.RegistryServicer):
@@ -165,19 +165,29 @@ class BlobsService(registry_pb2_grpc.BlobsServicer):
         size, existed = await self._storage.write_blob(first.sha256, pieces())
         return pb.WriteBlobResponse(size=size, existed=existed)
 
-    async def ReadBlob(
-        self, request: pb.ReadBlobRequest, context: Any
-    ) -> AsyncIterator[pb.ReadBlobResponse]:
+    async def ReadBlob(self, request: pb.ReadBlobRequest, context: Any) -> AsyncIterator[Any]:
         """Stream a range."""
-        piece = READ_CHUNK if through_kernel(context) else DIRECT_CHUNK
+        piece, direct = READ_CHUNK, None
+        if not through_kernel(context):
+            piece, direct = DIRECT_CHUNK, serialized
         blob = self._storage.read_blob(request.sha256, request.offset, request.length, piece)
         async with aclosing(blob) as pieces:
             async for data in pieces:
-                yield pb.ReadBlobResponse(data=data)
+                yield pb.ReadBlobResponse(data=data) if direct is None else direct(data)
 
     async def StatBlobs(self, request: pb.StatBlobsRequest, context: Any) -> pb.StatBlobsResponse:
         """Tell sizes."""
         return pb.StatBlobsResponse(sizes=await self._storage.stat_blobs(list(request.sha256)))
+
+
+def serialized(data: bytes) -> bytes:
+    """Return ReadBlobResponse(data=data), serialized: a third of protobuf's work on the bytes."""
+    length, head = len(data), bytearray(b"\x0a")  # field 1, length-delimited
+    while length > 0x7F:
+        head.append(length & 0x7F | 0x80)
+        length >>= 7
+    head.append(length)
+    return b"".join((head, data))
 
 
 def to_proto(version: Version, paths: bool) -> pb.ModelVersion:

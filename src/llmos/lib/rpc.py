@@ -118,7 +118,7 @@ def wrap(handler: Any) -> Any:
             if handler.request_streaming
             else grpc.unary_stream_rpc_method_handler
         )
-        return make(stream, None, handler.response_serializer)
+        return make(stream, None, _serializer(handler.response_serializer))
     unary_inner = handler.stream_unary if handler.request_streaming else handler.unary_unary
 
     async def unary(data: Any, context: Any) -> Any:
@@ -134,7 +134,14 @@ def wrap(handler: Any) -> Any:
         if handler.request_streaming
         else grpc.unary_unary_rpc_method_handler
     )
-    return make_unary(unary, None, handler.response_serializer)
+    return make_unary(unary, None, _serializer(handler.response_serializer))
+
+
+def _serializer(serialize: Any) -> Any:
+    """Return a serializer that lets bytes through: a handler may serialize large replies itself."""
+    if serialize is None:
+        return None
+    return lambda reply: reply if isinstance(reply, bytes) else serialize(reply)
 
 
 async def _parsed(parse: Any, messages: Any) -> Any:
