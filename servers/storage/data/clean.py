@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llmos.servers.storage.data.content import digests
+from llmos.servers.storage.data.content import digests, has_text
 from llmos.servers.storage.data.faults import bad_data, bad_option
 from llmos.servers.storage.data.model import Cleaning, Mode, Rule
 from llmos.servers.storage.data.report import Tally
@@ -94,7 +94,9 @@ class Cleaner:
         text, label = self._roles.text, self._roles.label
         self._tally.keep(
             self._lengths(batch) if text else None,
-            batch.column(label).to_pylist() if label else None,
+            [(c["values"], c["counts"]) for c in batch.column(label).value_counts().to_pylist()]
+            if label
+            else None,
         )
         return batch
 
@@ -174,4 +176,7 @@ class Cleaner:
         return self._exact.add(digests(batch, self._roles.content, normal=False))
 
     def _normal_duplicate(self, batch: Any) -> Sequence[bool]:
+        exact = self._mode(Rule.EXACT_DUPLICATE)
+        if exact is Mode.APPLY and not has_text(batch.schema, self._roles.content):
+            return [False] * batch.num_rows  # those that are left differ
         return self._normal.add(digests(batch, self._roles.content, normal=True))

@@ -48,9 +48,17 @@ def _cells(column: Any, normal: bool) -> list[bytes | None]:
         return list(column.cast(pa.large_binary() if large else pa.binary()).to_pylist())
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return list(column.to_pylist())
+    if pa.types.is_primitive(kind):
+        return list(column.cast(pa.string()).cast(pa.binary()).to_pylist())
     if pa.types.is_fixed_size_list(kind) and not column.null_count:
         values = column.flatten()
         if pa.types.is_primitive(kind.value_type) and not values.null_count:
             rows = values.to_numpy(zero_copy_only=False).reshape(len(column), -1)
             return [row.tobytes() for row in rows]
     return [None if value is None else repr(value).encode() for value in column.to_pylist()]
+
+
+def has_text(schema: Any, columns: Sequence[str]) -> bool:
+    """Return whether normalising changes anything about these columns."""
+    kinds = [schema.field(name).type for name in columns]
+    return any(pa.types.is_string(kind) or pa.types.is_large_string(kind) for kind in kinds)

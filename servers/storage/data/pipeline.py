@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llmos.lib.batches import SplitReader
-from llmos.lib.errors import InvalidArgument
 from llmos.servers.storage import names
 from llmos.servers.storage.blobs import Blobs, no_such_blob
 from llmos.servers.storage.blobs.staging import Staging
@@ -118,7 +117,6 @@ class _Import:
         self._open = contextlib.ExitStack()  # closes them in any case
         self._schema: Any = None
         self._roles = Roles("", "", ())
-        self._entries = 0
 
     def run(self) -> Draft:
         """Read, clean, split and write; return what to register."""
@@ -153,14 +151,15 @@ class _Import:
         )
 
     def _read(self, kind: DataFormat) -> Parts:
-        leave_out = self._order.cleaning.mode(Rule.UNREADABLE) is Mode.APPLY
-        context = Context(
-            self._order.reading, self._watch.add, self._left_out if leave_out else None
-        )
-        return _READERS[kind](self._source.files, context)
+        leave_out = None
+        if self._order.cleaning.mode(Rule.UNREADABLE) is Mode.APPLY:
+            self._tally.watch(Rule.UNREADABLE, Mode.APPLY)
 
-    def _left_out(self, error: InvalidArgument) -> None:
-        self._tally.found(Rule.UNREADABLE, [self._tally.rows_read + 1])
+            def leave_out(number: int) -> None:
+                self._tally.found(Rule.UNREADABLE, [number])
+
+        context = Context(self._order.reading, self._watch.add, leave_out)
+        return _READERS[kind](self._source.files, context)
 
     def _stored(self, parent: Dataset) -> Parts:
         reading = self._order.reading

@@ -53,9 +53,14 @@ def _of(name: str, head: bytes) -> DataFormat:
     if is_mbox(head) or is_mail(head):
         return DataFormat.MAIL
     text = head.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace")
-    if head[:2] not in (b"\xff\xfe", b"\xfe\xff") and sum(c < 9 for c in head) > len(head) / 20:
+    if head[:2] not in (b"\xff\xfe", b"\xfe\xff") and _control(head):
         raise bad_data(name, "it is none of the formats known", "see `llmos-ctl dataset import -h`")
     return _of_text(name, text, len(head) < _HEAD)
+
+
+def _control(head: bytes) -> bool:
+    """Return whether bytes have more control characters than text has, even damaged."""
+    return sum(byte < 9 for byte in head) > max(8, len(head) / 20)
 
 
 def _of_text(name: str, text: str, whole: bool) -> DataFormat:

@@ -28,7 +28,7 @@ class Tally:
 
     def watch(self, rule: Rule, mode: Mode) -> None:
         """List a rule in the report even if it finds nothing."""
-        self._rules[rule] = (mode, 0, [])
+        self._rules.setdefault(rule, (mode, 0, []))
 
     def found(self, rule: Rule, rows: Any) -> None:
         """Count rows, given by their numbers, for a rule that is watched."""
@@ -37,12 +37,17 @@ class Tally:
         self._rules[rule] = (mode, count + len(rows), examples)
 
     def keep(self, lengths: Any, labels: Any) -> None:
-        """Count rows that stay. lengths: characters, an array; labels: a list. Each may be None."""
+        """Count rows that stay. lengths: characters, an array; labels: (label, rows) pairs.
+
+        Each may be None.
+        """
         if lengths is not None:
-            buckets = np.where(lengths > 0, np.ceil(np.log2(lengths + 1.0)), 0).astype(int)
-            self._lengths.update(buckets.tolist())
+            buckets = np.ceil(np.log2(lengths + 1.0)).astype(int)
+            numbers, rows = np.unique(buckets, return_counts=True)
+            self._lengths.update(dict(zip(numbers.tolist(), rows.tolist(), strict=True)))
         if labels is not None and self._labels is not None:
-            self._labels.update("" if label is None else str(label) for label in labels)
+            for label, rows in labels:
+                self._labels["" if label is None else str(label)] += rows
             if len(self._labels) > _TOO_MANY:
                 self._labels = None
 

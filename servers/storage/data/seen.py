@@ -10,6 +10,8 @@ from pathlib import Path
 from llmos.servers.storage.disk import disk_full
 
 _CACHE_KIB = 32 << 10
+_SMALL = 200_000  # digests in memory, about 20 MB
+_ASKED = 4096  # digests in one query
 
 
 class Scratch:
@@ -43,21 +45,49 @@ class Scratch:
 
 
 class Seen:
-    """A set of digests in a scratch file."""
+    """A set of digests: in memory while it is small, then in a scratch file."""
 
     def __init__(self, scratch: Scratch, name: str) -> None:
         """Make an empty set."""
         self._scratch = scratch
-        self._insert = f"INSERT OR IGNORE INTO {name} VALUES (?)"
-        scratch.sql.execute(f"CREATE TABLE {name} (digest BLOB PRIMARY KEY) WITHOUT ROWID")
+        self._name = name
+        self._small: set[bytes] | None = set()
 
     def add(self, digests: Sequence[bytes]) -> list[bool]:
         """Add them in order; return for each whether it was there before."""
-        sql = self._scratch.sql
+        before = self._stored(digests)
+        new: set[bytes] = set()
+        found = []
+        for digest in digests:
+            found.append(digest in before or digest in new)
+            new.add(digest)
+        new -= before
+        if self._small is not None:
+            self._small |= new
+            if len(self._small) <= _SMALL:
+                return found
+            new, self._small = self._small, None
+            self._scratch.sql.execute(
+                f"CREATE TABLE {self._name} (digest BLOB PRIMARY KEY) WITHOUT ROWID"
+            )
         with self._scratch.errors():
-            sql.execute("BEGIN")
-            found = [sql.execute(self._insert, (digest,)).rowcount == 0 for digest in digests]
-            sql.execute("COMMIT")
+            rows = [(digest,) for digest in sorted(new)]
+            self._scratch.sql.execute("BEGIN")
+            self._scratch.sql.executemany(f"INSERT INTO {self._name} VALUES (?)", rows)
+            self._scratch.sql.execute("COMMIT")
+        return found
+
+    def _stored(self, digests: Sequence[bytes]) -> set[bytes]:
+        """Return which of these are there."""
+        if self._small is not None:
+            return self._small.intersection(digests)
+        found: set[bytes] = set()
+        with self._scratch.errors():
+            for at in range(0, len(digests), _ASKED):
+                some = digests[at : at + _ASKED]
+                marks = ",".join("?" * len(some))
+                query = f"SELECT digest FROM {self._name} WHERE digest IN ({marks})"
+                found.update(digest for (digest,) in self._scratch.sql.execute(query, some))
         return found
 
 

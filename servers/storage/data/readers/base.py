@@ -30,12 +30,14 @@ TYPES = {
 class Context:
     """What a reader is given beside its files.
 
-    unreadable: told of an entry that cannot be read; raises it, or takes note that it is left out.
+    unreadable: told the numbers of entries (mails, images) that are left out because they cannot
+    be read; without it they are errors. entries: how many were begun.
     """
 
     reading: Reading = Reading()
     tick: Tick = no_tick
-    unreadable: Callable[[InvalidArgument], None] | None = None
+    unreadable: Callable[[int], None] | None = None
+    entries: int = 0
     types: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -50,7 +52,7 @@ class Context:
         """Take note of an entry that cannot be read, or raise the error."""
         if self.unreadable is None:
             raise error
-        self.unreadable(error)
+        self.unreadable(self.entries)
 
 
 # (split, record batch), all of one schema.

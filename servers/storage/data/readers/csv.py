@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -59,12 +60,13 @@ class _File:
         """Give Arrow's reader. types: of all columns, or of those that the caller gave."""
         reading = self.context.reading
         with (
-            Text(self.file.open(tick), self.file.name, reading.encoding) as text,
+            # Buffered: Arrow takes what one read gives for a block, and Text gives less.
+            io.BufferedReader(Text(self.file.open(tick), self.file.name, reading.encoding)) as text,
             arrow.open_csv(
                 text,
                 read_options=arrow.ReadOptions(
                     use_threads=False,
-                    block_size=MAX_ROW,
+                    block_size=2 * MAX_ROW,
                     column_names=list(reading.columns) or None,
                 ),
                 parse_options=arrow.ParseOptions(
@@ -118,7 +120,7 @@ class _File:
                 row=int(found[2] or 0) - header if found[2] else 0,
             )
         if "straddling" in text:
-            fault = f"a row of over {MAX_ROW >> 20} MiB"
+            fault = f"a row of over {MAX_ROW >> 19} MiB"
             return bad_data(name, fault, "is a quotation mark missing? Break the row up")
         if "Empty CSV" in text:
             return bad_data(name, "it is empty", "give a file with rows")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import struct
@@ -78,8 +79,11 @@ def read(files: Sequence[Input], context: Context) -> Parts:
 
 
 def _read_split(files: Sequence[Input], context: Context) -> Parts:
-    arrays = [_Array(file.name, file.open(context.tick)) for file in files]
-    try:
+    with contextlib.ExitStack() as opened:
+        arrays = [
+            _Array(file.name, opened.enter_context(contextlib.closing(file.open(context.tick))))
+            for file in files
+        ]
         data = [array for array in arrays if array.shape]
         flat = [array for array in arrays if not array.shape]
         main = data or flat[:1]
@@ -98,9 +102,6 @@ def _read_split(files: Sequence[Input], context: Context) -> Parts:
                 "import files that belong together",
             )
         yield from ((files[0].split, batch) for batch in _batches(array, label))
-    finally:
-        for array in arrays:
-            array.file.close()
 
 
 def _batches(array: _Array, label: _Array | None) -> Iterator[Any]:

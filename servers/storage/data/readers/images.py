@@ -45,6 +45,7 @@ def read(files: Sequence[Input], context: Context) -> Parts:
 
 def _rows(files: Sequence[Input], context: Context) -> Iterator[tuple[dict[str, Any], int]]:
     for file in files:
+        context.entries += 1
         try:
             yield _row(file, context)
         except InvalidArgument as exc:
@@ -75,14 +76,13 @@ def _look(name: str, data: bytes) -> tuple[int, int, str]:
             warnings.simplefilter("ignore")  # Pillow's own limit warns before ours refuses
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             if image.width * image.height > MAX_PIXELS:
-                raise bad_data(
-                    name,
-                    f"an image of {image.width} x {image.height} pixels",
-                    f"make it smaller than {MAX_PIXELS // 1_000_000} megapixels",
-                )
+                raise Image.DecompressionBombError
             image.load()
+    except Image.DecompressionBombError as exc:
+        fault = f"an image of over {MAX_PIXELS // 1_000_000} megapixels"
+        raise bad_data(name, fault, "make it smaller") from exc
     # Pillow's decoders raise these for damaged files.
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as exc:
+    except (OSError, SyntaxError, ValueError, EOFError) as exc:
         fault = "it is cut or no image that can be read"
         raise bad_data(name, fault, f"give one of {', '.join(FORMATS)}") from exc
     return image.width, image.height, str(image.format)

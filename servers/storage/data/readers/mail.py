@@ -63,6 +63,7 @@ def read(files: Sequence[Input], context: Context) -> Parts:
 def _rows(files: Sequence[Input], context: Context) -> Iterator[tuple[dict[str, Any], int]]:
     for file in files:
         for number, data in enumerate(_mails(file, context)):
+            context.entries += 1
             try:
                 yield _row(file, data), len(data)
             except InvalidArgument as exc:

@@ -544,7 +544,9 @@ Global___DatasetLineage: _TypeAlias = DatasetLineage  # noqa: Y015
 
 @_typing.final
 class CleaningReport(_message.Message):
-    """What cleaning found. Rows are numbered from 1 in the order of the source, headers not counted."""
+    """What cleaning found. Rows are numbered from 1 in the order of the source, headers not counted;
+    for RULE_UNREADABLE all mails or images are, for the others those that could be read.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
