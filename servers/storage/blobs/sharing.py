@@ -2,7 +2,7 @@
 
 The first file with a tensor keeps it, as the plain file that engines map. A later safetensors or
 GGUF file that shares enough of its bytes is stored as pieces: ranges of files that are there, and
-one new blob, its pack, with what is its own. See docs/adr/0006-tensors-stored-once.md.
+one new blob, its pack, with what is its own. See docs/adr/0007-tensors-stored-once.md.
 """
 
 from __future__ import annotations
