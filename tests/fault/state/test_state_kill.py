@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import random
 import signal
@@ -15,10 +16,12 @@ from tempfile import TemporaryDirectory
 
 import grpc
 import pytest
+from model_files import tiny_gguf
 from remote_state import RemoteDocuments, RemoteLeases, RemoteLocks, own
 from storage_process import start, storage
 
-from llmos.api.storage.v1 import audit_pb2, audit_pb2_grpc
+from llmos.api.storage.v1 import audit_pb2, audit_pb2_grpc, registry_pb2_grpc
+from llmos.api.storage.v1 import registry_pb2 as pb
 from llmos.lib.config import socket_address
 from llmos.lib.errors import LLMOSError, NotFound
 from llmos.servers.storage.state.model import (
@@ -266,3 +269,32 @@ async def test_a_paused_server_takes_no_lock_away(state_dir: Path) -> None:
             await leases.renew("holder")
             lock = await locks.lock("l")
             assert lock.holder is not None and lock.holder.token == token
+
+
+async def test_every_kind_of_change_is_fenced(state_dir: Path, tmp_path: Path) -> None:
+    """Services that others wrote: an import, an upload, a version, by a caller without the lock."""
+    source, data = tiny_gguf(tmp_path / "m.gguf"), b"bytes"
+    digest = hashlib.sha256(data).hexdigest()
+    with storage(state_dir):
+        async with channel_to(state_dir) as channel:
+            registry = registry_pb2_grpc.RegistryStub(channel)
+            blobs = registry_pb2_grpc.BlobsStub(channel)
+            stale = (("llmos-fence", "lock:1"),)
+            version = pb.ModelVersion(name="m", files=[pb.File(name="f", sha256=digest)])
+            importing = registry.ImportModel(
+                pb.ImportModelRequest(source=str(source), name="m"), metadata=stale
+            )
+            pieces = [pb.WriteBlobRequest(sha256=digest), pb.WriteBlobRequest(data=data)]
+            for call in (
+                own(importing.read()),
+                own(blobs.WriteBlob(iter(pieces), metadata=stale)),
+                own(
+                    registry.CreateVersion(pb.CreateVersionRequest(version=version), metadata=stale)
+                ),
+            ):
+                with pytest.raises(LLMOSError) as caught:
+                    while await call:
+                        call = own(importing.read())  # its progress
+                assert caught.value.reason in ("STALE_FENCE", "NO_SUCH_BLOB"), caught.value
+            assert not (await registry.ListVersions(pb.ListVersionsRequest())).versions
+            assert (await blobs.StatBlobs(pb.StatBlobsRequest(sha256=[digest]))).sizes == [-1]
