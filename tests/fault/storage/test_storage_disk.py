@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from model_files import tiny_gguf, tiny_safetensors
 from storage_process import command
 
+DIGEST = hashlib.sha256(bytes(range(256)) * 8192).hexdigest()
 IN_NAMESPACE = ["unshare", "--map-root-user", "--mount"]
 ENV = {k: v for k, v in os.environ.items() if not k.startswith("LLMOS_")}
 
@@ -21,7 +23,9 @@ SCRIPT = """
 import asyncio, hashlib, os, subprocess, sys
 from pathlib import Path
 from llmos.lib.errors import LLMOSError
+from llmos.servers.storage.blobs.uploads_base import Part
 from llmos.servers.storage.local import LocalStorage
+from llmos.servers.storage.upkeep.local import LocalMaintenance
 
 state, big, small = map(Path, sys.argv[1:])
 
@@ -43,9 +47,22 @@ async def pieces(size):
     for _ in range(size >> 16):
         yield bytes(1 << 16)
 
+async def parts(data, start, end=None):
+    for at in range(start, end or len(data), 1 << 16):
+        yield Part(at, data[at : at + (1 << 16)])
+
+async def offset(store, id):
+    return (await store.uploads.get(id)).offset
+
+async def found(store):
+    upkeep = LocalMaintenance(state / "storage", store.blobs, store.uploads)
+    return [step async for step in upkeep.fsck(False, False)][-1].findings
+
 def left():
     files = [p for p in (state / "storage").rglob("*") if p.is_file()]
-    return sorted(p.parent.name for p in files if "registry" not in p.name and p.name != "lock")
+    kept = ("lock", "boot")
+    files = [p for p in files if "registry" not in p.name and p.name not in kept]
+    return sorted(p.parent.name for p in files)
 
 async def main():
     mount("-t", "tmpfs", "-o", "size=12m", "none")
@@ -55,6 +72,9 @@ async def main():
     digest = hashlib.sha256(bytes(32 << 20)).hexdigest()
     await attempt("upload-big", store.write_blob(digest, pieces(32 << 20)))
     print("left", left())
+    data = bytes(range(256)) * 8192
+    begun = await store.uploads.create(hashlib.sha256(data).hexdigest(), len(data))
+    await attempt("append", store.uploads.append(begun.id, parts(data, 0, 1 << 20)))
     filler = state / "filler"
     with filler.open("wb") as file:
         try:
@@ -66,8 +86,13 @@ async def main():
     await attempt("import-on-full", take(store, small))
     await attempt("upload-on-full", store.write_blob(hashlib.sha256(bytes(1 << 16)).hexdigest(),
                                                      pieces(1 << 16)))
+    await attempt("append-on-full", store.uploads.append(begun.id, parts(data, 1 << 20)))
     print("left", left())
     filler.unlink()
+    await attempt("get-upload", offset(store, begun.id))
+    await attempt("append-after", store.uploads.append(begun.id, parts(data, 1 << 20)))
+    await attempt("commit", store.uploads.commit(begun.id))
+    await attempt("fsck", found(store))
     await attempt("import-after", take(store, small))
     await attempt("list", store.list_versions("", 0, ""))
     store.close()
@@ -119,10 +144,16 @@ def test_full_and_read_only_disk(state_dir: Path, tmp_path: Path) -> None:
         "left []",
         "upload-big ResourceExhausted DISK_FULL",
         "left []",
+        "append ok 1048576",
         "filled 28",
         "import-on-full ResourceExhausted DISK_FULL",
         "upload-on-full ResourceExhausted DISK_FULL",
-        "left []",
+        "append-on-full ResourceExhausted DISK_FULL",
+        "left ['uploads']",
+        "get-upload ok 1048576",
+        "append-after ok 2097152",
+        f"commit ok {(DIGEST, 2097152)}"[:60],
+        "fsck ok 0",
         "import-after ok small@1",
         "open-read-only FailedPrecondition READ_ONLY",
         "start-read-only 1 1 True",
