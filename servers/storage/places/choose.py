@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from llmos.lib.errors import InvalidArgument
 from llmos.servers.storage.folder import BESIDE
 from llmos.servers.storage.formats.describe import INDEX
 from llmos.servers.storage.formats.kinds import FORMATS, bad_file, pickle_refused
-from llmos.servers.storage.names import short
+from llmos.servers.storage.names import check_file_name, short
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5")
 _SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.safetensors")
@@ -20,7 +21,7 @@ def choose(place: str, names: Iterable[str], file: str = "") -> list[str]:
     file: the weights that are wanted, where there are several models. Raises PICKLE_REFUSED,
     BAD_MODEL_FILE when there is none, or several.
     """
-    known = [n for n in names if n.count("/") <= 1 and ".." not in n]
+    known = [n for n in names if _safe(n)]
     beside = [n for n in known if BESIDE.fullmatch(n)]
     if file:
         if file not in known:
@@ -41,6 +42,15 @@ def choose(place: str, names: Iterable[str], file: str = "") -> list[str]:
     if pickles := [n for n in top if n.endswith(_PICKLES)]:
         raise pickle_refused(pickles[0])
     raise bad_file(place, f"no model in it ({FORMATS})")
+
+
+def _safe(name: str) -> bool:
+    """Return whether a place's name for a file is one below any folder of ours."""
+    try:
+        check_file_name(name)
+    except InvalidArgument:
+        return False
+    return True
 
 
 def _one(place: str, found: Sequence[str], canonical: str) -> str:

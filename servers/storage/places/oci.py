@@ -16,6 +16,7 @@ from typing import Any
 
 from llmos.servers.storage import names
 from llmos.servers.storage.disk import require_room, writing
+from llmos.servers.storage.formats.card import spdx
 from llmos.servers.storage.names import short
 from llmos.servers.storage.places import reference, transfer
 from llmos.servers.storage.places.base import Fetched, Meter, Place, mismatch, missing
@@ -67,11 +68,14 @@ class Oci(Place):
                 )
         tars = [folder / f"{n}.tar" for n, layer in enumerate(layers) if not layer.name]
         path = _unpacked(folder, tars, meter) if tars else folder / "files"
-        said = str((manifest.get("annotations") or {}).get(DIGEST, ""))
+        notes = manifest.get("annotations")
+        notes = notes if isinstance(notes, dict) else {}
+        said = str(notes.get(DIGEST, ""))
         return Fetched(
             path,
             names.from_path(Path(place.repo), folder=True),
             place.at(digest),
+            license=spdx(str(notes.get("org.opencontainers.image.licenses", ""))),
             files=tuple(layer.name for layer in layers) if said else (),
             digest=said,
         )

@@ -20,6 +20,7 @@ INDEX = "application/vnd.oci.image.index.v1+json"
 _DOCKER = "application/vnd.docker.distribution.manifest.v2+json"
 _MAX_MANIFEST = 4 << 20  # as registries allow
 _UPLOAD = 16 << 20  # bytes of one PATCH
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
 
 
@@ -65,7 +66,12 @@ class Registry:
                 if found.get("manifests") is None:
                     return dict(found), digest
                 target = str(found["manifests"][0]["digest"])
-            except (ValueError, KeyError, IndexError, TypeError, AttributeError) as exc:
+                if not _DIGEST.fullmatch(target):
+                    raise ValueError(target)
+            except (
+                *(ValueError, KeyError, IndexError, TypeError, AttributeError),
+                RecursionError,
+            ) as exc:
                 raise mismatch(self._source, "the manifest", "is no manifest") from exc
         raise missing(self._source, "an index of indexes; give the digest of a manifest")
 

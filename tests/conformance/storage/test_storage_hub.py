@@ -100,6 +100,17 @@ async def test_onnx_with_external_data(storage: Storage, hub: LocalHub, tmp_path
     assert [f.size for f in made.version.files] == [len(net), len(data)]
 
 
+async def test_hostile_names(storage: Storage, hub: LocalHub, tmp_path: Path) -> None:
+    net = tiny_onnx(tmp_path / "m").read_bytes()
+    names = ("/model.onnx_evil", "../model.onnx_evil", "onnx/../../model.onnx_evil", "x" * 5000)
+    hub.add("acme/evil", {"model.onnx": net, **{name: b"evil" for name in names}})
+    made = await take(storage, "hf:acme/evil")
+    assert [f.name for f in made.version.files] == ["model.onnx"]
+    assert not Path("/model.onnx_evil").exists()
+    error = await fails(storage, "hf:acme/evil#/model.onnx_evil")
+    assert error.reason == "BAD_MODEL_FILE" and "no file" in error.message
+
+
 async def test_only_pickles(storage: Storage, hub: LocalHub, tmp_path: Path) -> None:
     data = tiny_checkpoint(tmp_path / "x.bin").read_bytes()
     hub.add("acme/old", {"pytorch_model.bin": data, "config.json": b"{}"})
