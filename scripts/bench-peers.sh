@@ -1,11 +1,13 @@
 #!/bin/sh
-# Makes an environment bench/.peers/NAME for every bench/peers/NAME.txt (pip requirements): what
-# benchmarks compare with never lives in .venv.
+# Makes an environment bench/.peers/NAME for every bench/peers/NAME.txt (pip requirements), or for
+# the names given: what benchmarks and tests compare with never lives in .venv.
 set -eu
 cd "$(dirname "$0")/.."
 for list in bench/peers/*.txt; do
   [ -e "$list" ] || { echo "bench-peers: no benchmark needs one (bench/peers/*.txt)"; break; }
-  peer="bench/.peers/$(basename "$list" .txt)"
+  name="$(basename "$list" .txt)"
+  case " ${*:-$name} " in *" $name "*) ;; *) continue ;; esac
+  peer="bench/.peers/$name"
   if [ "$peer/.ready" -nt "$list" ]; then continue; fi
   echo "==> $peer"
   "${PYTHON:-python3}" -m venv "$peer"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -53,7 +54,7 @@ def triton(folder: Path, minilm: Path) -> Iterator[str]:
     command += ["--http-port", str(http), "--grpc-port", str(grpc)]
     environment = {
         "LD_LIBRARY_PATH": f"{site / 'nvidia_pytriton.libs'}:{python.parents[1] / 'lib'}",
-        "PYTHONPATH": str(site),
+        "EMBED_SITE": str(site),
     }
     with process(folder / "triton.log", command, minilm, environment) as alive:
         wait(f"http://127.0.0.1:{http}/v2/health/ready", alive)
@@ -89,7 +90,7 @@ def rayserve(folder: Path, minilm: Path) -> Iterator[str]:
     command = [str(python), str(EMBED / "ray_app.py"), str(port)]
     environment = {"PYTHONPATH": str(EMBED), "RAY_USAGE_STATS_ENABLED": "0"}
     with process(folder / "ray.log", command, minilm, environment) as alive:
-        wait(f"http://127.0.0.1:{port}/-/healthz", alive, 90)
+        wait(f"http://127.0.0.1:{port}/-/healthz", alive)
         yield f"http://127.0.0.1:{port}/"
 
 
@@ -123,7 +124,8 @@ def process(
     try:
         yield child
     finally:
-        os.killpg(child.pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):  # it has ended on its own
+            os.killpg(child.pid, signal.SIGTERM)
         try:
             child.wait(15)
         except subprocess.TimeoutExpired:
@@ -131,7 +133,7 @@ def process(
             child.wait()
 
 
-def wait(url: str, child: subprocess.Popen[bytes], seconds: float = 60) -> None:
+def wait(url: str, child: subprocess.Popen[bytes], seconds: float = 150) -> None:
     """Wait until a URL answers 200. Raises RuntimeError."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:

@@ -1,8 +1,10 @@
 """The peer Triton: model.py of its Python backend. Batches come from its dynamic batcher."""
 
+import os
 import sys
 
-sys.path.insert(0, __import__("os").environ["EMBED_LIB"])
+# Triton's stub has a Python of its own, which knows neither PYTHONPATH nor our environment.
+sys.path[:0] = [os.environ["EMBED_LIB"], os.environ["EMBED_SITE"]]
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
