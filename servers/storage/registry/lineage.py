@@ -48,7 +48,7 @@ def _level(sql: Connection, refs: Sequence[str], depth: int) -> list[LineageNode
     for start in range(0, len(refs), _AT_A_TIME):
         part = refs[start : start + _AT_A_TIME]
         keys = [(name, version or 0) for name, version in map(parse_ref, part)]
-        about = sql.execute(select(versions).where(of(versions, keys)))
+        about = sql.execute(select(versions).where(of(sql, versions, keys)))
         rows = {_ref((r.name, r.version)): r for r in about}
         made_from: dict[str, list[str]] = {}
         trained_on: dict[str, list[str]] = {}
@@ -56,7 +56,7 @@ def _level(sql: Connection, refs: Sequence[str], depth: int) -> list[LineageNode
             (parents, parents.c.parent, made_from),
             (datasets_used, datasets_used.c.dataset, trained_on),
         ):
-            wanted = select(table.c.name, table.c.version, column).where(of(table, keys))
+            wanted = select(table.c.name, table.c.version, column).where(of(sql, table, keys))
             for name, version, other in sql.execute(wanted.order_by(table.c.position)):
                 into.setdefault(_ref((name, version)), []).append(other)
         for ref in part:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, Select, exists, func, select
 
-from llmos.servers.storage.db.tables_registry import tags, versions
+from llmos.servers.storage.db.tables_registry import models, tags, versions
 from llmos.servers.storage.model import Filters
 from llmos.servers.storage.names import LONGEST_TAG, check_name, check_tag, check_text
 from llmos.servers.storage.registry import pages
@@ -44,8 +44,9 @@ def _filtered(name: str, filters: Filters) -> tuple[Select[tuple[str, int]], obj
         wanted = wanted.where(versions.c.format == int(filters.format))
     if filters.search:
         check_text(filters.search, "part of a name", 128, "BAD_NAME")
-        inside = func.lower(versions.c.name).contains(filters.search.lower(), autoescape=True)
-        wanted = wanted.where(inside)
+        inside = func.lower(models.c.name).contains(filters.search.lower(), autoescape=True)
+        # Among the names first: they are few where versions are many.
+        wanted = wanted.where(versions.c.name.in_(select(models.c.name).where(inside)))
     for key, value in filters.tags.items():
         has = exists().where(
             tags.c.name == versions.c.name,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Table, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Row, Table, cast, column, func, literal, select
+from sqlalchemy.dialects.postgresql import JSONB
 
+from llmos.servers.storage.db.tables import Int, Key
 from llmos.servers.storage.db.tables_blobs import blobs
 from llmos.servers.storage.db.tables_registry import (
     aliases,
@@ -24,7 +27,7 @@ from llmos.servers.storage.db.tables_registry import (
 from llmos.servers.storage.model import Description, File, Format, Lineage, Metric, Task, Version
 
 VersionKey = tuple[str, int]
-_AT_A_TIME = 200  # keys of one statement: its parameters are limited, and its text is cached
+_AT_A_TIME = 1000  # keys of one statement
 _LISTED = [c for c in versions.c if c.name != "chat_template"]
 
 
@@ -45,12 +48,14 @@ def _load(
     sql: Connection, keys: Sequence[VersionKey], folder: Path, listing: bool
 ) -> list[Version]:
     columns = _LISTED if listing else list(versions.c)
-    rows = {(r.name, r.version): r for r in sql.execute(select(*columns).where(of(versions, keys)))}
+    rows = {
+        (r.name, r.version): r for r in sql.execute(select(*columns).where(of(sql, versions, keys)))
+    }
     stored = _lists(
         sql.execute(
             select(files.c.name, files.c.version, files.c.file, files.c.sha256, blobs.c.size)
             .join(blobs, blobs.c.sha256 == files.c.sha256)
-            .where(of(files, keys))
+            .where(of(sql, files, keys))
             .order_by(files.c.position)
         ).all()
     )
@@ -60,16 +65,20 @@ def _load(
         _of_each(sql, metrics, keys, metrics.c.metric, metrics.c.value, metrics.c.unit)
     )
     tagged = _lists(
-        sql.execute(select(tags).where(of(tags, keys)).order_by(tags.c.key)).all(),
+        sql.execute(select(tags).where(of(sql, tags, keys)).order_by(tags.c.key)).all(),
     )
     named: dict[VersionKey, list[Any]] = defaultdict(list)
     signed: dict[VersionKey, list[Any]] = defaultdict(list)
     if not listing:
         c = aliases.c
-        one = select(c.name, c.version, c.alias).where(of(aliases, keys)).order_by(c.alias)
+        one = select(c.name, c.version, c.alias).where(of(sql, aliases, keys)).order_by(c.alias)
         named = _lists(sql.execute(one).all())
         s = signatures.c
-        two = select(s.name, s.version, s.key_sha256).where(of(signatures, keys)).order_by(s.added)
+        two = (
+            select(s.name, s.version, s.key_sha256)
+            .where(of(sql, signatures, keys))
+            .order_by(s.added)
+        )
         signed = _lists(sql.execute(two).all())
     return [
         Version(
@@ -99,19 +108,34 @@ def _load(
     ]
 
 
-def of(table: Table, keys: Sequence[VersionKey]) -> ColumnElement[bool]:
-    """Return the condition that a row is of one of these versions."""
+def of(sql: Connection, table: Table, keys: Sequence[VersionKey]) -> ColumnElement[bool]:
+    """Return the condition that a row is of one of these versions.
+
+    It joins with the keys, which are one parameter: SQLite would read the whole table for
+    (name, version) IN (...), and a statement with many parameters is made anew every time.
+    """
     if len(keys) == 1:
         (name, version) = keys[0]
         return (table.c.name == name) & (table.c.version == version)
-    return tuple_(table.c.name, table.c.version).in_(keys)
+    own_name: ColumnElement[Any]
+    own_version: ColumnElement[Any]
+    if sql.dialect.name == "sqlite":
+        wanted = func.json_each(json.dumps(keys)).table_valued("value", name="wanted")
+        own_name = func.json_extract(wanted.c.value, "$[0]", type_=Key)
+        own_version = func.json_extract(wanted.c.value, "$[1]", type_=Int)
+    else:
+        items = func.jsonb_array_elements(literal([list(key) for key in keys], JSONB))
+        wanted = items.table_valued(column("value", JSONB), name="wanted")
+        own_name = wanted.c.value[0].astext
+        own_version = cast(wanted.c.value[1].astext, Int)
+    return (table.c.name == own_name) & (table.c.version == own_version)
 
 
 def _of_each(
     sql: Connection, table: Table, keys: Sequence[VersionKey], *columns: ColumnElement[Any]
 ) -> Sequence[Row[Any]]:
     wanted = select(table.c.name, table.c.version, *columns)
-    return sql.execute(wanted.where(of(table, keys)).order_by(table.c.position)).all()
+    return sql.execute(wanted.where(of(sql, table, keys)).order_by(table.c.position)).all()
 
 
 def _lists(rows: Sequence[Sequence[Any]]) -> dict[VersionKey, list[Any]]:
