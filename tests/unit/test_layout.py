@@ -15,6 +15,9 @@ ROOT = Path(__file__).parents[2]
 GENERATED = "src/llmos/api/"
 CODE = {".py", ".pyi", ".js", ".proto", ".sh"}
 LONGEST_FILE = 400
+# The public protocol is one file: its package `inference` and our Python path for it differ, so that
+# no second file could be imported under both (scripts/protos.sh).
+ONE_FILE = {"proto/inference/open_inference.proto"}
 KERNEL_LINES = 2500
 NOT_IN_KERNEL = ("torch", "numpy", "onnxruntime", "sqlite3", "starlette", "uvicorn", "http.server")
 NO_CODE = {
@@ -80,7 +83,7 @@ def test_no_file_is_long() -> None:
         name = file.relative_to(ROOT).as_posix()
         if file.suffix in CODE and not name.startswith(GENERATED):
             lines = len(file.read_text().splitlines())
-            if lines > LONGEST_FILE:
+            if lines > LONGEST_FILE and name not in ONE_FILE:
                 long[name] = lines
     assert not long
 

@@ -22,11 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from llmos.api.execution.v1 import predict_pb2 as llmos_dot_api_dot_execution_dot_v1_dot_predict__pb2
 from llmos.api.kernel.v1 import options_pb2 as llmos_dot_api_dot_kernel_dot_v1_dot_options__pb2
-from llmos.api.memory.v1 import buffers_pb2 as llmos_dot_api_dot_memory_dot_v1_dot_buffers__pb2
 
+from llmos.api.execution.v1.predict_pb2 import *
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&llmos/api/execution/v1/execution.proto\x12\x16llmos.api.execution.v1\x1a!llmos/api/kernel/v1/options.proto\x1a!llmos/api/memory/v1/buffers.proto\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"=\n\x04\x43hat\x12\x35\n\x08messages\x18\x01 \x03(\x0b\x32#.llmos.api.execution.v1.ChatMessage\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xe7\x03\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x03\x88\x01\x01\x12\x12\n\x05min_p\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x08 \x01(\x02H\x07\x88\x01\x01\x12\x43\n\nlogit_bias\x18\t \x03(\x0b\x32/.llmos.api.execution.v1.Sampling.LogitBiasEntry\x12\x15\n\x08logprobs\x18\n \x01(\rH\x08\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seedB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x0b\n\t_logprobs\"\xcf\x02\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x06prompt\x18\x02 \x01(\tH\x00\x12,\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x1c.llmos.api.execution.v1.ChatH\x00\x12\x32\n\x06tokens\x18\x04 \x01(\x0b\x32 .llmos.api.execution.v1.TokenIdsH\x00\x12\x12\n\nmax_tokens\x18\x05 \x01(\r\x12\x32\n\x08sampling\x18\x06 \x01(\x0b\x32 .llmos.api.execution.v1.Sampling\x12\x0c\n\x04stop\x18\x07 \x03(\t\x12\x15\n\x0bjson_schema\x18\x08 \x01(\tH\x01\x12\x0f\n\x05regex\x18\t \x01(\tH\x01\x12\x11\n\x07grammar\x18\n \x01(\tH\x01\x12\x11\n\tspeculate\x18\x0b \x01(\rB\x07\n\x05inputB\x0c\n\nconstraint\"\xf3\x01\n\x10GenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12;\n\rfinish_reason\x18\x03 \x01(\x0e\x32$.llmos.api.execution.v1.FinishReason\x12,\n\x05usage\x18\x04 \x01(\x0b\x32\x1d.llmos.api.execution.v1.Usage\x12\r\n\x05model\x18\x05 \x01(\t\x12\x0c\n\x04seed\x18\x06 \x01(\x04\x12\x36\n\x08logprobs\x18\x07 \x03(\x0b\x32$.llmos.api.execution.v1.TokenLogprob\"`\n\x0cTokenLogprob\x12\r\n\x05token\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x30\n\x03top\x18\x03 \x03(\x0b\x32#.llmos.api.execution.v1.TokenChance\";\n\x0bTokenChance\x12\r\n\x05token\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x0c\n\x04text\x18\x03 \x01(\t\"y\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x15\n\rfirst_token_s\x18\x03 \x01(\x01\x12\x10\n\x08\x64\x65\x63ode_s\x18\x04 \x01(\x01\x12\x15\n\rcached_tokens\x18\x05 \x01(\r\",\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\"\x1b\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\"\x7f\n\rEmbedResponse\x12\x35\n\nembeddings\x18\x01 \x03(\x0b\x32!.llmos.api.execution.v1.Embedding\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\x12\r\n\x05model\x18\x03 \x01(\t\x12\x11\n\ttruncated\x18\x04 \x03(\r\"1\n\x04Item\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x0e\n\x04\x66ile\x18\x02 \x01(\x0cH\x00\x42\t\n\x07\x63ontent\"Z\n\x0f\x43lassifyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12+\n\x05items\x18\x02 \x03(\x0b\x32\x1c.llmos.api.execution.v1.Item\x12\x0b\n\x03top\x18\x03 \x01(\r\"3\n\x05Label\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12\r\n\x05index\x18\x03 \x01(\r\"?\n\x0e\x43lassification\x12-\n\x06labels\x18\x01 \x03(\x0b\x32\x1d.llmos.api.execution.v1.Label\"b\n\x10\x43lassifyResponse\x12?\n\x0f\x63lassifications\x18\x01 \x03(\x0b\x32&.llmos.api.execution.v1.Classification\x12\r\n\x05model\x18\x02 \x01(\t\"\x8a\x01\n\x06Tensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tatype\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x0e\n\x04\x64\x61ta\x18\x04 \x01(\x0cH\x00\x12\x35\n\x06\x62uffer\x18\x05 \x01(\x0b\x32#.llmos.api.execution.v1.BufferRangeH\x00\x42\n\n\x08\x65lements\"^\n\x0b\x42ufferRange\x12\x31\n\x06handle\x18\x01 \x01(\x0b\x32!.llmos.api.memory.v1.BufferHandle\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04size\x18\x03 \x01(\x04\"2\n\x08Sequence\x12\n\n\x02id\x18\x01 \x01(\x04\x12\r\n\x05start\x18\x02 \x01(\x08\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x08\"\xaa\x01\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12.\n\x06inputs\x18\x02 \x03(\x0b\x32\x1e.llmos.api.execution.v1.Tensor\x12\x0f\n\x07outputs\x18\x03 \x03(\t\x12\x32\n\x08sequence\x18\x04 \x01(\x0b\x32 .llmos.api.execution.v1.Sequence\x12\x14\n\x0c\x62uffers_from\x18\x05 \x01(\x04\"Q\n\x0fPredictResponse\x12/\n\x07outputs\x18\x01 \x03(\x0b\x32\x1e.llmos.api.execution.v1.Tensor\x12\r\n\x05model\x18\x02 \x01(\t\"^\n\x14PredictStreamRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x37\n\x07request\x18\x02 \x01(\x0b\x32&.llmos.api.execution.v1.PredictRequest\"P\n\x15PredictStreamResponse\x12\x37\n\x06\x61nswer\x18\x01 \x01(\x0b\x32\'.llmos.api.execution.v1.PredictResponse\"#\n\x12WatchModelsRequest\x12\r\n\x05model\x18\x01 \x01(\t\"T\n\x13WatchModelsResponse\x12,\n\x05model\x18\x01 \x01(\x0b\x32\x1d.llmos.api.execution.v1.Model\x12\x0f\n\x07\x64\x65leted\x18\x02 \x01(\x08\".\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"/\n\x10TokenizeResponse\x12\x0b\n\x03ids\x18\x01 \x03(\r\x12\x0e\n\x06pieces\x18\x02 \x03(\t\"\xa1\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x31\n\x05state\x18\x03 \x01(\x0e\x32\".llmos.api.execution.v1.ModelState\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\x12\x0b\n\x03pid\x18\x07 \x01(\r\x12\x15\n\rgranted_bytes\x18\x08 \x01(\x04\x12\x12\n\nused_bytes\x18\t \x01(\x04\x12\x0c\n\x04task\x18\n \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x0b \x01(\r\x12\x16\n\x0e\x63reated_unix_s\x18\x0c \x01(\x01\x12\x12\n\nis_default\x18\r \x01(\x08\x12\x0c\n\x04keys\x18\x0e \x03(\t\"\x13\n\x11ListModelsRequest\"C\n\x12ListModelsResponse\x12-\n\x06models\x18\x01 \x03(\x0b\x32\x1d.llmos.api.execution.v1.Model\".\n\x10LoadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0b\n\x03pin\x18\x02 \x01(\x08\"A\n\x11LoadModelResponse\x12,\n\x05model\x18\x01 \x01(\x0b\x32\x1d.llmos.api.execution.v1.Model\"#\n\x12UnloadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\")\n\x13UnloadModelResponse\x12\x12\n\nwas_loaded\x18\x01 \x01(\x08*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02*\xa4\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12MODEL_STATE_STORED\x10\x01\x12\x17\n\x13MODEL_STATE_LOADING\x10\x02\x12\x15\n\x11MODEL_STATE_READY\x10\x03\x12\x19\n\x15MODEL_STATE_UNLOADING\x10\x04\x12\x16\n\x12MODEL_STATE_FAILED\x10\x05\x32\xbb\x08\n\tExecution\x12j\n\x08Generate\x12\'.llmos.api.execution.v1.GenerateRequest\x1a(.llmos.api.execution.v1.GenerateResponse\"\t\x90\x02\x01\xaa\xed\x18\x02\x08\x01\x30\x01\x12_\n\x05\x45mbed\x12$.llmos.api.execution.v1.EmbedRequest\x1a%.llmos.api.execution.v1.EmbedResponse\"\t\x90\x02\x01\xaa\xed\x18\x02\x08\x01\x12h\n\x08\x43lassify\x12\'.llmos.api.execution.v1.ClassifyRequest\x1a(.llmos.api.execution.v1.ClassifyResponse\"\t\x90\x02\x01\xaa\xed\x18\x02\x08\x01\x12\x65\n\x07Predict\x12&.llmos.api.execution.v1.PredictRequest\x1a\'.llmos.api.execution.v1.PredictResponse\"\t\x90\x02\x01\xaa\xed\x18\x02\x08\x01\x12y\n\rPredictStream\x12,.llmos.api.execution.v1.PredictStreamRequest\x1a-.llmos.api.execution.v1.PredictStreamResponse\"\t\x90\x02\x01\xaa\xed\x18\x02\x08\x01\x30\x01\x12h\n\x08Tokenize\x12\'.llmos.api.execution.v1.TokenizeRequest\x1a(.llmos.api.execution.v1.TokenizeResponse\"\t\x90\x02\x01\xaa\xed\x18\x02\x08\x01\x12h\n\nListModels\x12).llmos.api.execution.v1.ListModelsRequest\x1a*.llmos.api.execution.v1.ListModelsResponse\"\x03\x90\x02\x01\x12m\n\x0bWatchModels\x12*.llmos.api.execution.v1.WatchModelsRequest\x1a+.llmos.api.execution.v1.WatchModelsResponse\"\x03\x90\x02\x01\x30\x01\x12\x65\n\tLoadModel\x12(.llmos.api.execution.v1.LoadModelRequest\x1a).llmos.api.execution.v1.LoadModelResponse\"\x03\x90\x02\x02\x12k\n\x0bUnloadModel\x12*.llmos.api.execution.v1.UnloadModelRequest\x1a+.llmos.api.execution.v1.UnloadModelResponse\"\x03\x90\x02\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&llmos/api/execution/v1/execution.proto\x12\x16llmos.api.execution.v1\x1a$llmos/api/execution/v1/predict.proto\x1a!llmos/api/kernel/v1/options.proto\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"=\n\x04\x43hat\x12\x35\n\x08messages\x18\x01 \x03(\x0b\x32#.llmos.api.execution.v1.ChatMessage\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xe7\x03\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x03\x88\x01\x01\x12\x12\n\x05min_p\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x08 \x01(\x02H\x07\x88\x01\x01\x12\x43\n\nlogit_bias\x18\t \x03(\x0b\x32/.llmos.api.execution.v1.Sampling.LogitBiasEntry\x12\x15\n\x08logprobs\x18\n \x01(\rH\x08\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seedB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x0b\n\t_logprobs\"\xcf\x02\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x06prompt\x18\x02 \x01(\tH\x00\x12,\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x1c.llmos.api.execution.v1.ChatH\x00\x12\x32\n\x06tokens\x18\x04 \x01(\x0b\x32 .llmos.api.execution.v1.TokenIdsH\x00\x12\x12\n\nmax_tokens\x18\x05 \x01(\r\x12\x32\n\x08sampling\x18\x06 \x01(\x0b\x32 .llmos.api.execution.v1.Sampling\x12\x0c\n\x04stop\x18\x07 \x03(\t\x12\x15\n\x0bjson_schema\x18\x08 \x01(\tH\x01\x12\x0f\n\x05regex\x18\t \x01(\tH\x01\x12\x11\n\x07grammar\x18\n \x01(\tH\x01\x12\x11\n\tspeculate\x18\x0b \x01(\rB\x07\n\x05inputB\x0c\n\nconstraint\"\xf3\x01\n\x10GenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12;\n\rfinish_reason\x18\x03 \x01(\x0e\x32$.llmos.api.execution.v1.FinishReason\x12,\n\x05usage\x18\x04 \x01(\x0b\x32\x1d.llmos.api.execution.v1.Usage\x12\r\n\x05model\x18\x05 \x01(\t\x12\x0c\n\x04seed\x18\x06 \x01(\x04\x12\x36\n\x08logprobs\x18\x07 \x03(\x0b\x32$.llmos.api.execution.v1.TokenLogprob\"`\n\x0cTokenLogprob\x12\r\n\x05token\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x30\n\x03top\x18\x03 \x03(\x0b\x32#.llmos.api.execution.v1.TokenChance\";\n\x0bTokenChance\x12\r\n\x05token\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x0c\n\x04text\x18\x03 \x01(\t\"y\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x15\n\rfirst_token_s\x18\x03 \x01(\x01\x12\x10\n\x08\x64\x65\x63ode_s\x18\x04 \x01(\x01\x12\x15\n\rcached_tokens\x18\x05 \x01(\r\",\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\"\x1b\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\"\x7f\n\rEmbedResponse\x12\x35\n\nembeddings\x18\x01 \x03(\x0b\x32!.llmos.api.execution.v1.Embedding\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\x12\r\n\x05model\x18\x03 \x01(\t\x12\x11\n\ttruncated\x18\x04 \x03(\r\"#\n\x12WatchModelsRequest\x12\r\n\x05model\x18\x01 \x01(\t\"T\n\x13WatchModelsResponse\x12,\n\x05model\x18\x01 \x01(\x0b\x32\x1d.llmos.api.execution.v1.Model\x12\x0f\n\x07\x64\x65leted\x18\x02 \x01(\x08\".\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"/\n\x10TokenizeResponse\x12\x0b\n\x03ids\x18\x01 \x03(\r\x12\x0e\n\x06pieces\x18\x02 \x03(\t\"\xa1\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x31\n\x05state\x18\x03 \x01(\x0e\x32\".llmos.api.execution.v1.ModelState\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\x12\x0b\n\x03pid\x18\x07 \x01(\r\x12\x15\n\rgranted_bytes\x18\x08 \x01(\x04\x12\x12\n\nused_bytes\x18\t \x01(\x04\x12\x0c\n\x04task\x18\n \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x0b \x01(\r\x12\x16\n\x0e\x63reated_unix_s\x18\x0c \x01(\x01\x12\x12\n\nis_default\x18\r \x01(\x08\x12\x0c\n\x04keys\x18\x0e \x03(\t\"\x13\n\x11ListModelsRequest\"C\n\x12ListModelsResponse\x12-\n\x06models\x18\x01 \x03(\x0b\x32\x1d.llmos.api.execution.v1.Model\".\n\x10LoadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0b\n\x03pin\x18\x02 \x01(\x08\"A\n\x11LoadModelResponse\x12,\n\x05model\x18\x01 \x01(\x0b\x32\x1d.llmos.api.execution.v1.Model\"#\n\x12UnloadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\")\n\x13UnloadModelResponse\x12\x12\n\nwas_loaded\x18\x01 \x01(\x08*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02*\xa4\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12MODEL_STATE_STORED\x10\x01\x12\x17\n\x13MODEL_STATE_LOADING\x10\x02\x12\x15\n\x11MODEL_STATE_READY\x10\x03\x12\x19\n\x15MODEL_STATE_UNLOADING\x10\x04\x12\x16\n\x12MODEL_STATE_FAILED\x10\x05\x32\xbb\x08\n\tExecution\x12j\n\x08Generate\x12\'.llmos.api.execution.v1.GenerateRequest\x1a(.llmos.api.execution.v1.GenerateResponse\"\t\x90\x02\x01\xaa\xed\x18\x02\x08\x01\x30\x01\x12_\n\x05\x45mbed\x12$.llmos.api.execution.v1.EmbedRequest\x1a%.llmos.api.execution.v1.EmbedResponse\"\t\x90\x02\x01\xaa\xed\x18\x02\x08\x01\x12h\n\x08\x43lassify\x12\'.llmos.api.execution.v1.ClassifyRequest\x1a(.llmos.api.execution.v1.ClassifyResponse\"\t\x90\x02\x01\xaa\xed\x18\x02\x08\x01\x12\x65\n\x07Predict\x12&.llmos.api.execution.v1.PredictRequest\x1a\'.llmos.api.execution.v1.PredictResponse\"\t\x90\x02\x01\xaa\xed\x18\x02\x08\x01\x12y\n\rPredictStream\x12,.llmos.api.execution.v1.PredictStreamRequest\x1a-.llmos.api.execution.v1.PredictStreamResponse\"\t\x90\x02\x01\xaa\xed\x18\x02\x08\x01\x30\x01\x12h\n\x08Tokenize\x12\'.llmos.api.execution.v1.TokenizeRequest\x1a(.llmos.api.execution.v1.TokenizeResponse\"\t\x90\x02\x01\xaa\xed\x18\x02\x08\x01\x12h\n\nListModels\x12).llmos.api.execution.v1.ListModelsRequest\x1a*.llmos.api.execution.v1.ListModelsResponse\"\x03\x90\x02\x01\x12m\n\x0bWatchModels\x12*.llmos.api.execution.v1.WatchModelsRequest\x1a+.llmos.api.execution.v1.WatchModelsResponse\"\x03\x90\x02\x01\x30\x01\x12\x65\n\tLoadModel\x12(.llmos.api.execution.v1.LoadModelRequest\x1a).llmos.api.execution.v1.LoadModelResponse\"\x03\x90\x02\x02\x12k\n\x0bUnloadModel\x12*.llmos.api.execution.v1.UnloadModelRequest\x1a+.llmos.api.execution.v1.UnloadModelResponse\"\x03\x90\x02\x02P\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -55,82 +56,58 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXECUTION'].methods_by_name['LoadModel']._serialized_options = b'\220\002\002'
   _globals['_EXECUTION'].methods_by_name['UnloadModel']._loaded_options = None
   _globals['_EXECUTION'].methods_by_name['UnloadModel']._serialized_options = b'\220\002\002'
-  _globals['_FINISHREASON']._serialized_start=3711
-  _globals['_FINISHREASON']._serialized_end=3806
-  _globals['_MODELSTATE']._serialized_start=3809
-  _globals['_MODELSTATE']._serialized_end=3973
-  _globals['_CHATMESSAGE']._serialized_start=136
-  _globals['_CHATMESSAGE']._serialized_end=180
-  _globals['_CHAT']._serialized_start=182
-  _globals['_CHAT']._serialized_end=243
-  _globals['_TOKENIDS']._serialized_start=245
-  _globals['_TOKENIDS']._serialized_end=268
-  _globals['_SAMPLING']._serialized_start=271
-  _globals['_SAMPLING']._serialized_end=758
-  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_start=576
-  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_end=624
-  _globals['_GENERATEREQUEST']._serialized_start=761
-  _globals['_GENERATEREQUEST']._serialized_end=1096
-  _globals['_GENERATERESPONSE']._serialized_start=1099
-  _globals['_GENERATERESPONSE']._serialized_end=1342
-  _globals['_TOKENLOGPROB']._serialized_start=1344
-  _globals['_TOKENLOGPROB']._serialized_end=1440
-  _globals['_TOKENCHANCE']._serialized_start=1442
-  _globals['_TOKENCHANCE']._serialized_end=1501
-  _globals['_USAGE']._serialized_start=1503
-  _globals['_USAGE']._serialized_end=1624
-  _globals['_EMBEDREQUEST']._serialized_start=1626
-  _globals['_EMBEDREQUEST']._serialized_end=1670
-  _globals['_EMBEDDING']._serialized_start=1672
-  _globals['_EMBEDDING']._serialized_end=1699
-  _globals['_EMBEDRESPONSE']._serialized_start=1701
-  _globals['_EMBEDRESPONSE']._serialized_end=1828
-  _globals['_ITEM']._serialized_start=1830
-  _globals['_ITEM']._serialized_end=1879
-  _globals['_CLASSIFYREQUEST']._serialized_start=1881
-  _globals['_CLASSIFYREQUEST']._serialized_end=1971
-  _globals['_LABEL']._serialized_start=1973
-  _globals['_LABEL']._serialized_end=2024
-  _globals['_CLASSIFICATION']._serialized_start=2026
-  _globals['_CLASSIFICATION']._serialized_end=2089
-  _globals['_CLASSIFYRESPONSE']._serialized_start=2091
-  _globals['_CLASSIFYRESPONSE']._serialized_end=2189
-  _globals['_TENSOR']._serialized_start=2192
-  _globals['_TENSOR']._serialized_end=2330
-  _globals['_BUFFERRANGE']._serialized_start=2332
-  _globals['_BUFFERRANGE']._serialized_end=2426
-  _globals['_SEQUENCE']._serialized_start=2428
-  _globals['_SEQUENCE']._serialized_end=2478
-  _globals['_PREDICTREQUEST']._serialized_start=2481
-  _globals['_PREDICTREQUEST']._serialized_end=2651
-  _globals['_PREDICTRESPONSE']._serialized_start=2653
-  _globals['_PREDICTRESPONSE']._serialized_end=2734
-  _globals['_PREDICTSTREAMREQUEST']._serialized_start=2736
-  _globals['_PREDICTSTREAMREQUEST']._serialized_end=2830
-  _globals['_PREDICTSTREAMRESPONSE']._serialized_start=2832
-  _globals['_PREDICTSTREAMRESPONSE']._serialized_end=2912
-  _globals['_WATCHMODELSREQUEST']._serialized_start=2914
-  _globals['_WATCHMODELSREQUEST']._serialized_end=2949
-  _globals['_WATCHMODELSRESPONSE']._serialized_start=2951
-  _globals['_WATCHMODELSRESPONSE']._serialized_end=3035
-  _globals['_TOKENIZEREQUEST']._serialized_start=3037
-  _globals['_TOKENIZEREQUEST']._serialized_end=3083
-  _globals['_TOKENIZERESPONSE']._serialized_start=3085
-  _globals['_TOKENIZERESPONSE']._serialized_end=3132
-  _globals['_MODEL']._serialized_start=3135
-  _globals['_MODEL']._serialized_end=3424
-  _globals['_LISTMODELSREQUEST']._serialized_start=3426
-  _globals['_LISTMODELSREQUEST']._serialized_end=3445
-  _globals['_LISTMODELSRESPONSE']._serialized_start=3447
-  _globals['_LISTMODELSRESPONSE']._serialized_end=3514
-  _globals['_LOADMODELREQUEST']._serialized_start=3516
-  _globals['_LOADMODELREQUEST']._serialized_end=3562
-  _globals['_LOADMODELRESPONSE']._serialized_start=3564
-  _globals['_LOADMODELRESPONSE']._serialized_end=3629
-  _globals['_UNLOADMODELREQUEST']._serialized_start=3631
-  _globals['_UNLOADMODELREQUEST']._serialized_end=3666
-  _globals['_UNLOADMODELRESPONSE']._serialized_start=3668
-  _globals['_UNLOADMODELRESPONSE']._serialized_end=3709
-  _globals['_EXECUTION']._serialized_start=3976
-  _globals['_EXECUTION']._serialized_end=5059
+  _globals['_FINISHREASON']._serialized_start=2630
+  _globals['_FINISHREASON']._serialized_end=2725
+  _globals['_MODELSTATE']._serialized_start=2728
+  _globals['_MODELSTATE']._serialized_end=2892
+  _globals['_CHATMESSAGE']._serialized_start=139
+  _globals['_CHATMESSAGE']._serialized_end=183
+  _globals['_CHAT']._serialized_start=185
+  _globals['_CHAT']._serialized_end=246
+  _globals['_TOKENIDS']._serialized_start=248
+  _globals['_TOKENIDS']._serialized_end=271
+  _globals['_SAMPLING']._serialized_start=274
+  _globals['_SAMPLING']._serialized_end=761
+  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_start=579
+  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_end=627
+  _globals['_GENERATEREQUEST']._serialized_start=764
+  _globals['_GENERATEREQUEST']._serialized_end=1099
+  _globals['_GENERATERESPONSE']._serialized_start=1102
+  _globals['_GENERATERESPONSE']._serialized_end=1345
+  _globals['_TOKENLOGPROB']._serialized_start=1347
+  _globals['_TOKENLOGPROB']._serialized_end=1443
+  _globals['_TOKENCHANCE']._serialized_start=1445
+  _globals['_TOKENCHANCE']._serialized_end=1504
+  _globals['_USAGE']._serialized_start=1506
+  _globals['_USAGE']._serialized_end=1627
+  _globals['_EMBEDREQUEST']._serialized_start=1629
+  _globals['_EMBEDREQUEST']._serialized_end=1673
+  _globals['_EMBEDDING']._serialized_start=1675
+  _globals['_EMBEDDING']._serialized_end=1702
+  _globals['_EMBEDRESPONSE']._serialized_start=1704
+  _globals['_EMBEDRESPONSE']._serialized_end=1831
+  _globals['_WATCHMODELSREQUEST']._serialized_start=1833
+  _globals['_WATCHMODELSREQUEST']._serialized_end=1868
+  _globals['_WATCHMODELSRESPONSE']._serialized_start=1870
+  _globals['_WATCHMODELSRESPONSE']._serialized_end=1954
+  _globals['_TOKENIZEREQUEST']._serialized_start=1956
+  _globals['_TOKENIZEREQUEST']._serialized_end=2002
+  _globals['_TOKENIZERESPONSE']._serialized_start=2004
+  _globals['_TOKENIZERESPONSE']._serialized_end=2051
+  _globals['_MODEL']._serialized_start=2054
+  _globals['_MODEL']._serialized_end=2343
+  _globals['_LISTMODELSREQUEST']._serialized_start=2345
+  _globals['_LISTMODELSREQUEST']._serialized_end=2364
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2366
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2433
+  _globals['_LOADMODELREQUEST']._serialized_start=2435
+  _globals['_LOADMODELREQUEST']._serialized_end=2481
+  _globals['_LOADMODELRESPONSE']._serialized_start=2483
+  _globals['_LOADMODELRESPONSE']._serialized_end=2548
+  _globals['_UNLOADMODELREQUEST']._serialized_start=2550
+  _globals['_UNLOADMODELREQUEST']._serialized_end=2585
+  _globals['_UNLOADMODELRESPONSE']._serialized_start=2587
+  _globals['_UNLOADMODELRESPONSE']._serialized_end=2628
+  _globals['_EXECUTION']._serialized_start=2895
+  _globals['_EXECUTION']._serialized_end=3978
 # @@protoc_insertion_point(module_scope)

@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from llmos.api.execution.v1 import execution_pb2 as llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2
+from llmos.api.execution.v1 import predict_pb2 as llmos_dot_api_dot_execution_dot_v1_dot_predict__pb2
 
 GRPC_GENERATED_VERSION = '1.76.0'
 GRPC_VERSION = grpc.__version__
@@ -58,18 +59,18 @@ class ExecutionStub(object):
                 _registered_method=True)
         self.Classify = channel.unary_unary(
                 '/llmos.api.execution.v1.Execution/Classify',
-                request_serializer=llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.ClassifyRequest.SerializeToString,
-                response_deserializer=llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.ClassifyResponse.FromString,
+                request_serializer=llmos_dot_api_dot_execution_dot_v1_dot_predict__pb2.ClassifyRequest.SerializeToString,
+                response_deserializer=llmos_dot_api_dot_execution_dot_v1_dot_predict__pb2.ClassifyResponse.FromString,
                 _registered_method=True)
         self.Predict = channel.unary_unary(
                 '/llmos.api.execution.v1.Execution/Predict',
-                request_serializer=llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.PredictRequest.SerializeToString,
-                response_deserializer=llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.PredictResponse.FromString,
+                request_serializer=llmos_dot_api_dot_execution_dot_v1_dot_predict__pb2.PredictRequest.SerializeToString,
+                response_deserializer=llmos_dot_api_dot_execution_dot_v1_dot_predict__pb2.PredictResponse.FromString,
                 _registered_method=True)
         self.PredictStream = channel.unary_stream(
                 '/llmos.api.execution.v1.Execution/PredictStream',
-                request_serializer=llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.PredictStreamRequest.SerializeToString,
-                response_deserializer=llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.PredictStreamResponse.FromString,
+                request_serializer=llmos_dot_api_dot_execution_dot_v1_dot_predict__pb2.PredictStreamRequest.SerializeToString,
+                response_deserializer=llmos_dot_api_dot_execution_dot_v1_dot_predict__pb2.PredictStreamResponse.FromString,
                 _registered_method=True)
         self.Tokenize = channel.unary_unary(
                 '/llmos.api.execution.v1.Execution/Tokenize',
@@ -237,18 +238,18 @@ def add_ExecutionServicer_to_server(servicer, server):
             ),
             'Classify': grpc.unary_unary_rpc_method_handler(
                     servicer.Classify,
-                    request_deserializer=llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.ClassifyRequest.FromString,
-                    response_serializer=llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.ClassifyResponse.SerializeToString,
+                    request_deserializer=llmos_dot_api_dot_execution_dot_v1_dot_predict__pb2.ClassifyRequest.FromString,
+                    response_serializer=llmos_dot_api_dot_execution_dot_v1_dot_predict__pb2.ClassifyResponse.SerializeToString,
             ),
             'Predict': grpc.unary_unary_rpc_method_handler(
                     servicer.Predict,
-                    request_deserializer=llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.PredictRequest.FromString,
-                    response_serializer=llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.PredictResponse.SerializeToString,
+                    request_deserializer=llmos_dot_api_dot_execution_dot_v1_dot_predict__pb2.PredictRequest.FromString,
+                    response_serializer=llmos_dot_api_dot_execution_dot_v1_dot_predict__pb2.PredictResponse.SerializeToString,
             ),
             'PredictStream': grpc.unary_stream_rpc_method_handler(
                     servicer.PredictStream,
-                    request_deserializer=llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.PredictStreamRequest.FromString,
-                    response_serializer=llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.PredictStreamResponse.SerializeToString,
+                    request_deserializer=llmos_dot_api_dot_execution_dot_v1_dot_predict__pb2.PredictStreamRequest.FromString,
+                    response_serializer=llmos_dot_api_dot_execution_dot_v1_dot_predict__pb2.PredictStreamResponse.SerializeToString,
             ),
             'Tokenize': grpc.unary_unary_rpc_method_handler(
                     servicer.Tokenize,
@@ -367,8 +368,8 @@ class Execution(object):
             request,
             target,
             '/llmos.api.execution.v1.Execution/Classify',
-            llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.ClassifyRequest.SerializeToString,
-            llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.ClassifyResponse.FromString,
+            llmos_dot_api_dot_execution_dot_v1_dot_predict__pb2.ClassifyRequest.SerializeToString,
+            llmos_dot_api_dot_execution_dot_v1_dot_predict__pb2.ClassifyResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -394,8 +395,8 @@ class Execution(object):
             request,
             target,
             '/llmos.api.execution.v1.Execution/Predict',
-            llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.PredictRequest.SerializeToString,
-            llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.PredictResponse.FromString,
+            llmos_dot_api_dot_execution_dot_v1_dot_predict__pb2.PredictRequest.SerializeToString,
+            llmos_dot_api_dot_execution_dot_v1_dot_predict__pb2.PredictResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -421,8 +422,8 @@ class Execution(object):
             request,
             target,
             '/llmos.api.execution.v1.Execution/PredictStream',
-            llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.PredictStreamRequest.SerializeToString,
-            llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.PredictStreamResponse.FromString,
+            llmos_dot_api_dot_execution_dot_v1_dot_predict__pb2.PredictStreamRequest.SerializeToString,
+            llmos_dot_api_dot_execution_dot_v1_dot_predict__pb2.PredictStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

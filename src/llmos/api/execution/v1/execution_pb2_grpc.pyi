@@ -6,6 +6,19 @@ Running models."""
 from collections import abc as _abc
 from grpc import aio as _aio
 from llmos.api.execution.v1 import execution_pb2 as _execution_pb2
+from llmos.api.execution.v1 import predict_pb2 as _predict_pb2
+from llmos.api.execution.v1.predict_pb2 import BufferRange as BufferRange
+from llmos.api.execution.v1.predict_pb2 import Classification as Classification
+from llmos.api.execution.v1.predict_pb2 import ClassifyRequest as ClassifyRequest
+from llmos.api.execution.v1.predict_pb2 import ClassifyResponse as ClassifyResponse
+from llmos.api.execution.v1.predict_pb2 import Item as Item
+from llmos.api.execution.v1.predict_pb2 import Label as Label
+from llmos.api.execution.v1.predict_pb2 import PredictRequest as PredictRequest
+from llmos.api.execution.v1.predict_pb2 import PredictResponse as PredictResponse
+from llmos.api.execution.v1.predict_pb2 import PredictStreamRequest as PredictStreamRequest
+from llmos.api.execution.v1.predict_pb2 import PredictStreamResponse as PredictStreamResponse
+from llmos.api.execution.v1.predict_pb2 import Sequence as Sequence
+from llmos.api.execution.v1.predict_pb2 import Tensor as Tensor
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -62,7 +75,7 @@ class ExecutionStub:
 
     Errors: INVALID_ARGUMENT EMPTY_INPUT. RESOURCE_EXHAUSTED TOO_MANY_INPUTS: over 2,048 texts.
     """
-    Classify: _grpc.UnaryUnaryMultiCallable[_execution_pb2.ClassifyRequest, _execution_pb2.ClassifyResponse]
+    Classify: _grpc.UnaryUnaryMultiCallable[_predict_pb2.ClassifyRequest, _predict_pb2.ClassifyResponse]
     """Names what texts, images or sounds are. For models that say what their labels are (see
     docs/models.md).
 
@@ -70,7 +83,7 @@ class ExecutionStub:
       INVALID_ARGUMENT EMPTY_INPUT, BAD_INPUT: an item cannot be read as what the model takes.
       RESOURCE_EXHAUSTED TOO_MANY_INPUTS: over 2,048 items. QUEUE_FULL: see Predict.
     """
-    Predict: _grpc.UnaryUnaryMultiCallable[_execution_pb2.PredictRequest, _execution_pb2.PredictResponse]
+    Predict: _grpc.UnaryUnaryMultiCallable[_predict_pb2.PredictRequest, _predict_pb2.PredictResponse]
     """Runs a model, or a pipeline of models, on named tensors. Large tensors may come and go as
     buffers of the memory server.
 
@@ -86,7 +99,7 @@ class ExecutionStub:
       NOT_FOUND NO_SUCH_BUFFER: a buffer is gone. OUT_OF_RANGE BAD_RANGE: beyond its end.
       UNIMPLEMENTED DECOUPLED: the model answers a request several times; use PredictStream.
     """
-    PredictStream: _grpc.UnaryStreamMultiCallable[_execution_pb2.PredictStreamRequest, _execution_pb2.PredictStreamResponse]
+    PredictStream: _grpc.UnaryStreamMultiCallable[_predict_pb2.PredictStreamRequest, _predict_pb2.PredictStreamResponse]
     """Runs a model that answers one request any number of times; others answer once.
 
     Errors: as of Predict.
@@ -147,7 +160,7 @@ class ExecutionAsyncStub(ExecutionStub):
 
     Errors: INVALID_ARGUMENT EMPTY_INPUT. RESOURCE_EXHAUSTED TOO_MANY_INPUTS: over 2,048 texts.
     """
-    Classify: _aio.UnaryUnaryMultiCallable[_execution_pb2.ClassifyRequest, _execution_pb2.ClassifyResponse]  # type: ignore[assignment]
+    Classify: _aio.UnaryUnaryMultiCallable[_predict_pb2.ClassifyRequest, _predict_pb2.ClassifyResponse]  # type: ignore[assignment]
     """Names what texts, images or sounds are. For models that say what their labels are (see
     docs/models.md).
 
@@ -155,7 +168,7 @@ class ExecutionAsyncStub(ExecutionStub):
       INVALID_ARGUMENT EMPTY_INPUT, BAD_INPUT: an item cannot be read as what the model takes.
       RESOURCE_EXHAUSTED TOO_MANY_INPUTS: over 2,048 items. QUEUE_FULL: see Predict.
     """
-    Predict: _aio.UnaryUnaryMultiCallable[_execution_pb2.PredictRequest, _execution_pb2.PredictResponse]  # type: ignore[assignment]
+    Predict: _aio.UnaryUnaryMultiCallable[_predict_pb2.PredictRequest, _predict_pb2.PredictResponse]  # type: ignore[assignment]
     """Runs a model, or a pipeline of models, on named tensors. Large tensors may come and go as
     buffers of the memory server.
 
@@ -171,7 +184,7 @@ class ExecutionAsyncStub(ExecutionStub):
       NOT_FOUND NO_SUCH_BUFFER: a buffer is gone. OUT_OF_RANGE BAD_RANGE: beyond its end.
       UNIMPLEMENTED DECOUPLED: the model answers a request several times; use PredictStream.
     """
-    PredictStream: _aio.UnaryStreamMultiCallable[_execution_pb2.PredictStreamRequest, _execution_pb2.PredictStreamResponse]  # type: ignore[assignment]
+    PredictStream: _aio.UnaryStreamMultiCallable[_predict_pb2.PredictStreamRequest, _predict_pb2.PredictStreamResponse]  # type: ignore[assignment]
     """Runs a model that answers one request any number of times; others answer once.
 
     Errors: as of Predict.
@@ -245,9 +258,9 @@ class ExecutionServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def Classify(
         self,
-        request: _execution_pb2.ClassifyRequest,
+        request: _predict_pb2.ClassifyRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_execution_pb2.ClassifyResponse, _abc.Awaitable[_execution_pb2.ClassifyResponse]]:
+    ) -> _typing.Union[_predict_pb2.ClassifyResponse, _abc.Awaitable[_predict_pb2.ClassifyResponse]]:
         """Names what texts, images or sounds are. For models that say what their labels are (see
         docs/models.md).
 
@@ -259,9 +272,9 @@ class ExecutionServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def Predict(
         self,
-        request: _execution_pb2.PredictRequest,
+        request: _predict_pb2.PredictRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_execution_pb2.PredictResponse, _abc.Awaitable[_execution_pb2.PredictResponse]]:
+    ) -> _typing.Union[_predict_pb2.PredictResponse, _abc.Awaitable[_predict_pb2.PredictResponse]]:
         """Runs a model, or a pipeline of models, on named tensors. Large tensors may come and go as
         buffers of the memory server.
 
@@ -281,9 +294,9 @@ class ExecutionServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def PredictStream(
         self,
-        request: _execution_pb2.PredictStreamRequest,
+        request: _predict_pb2.PredictStreamRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_execution_pb2.PredictStreamResponse], _abc.AsyncIterator[_execution_pb2.PredictStreamResponse]]:
+    ) -> _typing.Union[_abc.Iterator[_predict_pb2.PredictStreamResponse], _abc.AsyncIterator[_predict_pb2.PredictStreamResponse]]:
         """Runs a model that answers one request any number of times; others answer once.
 
         Errors: as of Predict.
