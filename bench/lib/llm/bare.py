@@ -1,0 +1,50 @@
+"""Our torch engine alone, in this process: python bare.py MODEL.gguf PRECISION; one JSON line."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import sys
+import time
+from pathlib import Path
+
+from llmos.servers.execution.engine.base import Generation, ModelSpec
+from llmos.servers.execution.engine.torch import load
+from llmos.servers.execution.engine.torch.engine import TorchEngine
+
+
+async def rate(engine: TorchEngine, streams: int, seed: int) -> float:
+    """Return tokens a second after the first of each stream."""
+    first: list[float] = []
+    count = 0
+
+    async def one(i: int) -> None:
+        nonlocal count
+        rng = random.Random(seed + i)
+        ids = [rng.randrange(300, 20_000) for _ in range(64)]
+        bias = {0: -100.0, 2: -100.0}
+        wanted = Generation(tokens=ids, temperature=0, max_tokens=128, logit_bias=bias)
+        began = False
+        async for piece in engine.generate(wanted):
+            if not began:
+                first.append(time.perf_counter())
+                began = True
+            count += len(piece.tokens)
+
+    await asyncio.gather(*(one(i) for i in range(streams)))
+    return (count - streams) / (time.perf_counter() - min(first))
+
+
+async def main() -> None:
+    """Print the best of two rounds for 1, 8 and 32 streams."""
+    path = Path(sys.argv[1])
+    spec = ModelSpec("bare@1", "gguf", "generate", {path.name: path}, threads=2)
+    engine = load(spec, sys.argv[2])
+    rates = {str(n): max([await rate(engine, n, 100 * n + i) for i in (0, 50)]) for n in (1, 8, 32)}
+    engine.close()
+    print(json.dumps(rates))
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
