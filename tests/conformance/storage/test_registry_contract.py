@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from storage_checks import make_gguf, upload
@@ -95,8 +96,8 @@ async def test_filters_of_a_listing(world: World) -> None:
     await make(world, "alpha", 1, tags={"team": "y", "ok": ""})
     await make(world, "Beta", 0, tags={"team": "y"})
 
-    async def refs(name: str = "", **filters: object) -> list[str]:
-        chosen = Filters(**filters)  # type: ignore[arg-type]
+    async def refs(name: str = "", **filters: Any) -> list[str]:
+        chosen = Filters(**filters)
         page = await world.storage.list_versions(name, 0, "", chosen)
         return [version.ref for version in page.versions]
 
@@ -108,7 +109,7 @@ async def test_filters_of_a_listing(world: World) -> None:
     assert await refs(tags={"team": "y", "ok": ""}) == ["alpha@2"]
     assert len(await refs(task=Task.GENERATE, format=Format.GGUF)) == 3
     assert await refs(task=Task.EMBED) == await refs(format=Format.ONNX) == []
-    bad_filters: list[tuple[dict[str, object], str]] = [
+    bad_filters: list[tuple[dict[str, Any], str]] = [
         ({"search": "x" * 1_000_000}, "BAD_NAME"),
         ({"tags": {"": ""}}, "BAD_TAG"),
     ]

@@ -250,7 +250,7 @@ class Histories(RuleBasedStateMachine):
 
 def test_random_histories(sqlite_template: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Histories, "template", sqlite_template, raising=False)
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         Histories,
         settings=settings(
             max_examples=EXAMPLES,
