@@ -25,6 +25,7 @@ from pathlib import Path
 
 import grpc
 import numpy as np
+from lib.storage_metadata import metadata_rates
 from safetensors.numpy import save_file
 
 from llmos.api.storage.v1 import maintenance_pb2, maintenance_pb2_grpc, registry_pb2
@@ -283,6 +284,7 @@ async def measure(folder: Path) -> dict[str, object]:
                 "fine_tune": await sharing(bench, folder),
                 "metadata": await metadata(bench, folder),
                 "mlflow": await mlflow(folder, source),
+                "registry": await asyncio.to_thread(metadata_rates, 100),
             }
 
 
