@@ -12,7 +12,7 @@ from types import TracebackType
 
 import grpc
 
-from llmos.api.storage.v1 import state_pb2, state_pb2_grpc
+from llmos.api.storage.v1 import locks_pb2, locks_pb2_grpc
 from llmos.clients.ctl.fence import VARIABLE
 from llmos.clients.ctl.progress import note
 from llmos.clients.ctl.session import Session
@@ -33,10 +33,10 @@ class Renewal:
 
     def __init__(self, session: Session, lease: str, ttl: float, asked: float) -> None:
         """Renew every third of `ttl` seconds; asked: when it was, by time.monotonic."""
-        self._leases = session.kernel(state_pb2_grpc.LeasesStub)
-        self._locks = session.kernel(state_pb2_grpc.LocksStub)
+        self._leases = session.kernel(locks_pb2_grpc.LeasesStub)
+        self._locks = session.kernel(locks_pb2_grpc.LocksStub)
         self._held: tuple[str, int] | None = None
-        self._request = state_pb2.RenewLeaseRequest(id=lease)
+        self._request = locks_pb2.RenewLeaseRequest(id=lease)
         self._ttl = ttl
         self._good_until = asked + ttl
         self._done = threading.Event()
@@ -63,7 +63,7 @@ class Renewal:
                     return
 
     def _holds(self, name: str, token: int, timeout: float) -> bool:
-        reply = self._locks.GetLock(state_pb2.GetLockRequest(name=name), timeout=timeout)
+        reply = self._locks.GetLock(locks_pb2.GetLockRequest(name=name), timeout=timeout)
         return reply.lock.holder.token == token
 
     def __enter__(self) -> Renewal:

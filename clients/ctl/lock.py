@@ -16,7 +16,7 @@ from llmos.clients.ctl.progress import note, status
 from llmos.clients.ctl.session import QUICK_S, UINT64, Session, command
 
 if TYPE_CHECKING:
-    from llmos.api.storage.v1 import state_pb2
+    from llmos.api.storage.v1 import locks_pb2
 
 app = typer.Typer(
     help="Locks, first come, first served, with fencing tokens.", no_args_is_help=True
@@ -43,11 +43,11 @@ def acquire(session: Session, name: Name, ttl: Ttl = 60.0, wait: Wait = None) ->
 
 def grant(session: Session, ttl: float) -> str:
     """Make a lease; return its id."""
-    from llmos.api.storage.v1 import state_pb2, state_pb2_grpc
+    from llmos.api.storage.v1 import locks_pb2, locks_pb2_grpc
 
-    stub = session.kernel(state_pb2_grpc.LeasesStub)
+    stub = session.kernel(locks_pb2_grpc.LeasesStub)
     owner = f"{socket.gethostname()} pid {os.getpid()}"
-    request = state_pb2.GrantLeaseRequest(
+    request = locks_pb2.GrantLeaseRequest(
         id=uuid.uuid4().hex, ttl_ms=int(ttl * 1000), owner=f"{owner} (llmos-ctl)"
     )
     return stub.GrantLease(request, timeout=session.limit(QUICK_S)).lease.id
@@ -57,7 +57,7 @@ def take(session: Session, name: str, lease: str, wait: float | None) -> int:
     """Wait for a lock, also while storage restarts; return its token."""
     import grpc
 
-    from llmos.api.storage.v1 import state_pb2, state_pb2_grpc
+    from llmos.api.storage.v1 import locks_pb2, locks_pb2_grpc
     from llmos.lib.errors import Unavailable
     from llmos.lib.rpc import from_rpc_error
 
@@ -65,10 +65,10 @@ def take(session: Session, name: str, lease: str, wait: float | None) -> int:
     with status(f"waiting for {name}"):
         while True:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            request = state_pb2.AcquireLockRequest(
+            request = locks_pb2.AcquireLockRequest(
                 name=name, lease=lease, wait_ms=FOREVER_MS if left is None else int(left * 1000)
             )
-            stub = session.kernel(state_pb2_grpc.LocksStub)
+            stub = session.kernel(locks_pb2_grpc.LocksStub)
             try:
                 return stub.AcquireLock(request, timeout=session.limit(), wait_for_ready=True).token
             except grpc.RpcError as exc:
@@ -87,10 +87,10 @@ def release(
     ],
 ) -> None:
     """Give a lock (or a place in its queue) up."""
-    from llmos.api.storage.v1 import state_pb2, state_pb2_grpc
+    from llmos.api.storage.v1 import locks_pb2, locks_pb2_grpc
 
-    stub = session.kernel(state_pb2_grpc.LocksStub)
-    request = state_pb2.ReleaseLockRequest(name=name, token=token)
+    stub = session.kernel(locks_pb2_grpc.LocksStub)
+    request = locks_pb2.ReleaseLockRequest(name=name, token=token)
     reply = stub.ReleaseLock(request, timeout=session.limit(QUICK_S))
     said = f"Released {name}." if reply.released else f"Token {token} did not hold {name} any more."
     session.out.say(said, as_value(reply))
@@ -103,16 +103,16 @@ def ls(
     prefix: Annotated[str, typer.Argument(help="Beginning of the names.")] = "",
 ) -> None:
     """List the locks that are held, their tokens and who waits."""
-    from llmos.api.storage.v1 import state_pb2, state_pb2_grpc
+    from llmos.api.storage.v1 import locks_pb2, locks_pb2_grpc
 
-    stub = session.kernel(state_pb2_grpc.LocksStub)
-    request = state_pb2.ListLocksRequest(prefix=prefix)
+    stub = session.kernel(locks_pb2_grpc.LocksStub)
+    request = locks_pb2.ListLocksRequest(prefix=prefix)
     locks = stub.ListLocks(request, timeout=session.limit(QUICK_S)).locks
     columns = ["LOCK", "TOKEN", "WAITING", "SINCE", "HOLDER"]
     session.out.rows(columns, [_row(lock) for lock in locks], [as_value(lock) for lock in locks])
 
 
-def _row(lock: state_pb2.Lock) -> list[str]:
+def _row(lock: locks_pb2.Lock) -> list[str]:
     by = lock.holder
     since = when(by.asked_unix_s)
     return [lock.name, str(by.token), str(len(lock.waiting)), since, by.owner or by.lease]
@@ -158,11 +158,11 @@ def revoke(session: Session, lease: str) -> None:
     """End a lease now; when storage does not answer, it ends by itself."""
     import grpc
 
-    from llmos.api.storage.v1 import state_pb2, state_pb2_grpc
+    from llmos.api.storage.v1 import locks_pb2, locks_pb2_grpc
     from llmos.lib.errors import Unavailable
 
     try:
-        stub = session.kernel(state_pb2_grpc.LeasesStub)
-        stub.RevokeLease(state_pb2.RevokeLeaseRequest(id=lease), timeout=5.0)
+        stub = session.kernel(locks_pb2_grpc.LeasesStub)
+        stub.RevokeLease(locks_pb2.RevokeLeaseRequest(id=lease), timeout=5.0)
     except (grpc.RpcError, Unavailable):
         note("  storage does not answer; the lock ends with its time")

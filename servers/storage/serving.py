@@ -6,7 +6,13 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 
-from llmos.api.storage.v1 import aliases_pb2_grpc, audit_pb2_grpc, quota_pb2_grpc, state_pb2_grpc
+from llmos.api.storage.v1 import (
+    aliases_pb2_grpc,
+    audit_pb2_grpc,
+    locks_pb2_grpc,
+    quota_pb2_grpc,
+    state_pb2_grpc,
+)
 from llmos.lib.publish import Tell, nobody
 from llmos.lib.serve import Server
 from llmos.servers.storage.binding import Bound
@@ -27,8 +33,8 @@ def add_state(server: Server, state: LocalState, database: Database) -> None:
     """
     add = server.add
     add(state_pb2_grpc.add_DocumentsServicer_to_server, Bound(DocumentsService(state.documents)))
-    add(state_pb2_grpc.add_LeasesServicer_to_server, Bound(LeasesService(state.leases)))
-    add(state_pb2_grpc.add_LocksServicer_to_server, Bound(LocksService(state.locks)))
+    add(locks_pb2_grpc.add_LeasesServicer_to_server, Bound(LeasesService(state.leases)))
+    add(locks_pb2_grpc.add_LocksServicer_to_server, Bound(LocksService(state.locks)))
     add(audit_pb2_grpc.add_AuditServicer_to_server, Bound(AuditService(AuditLog(database))))
     add(quota_pb2_grpc.add_QuotasServicer_to_server, Bound(QuotasService(QuotaBook(database))))
     server.when_stopping(state.stop)

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 import grpc
 
+from llmos.api.storage.v1 import locks_pb2, locks_pb2_grpc, state_pb2_grpc
 from llmos.api.storage.v1 import state_pb2 as pb
-from llmos.api.storage.v1 import state_pb2_grpc
 from llmos.lib.rpc import from_rpc_error
 from llmos.servers.storage.state.base import Documents, Leases, Locks
 from llmos.servers.storage.state.model import (
@@ -144,24 +144,24 @@ class RemoteLeases(Leases):
     """Calls the Leases service."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
-        self.stub = state_pb2_grpc.LeasesStub(channel)
+        self.stub = locks_pb2_grpc.LeasesStub(channel)
 
     async def grant(self, ttl_ms: int, id: str = "", owner: str = "") -> Lease:
-        request = pb.GrantLeaseRequest(id=id, ttl_ms=ttl_ms, owner=owner)
+        request = locks_pb2.GrantLeaseRequest(id=id, ttl_ms=ttl_ms, owner=owner)
         return lease((await own(self.stub.GrantLease(request))).lease)
 
     async def renew(self, id: str) -> Lease:
-        return lease((await own(self.stub.RenewLease(pb.RenewLeaseRequest(id=id)))).lease)
+        return lease((await own(self.stub.RenewLease(locks_pb2.RenewLeaseRequest(id=id)))).lease)
 
     async def revoke(self, id: str) -> bool:
-        return (await own(self.stub.RevokeLease(pb.RevokeLeaseRequest(id=id)))).existed
+        return (await own(self.stub.RevokeLease(locks_pb2.RevokeLeaseRequest(id=id)))).existed
 
     async def lease(self, id: str) -> Attached:
-        answer = await own(self.stub.GetLease(pb.GetLeaseRequest(id=id)))
+        answer = await own(self.stub.GetLease(locks_pb2.GetLeaseRequest(id=id)))
         return Attached(lease(answer.lease), list(answer.documents), list(answer.locks))
 
     async def leases(self) -> Sequence[Lease]:
-        answer = await own(self.stub.ListLeases(pb.ListLeasesRequest()))
+        answer = await own(self.stub.ListLeases(locks_pb2.ListLeasesRequest()))
         return [lease(found) for found in answer.leases]
 
 
@@ -169,25 +169,25 @@ class RemoteLocks(Locks):
     """Calls the Locks service."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
-        self.stub = state_pb2_grpc.LocksStub(channel)
+        self.stub = locks_pb2_grpc.LocksStub(channel)
 
     async def acquire(
         self, name: str, lease: str, *, wait_ms: int = 0, owner: str = "", request_id: str = ""
     ) -> int:
-        request = pb.AcquireLockRequest(
+        request = locks_pb2.AcquireLockRequest(
             name=name, lease=lease, wait_ms=wait_ms, owner=owner, request_id=request_id
         )
         return (await own(self.stub.AcquireLock(request))).token
 
     async def release(self, name: str, token: int) -> bool:
-        request = pb.ReleaseLockRequest(name=name, token=token)
+        request = locks_pb2.ReleaseLockRequest(name=name, token=token)
         return (await own(self.stub.ReleaseLock(request))).released
 
     async def lock(self, name: str) -> Lock:
-        return lock((await own(self.stub.GetLock(pb.GetLockRequest(name=name)))).lock)
+        return lock((await own(self.stub.GetLock(locks_pb2.GetLockRequest(name=name)))).lock)
 
     async def locks(self, prefix: str = "") -> Sequence[Lock]:
-        answer = await own(self.stub.ListLocks(pb.ListLocksRequest(prefix=prefix)))
+        answer = await own(self.stub.ListLocks(locks_pb2.ListLocksRequest(prefix=prefix)))
         return [lock(found) for found in answer.locks]
 
 
@@ -203,16 +203,16 @@ def document(message: pb.Document) -> Document:
     )
 
 
-def lease(message: pb.Lease) -> Lease:
+def lease(message: locks_pb2.Lease) -> Lease:
     return Lease(message.id, message.ttl_ms, message.left_ms, message.owner)
 
 
-def lock(message: pb.Lock) -> Lock:
+def lock(message: locks_pb2.Lock) -> Lock:
     holder = place(message.holder) if message.HasField("holder") else None
     return Lock(message.name, holder, tuple(place(p) for p in message.waiting))
 
 
-def place(message: pb.LockPlace) -> Place:
+def place(message: locks_pb2.LockPlace) -> Place:
     return Place(message.token, message.lease, message.owner, message.asked_unix_s)
 
 

@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[2]
 GENERATED = "src/llmos/api/"
 CODE = {".py", ".pyi", ".js", ".proto", ".sh"}
 LONGEST_FILE = 400
-# The public protocol is one file: its package `inference` and our Python path for it differ, so that
-# no second file could be imported under both (scripts/protos.sh).
+# The public protocol is one file: its package `inference` and our Python path for it differ, so
+# that no second file could be imported under both (scripts/protos.sh).
 ONE_FILE = {"proto/inference/open_inference.proto"}
 KERNEL_LINES = 2500
 NOT_IN_KERNEL = ("torch", "numpy", "onnxruntime", "sqlite3", "starlette", "uvicorn", "http.server")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmos.api.storage.v1 import state_pb2 as pb
-from llmos.api.storage.v1 import state_pb2_grpc
+from llmos.api.storage.v1 import locks_pb2 as pb
+from llmos.api.storage.v1 import locks_pb2_grpc
 from llmos.servers.storage.state.base import Leases, Locks
 from llmos.servers.storage.state.model import Lease, Lock, Place
 
 
-class LeasesService(state_pb2_grpc.LeasesServicer):
+class LeasesService(locks_pb2_grpc.LeasesServicer):
     """Serves leases."""
 
     def __init__(self, leases: Leases) -> None:
@@ -51,7 +51,7 @@ class LeasesService(state_pb2_grpc.LeasesServicer):
         return pb.ListLeasesResponse(leases=[lease_to_proto(lease) for lease in found])
 
 
-class LocksService(state_pb2_grpc.LocksServicer):
+class LocksService(locks_pb2_grpc.LocksServicer):
     """Serves locks."""
 
     def __init__(self, locks: Locks) -> None:

@@ -9,8 +9,7 @@ import pytest
 from remote_state import RemoteDocuments, own
 from state_world import SmallState
 
-from llmos.api.storage.v1 import audit_pb2, audit_pb2_grpc, quota_pb2, quota_pb2_grpc
-from llmos.api.storage.v1 import state_pb2 as pb
+from llmos.api.storage.v1 import audit_pb2, audit_pb2_grpc, locks_pb2, quota_pb2, quota_pb2_grpc
 from llmos.lib.errors import FailedPrecondition, InvalidArgument, LLMOSError
 from llmos.servers.storage.binding import parse
 from llmos.servers.storage.caller import Caller, Fence, become, restore
@@ -59,10 +58,10 @@ async def test_every_service_checks_the_fence(served: SmallState) -> None:
     quotas = quota_pb2_grpc.QuotasStub(state.channel)
     lease = (await state.leases.grant(LONG)).id
     for call in (
-        leases.GrantLease(pb.GrantLeaseRequest(ttl_ms=1000), metadata=stale),
-        leases.RevokeLease(pb.RevokeLeaseRequest(id=lease), metadata=stale),
-        locks.AcquireLock(pb.AcquireLockRequest(name="l", lease=lease), metadata=stale),
-        locks.ReleaseLock(pb.ReleaseLockRequest(name="l", token=1), metadata=stale),
+        leases.GrantLease(locks_pb2.GrantLeaseRequest(ttl_ms=1000), metadata=stale),
+        leases.RevokeLease(locks_pb2.RevokeLeaseRequest(id=lease), metadata=stale),
+        locks.AcquireLock(locks_pb2.AcquireLockRequest(name="l", lease=lease), metadata=stale),
+        locks.ReleaseLock(locks_pb2.ReleaseLockRequest(name="l", token=1), metadata=stale),
         quotas.SetQuota(quota_pb2.SetQuotaRequest(tenant="t", limit_bytes=1), metadata=stale),
     ):
         with pytest.raises(FailedPrecondition) as caught:

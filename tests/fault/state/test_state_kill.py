@@ -193,13 +193,14 @@ async def test_leases_and_locks_survive_a_kill(state_dir: Path) -> None:
 HOLDER = """
 import sys, time, grpc
 from llmos.api.storage.v1 import registry_pb2, registry_pb2_grpc
-from llmos.api.storage.v1 import state_pb2 as pb, state_pb2_grpc
+from llmos.api.storage.v1 import locks_pb2, locks_pb2_grpc, state_pb2 as pb, state_pb2_grpc
 channel = grpc.insecure_channel(sys.argv[1])
-leases, locks = state_pb2_grpc.LeasesStub(channel), state_pb2_grpc.LocksStub(channel)
+leases, locks = locks_pb2_grpc.LeasesStub(channel), locks_pb2_grpc.LocksStub(channel)
 documents = state_pb2_grpc.DocumentsStub(channel)
 registry = registry_pb2_grpc.RegistryStub(channel)
-leases.GrantLease(pb.GrantLeaseRequest(id="paused", ttl_ms=1000))
-token = locks.AcquireLock(pb.AcquireLockRequest(name="job", lease="paused", wait_ms=9000)).token
+leases.GrantLease(locks_pb2.GrantLeaseRequest(id="paused", ttl_ms=1000))
+asked = locks_pb2.AcquireLockRequest(name="job", lease="paused", wait_ms=9000)
+token = locks.AcquireLock(asked).token
 fence = [("llmos-fence", f"job:{token}")]
 documents.PutDocument(pb.PutDocumentRequest(key="out", value=b"first"), metadata=fence)
 print(token, flush=True)
