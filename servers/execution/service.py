@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 
 from llmos.api.execution.v1 import execution_pb2 as pb
-from llmos.api.execution.v1 import execution_pb2_grpc
+from llmos.api.execution.v1 import execution_pb2_grpc, predict_pb2
 from llmos.api.kernel.v1 import admin_pb2, admin_pb2_grpc
 from llmos.lib.errors import FailedPrecondition, NotFound
 from llmos.lib.rpc import from_rpc_error
@@ -65,19 +65,23 @@ class ExecutionService(execution_pb2_grpc.ExecutionServicer):
         stub = await self._worker(request.model)
         return await stub.Embed(request, timeout=context.time_remaining())
 
-    async def Classify(self, request: pb.ClassifyRequest, context: Any) -> pb.ClassifyResponse:
+    async def Classify(
+        self, request: predict_pb2.ClassifyRequest, context: Any
+    ) -> predict_pb2.ClassifyResponse:
         """Pass on."""
         stub = await self._worker(request.model)
         return await stub.Classify(request, timeout=context.time_remaining())
 
-    async def Predict(self, request: pb.PredictRequest, context: Any) -> pb.PredictResponse:
+    async def Predict(
+        self, request: predict_pb2.PredictRequest, context: Any
+    ) -> predict_pb2.PredictResponse:
         """Pass on."""
         stub = await self._worker(request.model)
         return await stub.Predict(request, timeout=context.time_remaining())
 
     async def PredictStream(
-        self, request: pb.PredictStreamRequest, context: Any
-    ) -> AsyncIterator[pb.PredictStreamResponse]:
+        self, request: predict_pb2.PredictStreamRequest, context: Any
+    ) -> AsyncIterator[predict_pb2.PredictStreamResponse]:
         """Pass on."""
         stub = await self._worker(request.model)
         call = stub.PredictStream(request, timeout=context.time_remaining())

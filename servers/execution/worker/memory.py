@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 
-from llmos.api.execution.v1 import execution_pb2 as pb
+from llmos.api.execution.v1 import predict_pb2 as pb
 from llmos.api.memory.v1.buffers_pb2 import BufferHandle
 from llmos.lib.bufferkey import key_of
 from llmos.lib.buffers import BufferClient, Mapping

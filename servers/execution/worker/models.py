@@ -9,8 +9,8 @@ from typing import Any
 import grpc
 import numpy.typing as npt
 
-from llmos.api.execution.v1 import execution_pb2 as pb
 from llmos.api.execution.v1 import execution_pb2_grpc
+from llmos.api.execution.v1 import predict_pb2 as pb
 from llmos.lib.buffers import Mapping as Buffer
 from llmos.lib.errors import FailedPrecondition, ResourceExhausted
 from llmos.lib.rpc import from_rpc_error

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llmos.api.execution.v1 import execution_pb2 as pb
+from llmos.api.execution.v1 import predict_pb2 as pb
 from llmos.lib.errors import InvalidArgument, ResourceExhausted
 from llmos.servers.execution.engine.base import (
     Classes,

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from llmos.api.execution.v1 import execution_pb2 as pb
-from llmos.api.execution.v1 import execution_pb2_grpc
+from llmos.api.execution.v1 import execution_pb2_grpc, predict_pb2
 from llmos.lib import call
 from llmos.lib.errors import Unimplemented
 from llmos.servers.execution.engine.base import Engine
@@ -66,34 +66,40 @@ class WorkerExecution(execution_pb2_grpc.ExecutionServicer):
         result = await self._engine.embed(convert.texts(request))
         return await asyncio.to_thread(convert.embeddings, result, self._ref)
 
-    async def Classify(self, request: pb.ClassifyRequest, context: Any) -> pb.ClassifyResponse:
+    async def Classify(
+        self, request: predict_pb2.ClassifyRequest, context: Any
+    ) -> predict_pb2.ClassifyResponse:
         """Name what items are."""
         classes = await self._engine.classify(predict.items(request))
         return await asyncio.to_thread(predict.classified, classes, request.top, self._ref)
 
-    async def Predict(self, request: pb.PredictRequest, context: Any) -> pb.PredictResponse:
+    async def Predict(
+        self, request: predict_pb2.PredictRequest, context: Any
+    ) -> predict_pb2.PredictResponse:
         """Run on tensors."""
         wanted = await predict.prediction(request, self._engine, self._memory, call.tenant(context))
         results = await self._engine.predict(wanted)
         return await self._response(results, request)
 
     async def PredictStream(
-        self, request: pb.PredictStreamRequest, context: Any
-    ) -> AsyncIterator[pb.PredictStreamResponse]:
+        self, request: predict_pb2.PredictStreamRequest, context: Any
+    ) -> AsyncIterator[predict_pb2.PredictStreamResponse]:
         """Run on tensors; any number of answers."""
         inner = request.request
         wanted = await predict.prediction(inner, self._engine, self._memory, call.tenant(context))
         stream = self._engine.predict_stream(wanted)
         async with contextlib.aclosing(stream) as answers:  # type: ignore[type-var]
             async for results in answers:
-                yield pb.PredictStreamResponse(answer=await self._response(results, inner))
+                yield predict_pb2.PredictStreamResponse(answer=await self._response(results, inner))
 
     async def WatchModels(self, request: pb.WatchModelsRequest, context: Any) -> AsyncIterator[Any]:
         """Refuse."""
         raise _not_here()
         yield
 
-    async def _response(self, results: Any, request: pb.PredictRequest) -> pb.PredictResponse:
+    async def _response(
+        self, results: Any, request: predict_pb2.PredictRequest
+    ) -> predict_pb2.PredictResponse:
         return await predict.response(
             results, self._ref, self._engine, self._memory, request.buffers_from
         )

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from model_files import tiny_onnx
 
-from llmos.api.execution.v1 import execution_pb2 as pb
 from llmos.api.execution.v1 import execution_pb2_grpc
+from llmos.api.execution.v1 import predict_pb2 as pb
 from llmos.lib.errors import (
     FailedPrecondition,
     InvalidArgument,
@@ -25,7 +25,6 @@ from llmos.lib.rpc import ErrorInterceptor, from_exception
 from llmos.servers.execution.engine import onnx as engine_onnx
 from llmos.servers.execution.engine.base import Engine, ModelSpec
 from llmos.servers.execution.worker.service import WorkerExecution
-
 
 
 class InProcess:

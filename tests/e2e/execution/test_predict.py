@@ -12,6 +12,7 @@ from execution_stack import Client, Stack, client, stack
 from model_files import tiny_onnx
 
 from llmos.api.execution.v1 import execution_pb2 as pb
+from llmos.api.execution.v1 import predict_pb2
 from llmos.lib.buffers import BufferClient
 from llmos.lib.rpc import from_rpc_error
 
@@ -37,7 +38,7 @@ async def test_tensors_come_and_go_in_buffers(llmos: Client) -> None:
     async with BufferClient(llmos.channel) as buffers:
         given = await buffers.create(x.nbytes + 64)
         given.array("float32", x.shape, 64)[:] = x
-        request = pb.PredictRequest(model="tiny", buffers_from=1)
+        request = predict_pb2.PredictRequest(model="tiny", buffers_from=1)
         tensor = request.inputs.add(name="x", datatype="FP32", shape=x.shape)
         tensor.buffer.handle.CopyFrom(given.handle)
         tensor.buffer.offset, tensor.buffer.size = 64, x.nbytes

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from execution_stack import Client, Stack, client, stack
 
-from llmos.api.execution.v1 import execution_pb2 as pb
+from llmos.api.execution.v1 import predict_pb2 as pb
 from llmos.lib.rpc import from_rpc_error
 
 cv2 = pytest.importorskip("cv2")

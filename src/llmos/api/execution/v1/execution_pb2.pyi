@@ -8,18 +8,6 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
-from llmos.api.execution.v1.predict_pb2 import BufferRange as BufferRange
-from llmos.api.execution.v1.predict_pb2 import Classification as Classification
-from llmos.api.execution.v1.predict_pb2 import ClassifyRequest as ClassifyRequest
-from llmos.api.execution.v1.predict_pb2 import ClassifyResponse as ClassifyResponse
-from llmos.api.execution.v1.predict_pb2 import Item as Item
-from llmos.api.execution.v1.predict_pb2 import Label as Label
-from llmos.api.execution.v1.predict_pb2 import PredictRequest as PredictRequest
-from llmos.api.execution.v1.predict_pb2 import PredictResponse as PredictResponse
-from llmos.api.execution.v1.predict_pb2 import PredictStreamRequest as PredictStreamRequest
-from llmos.api.execution.v1.predict_pb2 import PredictStreamResponse as PredictStreamResponse
-from llmos.api.execution.v1.predict_pb2 import Sequence as Sequence
-from llmos.api.execution.v1.predict_pb2 import Tensor as Tensor
 import builtins as _builtins
 import sys
 import typing as _typing

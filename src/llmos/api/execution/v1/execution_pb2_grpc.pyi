@@ -7,18 +7,6 @@ from collections import abc as _abc
 from grpc import aio as _aio
 from llmos.api.execution.v1 import execution_pb2 as _execution_pb2
 from llmos.api.execution.v1 import predict_pb2 as _predict_pb2
-from llmos.api.execution.v1.predict_pb2 import BufferRange as BufferRange
-from llmos.api.execution.v1.predict_pb2 import Classification as Classification
-from llmos.api.execution.v1.predict_pb2 import ClassifyRequest as ClassifyRequest
-from llmos.api.execution.v1.predict_pb2 import ClassifyResponse as ClassifyResponse
-from llmos.api.execution.v1.predict_pb2 import Item as Item
-from llmos.api.execution.v1.predict_pb2 import Label as Label
-from llmos.api.execution.v1.predict_pb2 import PredictRequest as PredictRequest
-from llmos.api.execution.v1.predict_pb2 import PredictResponse as PredictResponse
-from llmos.api.execution.v1.predict_pb2 import PredictStreamRequest as PredictStreamRequest
-from llmos.api.execution.v1.predict_pb2 import PredictStreamResponse as PredictStreamResponse
-from llmos.api.execution.v1.predict_pb2 import Sequence as Sequence
-from llmos.api.execution.v1.predict_pb2 import Tensor as Tensor
 import abc as _abc_1
 import grpc as _grpc
 import sys
