@@ -15,6 +15,7 @@ import importlib.metadata
 import itertools
 import json
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -188,6 +189,8 @@ def report(
 
 def main() -> None:
     """Run everything."""
+    # Told to stop, it ends what it has started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="llmos-embed-") as name:
         folder = Path(name)
