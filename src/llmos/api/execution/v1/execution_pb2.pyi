@@ -721,6 +721,10 @@ class Model(_message.Message):
     CREATED_UNIX_S_FIELD_NUMBER: _builtins.int
     IS_DEFAULT_FIELD_NUMBER: _builtins.int
     KEYS_FIELD_NUMBER: _builtins.int
+    PINNED_FIELD_NUMBER: _builtins.int
+    LEASES_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    LOAD_S_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Model name."""
     version: _builtins.int
@@ -747,6 +751,14 @@ class Model(_message.Message):
     """Unix time it was registered, seconds."""
     is_default: _builtins.bool
     """Plain `name` means this version now."""
+    pinned: _builtins.bool
+    """It is pinned: not evicted for others."""
+    leases: _builtins.int
+    """Clients that hold it (HoldModel)."""
+    tenant: _builtins.str
+    """Tenant that it was loaded for, when loaded."""
+    load_s: _builtins.float
+    """Seconds that its last load took, when loaded."""
     @_builtins.property
     def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Keys its worker exports."""
@@ -768,10 +780,14 @@ class Model(_message.Message):
         created_unix_s: _builtins.float = ...,
         is_default: _builtins.bool = ...,
         keys: _abc.Iterable[_builtins.str] | None = ...,
+        pinned: _builtins.bool = ...,
+        leases: _builtins.int = ...,
+        tenant: _builtins.str = ...,
+        load_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "created_unix_s", b"created_unix_s", "device", b"device", "engine", b"engine", "granted_bytes", b"granted_bytes", "is_default", b"is_default", "keys", b"keys", "name", b"name", "pid", b"pid", "reason", b"reason", "state", b"state", "task", b"task", "used_bytes", b"used_bytes", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "created_unix_s", b"created_unix_s", "device", b"device", "engine", b"engine", "granted_bytes", b"granted_bytes", "is_default", b"is_default", "keys", b"keys", "leases", b"leases", "load_s", b"load_s", "name", b"name", "pid", b"pid", "pinned", b"pinned", "reason", b"reason", "state", b"state", "task", b"task", "tenant", b"tenant", "used_bytes", b"used_bytes", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -826,19 +842,27 @@ class LoadModelRequest(_message.Message):
 
     MODEL_FIELD_NUMBER: _builtins.int
     PIN_FIELD_NUMBER: _builtins.int
+    UNPIN_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Model reference."""
     pin: _builtins.bool
     """Keep it loaded: do not evict it for others."""
+    unpin: _builtins.bool
+    """Let it be evicted again. Not together with `pin`."""
+    dry_run: _builtins.bool
+    """Load nothing; say what loading would need."""
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
         pin: _builtins.bool = ...,
+        unpin: _builtins.bool = ...,
+        dry_run: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "pin", b"pin"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "model", b"model", "pin", b"pin", "unpin", b"unpin"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -847,6 +871,66 @@ Global___LoadModelRequest: _TypeAlias = LoadModelRequest  # noqa: Y015
 @_typing.final
 class LoadModelResponse(_message.Message):
     """Answer of LoadModel."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    NEEDED_BYTES_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    EVICT_FIELD_NUMBER: _builtins.int
+    needed_bytes: _builtins.int
+    """Of a dry run: the bytes it needs on `device`; 0 when it is loaded."""
+    device: _builtins.str
+    """Of a dry run: where it would go."""
+    @_builtins.property
+    def model(self) -> Global___Model:
+        """As loaded; of a dry run: as it is."""
+
+    @_builtins.property
+    def evict(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of a dry run: grants that would have to go, `name@version#replica`."""
+
+    def __init__(
+        self,
+        *,
+        model: Global___Model | None = ...,
+        needed_bytes: _builtins.int = ...,
+        device: _builtins.str = ...,
+        evict: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "evict", b"evict", "model", b"model", "needed_bytes", b"needed_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoadModelResponse: _TypeAlias = LoadModelResponse  # noqa: Y015
+
+@_typing.final
+class HoldModelRequest(_message.Message):
+    """Request of HoldModel."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Model reference."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HoldModelRequest: _TypeAlias = HoldModelRequest  # noqa: Y015
+
+@_typing.final
+class HoldModelResponse(_message.Message):
+    """Tells that a held model is ready."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -866,7 +950,7 @@ class LoadModelResponse(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___LoadModelResponse: _TypeAlias = LoadModelResponse  # noqa: Y015
+Global___HoldModelResponse: _TypeAlias = HoldModelResponse  # noqa: Y015
 
 @_typing.final
 class UnloadModelRequest(_message.Message):
@@ -875,16 +959,20 @@ class UnloadModelRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Model reference."""
+    force: _builtins.bool
+    """Also when clients hold it."""
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
+        force: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["force", b"force", "model", b"model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -97,6 +97,11 @@ class ExecutionStub(object):
                 request_serializer=llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.UnloadModelRequest.SerializeToString,
                 response_deserializer=llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.UnloadModelResponse.FromString,
                 _registered_method=True)
+        self.HoldModel = channel.unary_stream(
+                '/llmos.api.execution.v1.Execution/HoldModel',
+                request_serializer=llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.HoldModelRequest.SerializeToString,
+                response_deserializer=llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.HoldModelResponse.FromString,
+                _registered_method=True)
 
 
 class ExecutionServicer(object):
@@ -207,6 +212,8 @@ class ExecutionServicer(object):
         """Loads a model before its first call; answers when it is ready. Loading `name` makes its newest
         version the one that `name` means from then on.
 
+        With `dry_run` nothing is loaded: the answer says what it needs and what would have to go.
+
         Errors: as of the keyed methods.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -217,7 +224,20 @@ class ExecutionServicer(object):
         """Ends a model's worker after its running calls, which gives all its memory back. Unloading what
         is not loaded is OK. The next call loads it again.
 
-        Errors: INVALID_ARGUMENT BAD_NAME.
+        Errors:
+        INVALID_ARGUMENT BAD_NAME.
+        FAILED_PRECONDITION HELD: clients hold it (HoldModel), and `force` is not set; says how many.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def HoldModel(self, request, context):
+        """Loads a model and keeps it loaded for as long as this call lasts: a lease that ends with its
+        client. Leases are counted; a model with one is not evicted, and not unloaded by others.
+        Answers when the model is ready, and again when its worker died and a new one is ready.
+
+        Errors: as of the keyed methods.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -275,6 +295,11 @@ def add_ExecutionServicer_to_server(servicer, server):
                     servicer.UnloadModel,
                     request_deserializer=llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.UnloadModelRequest.FromString,
                     response_serializer=llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.UnloadModelResponse.SerializeToString,
+            ),
+            'HoldModel': grpc.unary_stream_rpc_method_handler(
+                    servicer.HoldModel,
+                    request_deserializer=llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.HoldModelRequest.FromString,
+                    response_serializer=llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.HoldModelResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -559,6 +584,33 @@ class Execution(object):
             '/llmos.api.execution.v1.Execution/UnloadModel',
             llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.UnloadModelRequest.SerializeToString,
             llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.UnloadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HoldModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/llmos.api.execution.v1.Execution/HoldModel',
+            llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.HoldModelRequest.SerializeToString,
+            llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2.HoldModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -105,13 +105,24 @@ class ExecutionStub:
     """Loads a model before its first call; answers when it is ready. Loading `name` makes its newest
     version the one that `name` means from then on.
 
+    With `dry_run` nothing is loaded: the answer says what it needs and what would have to go.
+
     Errors: as of the keyed methods.
     """
     UnloadModel: _grpc.UnaryUnaryMultiCallable[_execution_pb2.UnloadModelRequest, _execution_pb2.UnloadModelResponse]
     """Ends a model's worker after its running calls, which gives all its memory back. Unloading what
     is not loaded is OK. The next call loads it again.
 
-    Errors: INVALID_ARGUMENT BAD_NAME.
+    Errors:
+      INVALID_ARGUMENT BAD_NAME.
+      FAILED_PRECONDITION HELD: clients hold it (HoldModel), and `force` is not set; says how many.
+    """
+    HoldModel: _grpc.UnaryStreamMultiCallable[_execution_pb2.HoldModelRequest, _execution_pb2.HoldModelResponse]
+    """Loads a model and keeps it loaded for as long as this call lasts: a lease that ends with its
+    client. Leases are counted; a model with one is not evicted, and not unloaded by others.
+    Answers when the model is ready, and again when its worker died and a new one is ready.
+
+    Errors: as of the keyed methods.
     """
 
 @_typing.type_check_only
@@ -190,13 +201,24 @@ class ExecutionAsyncStub(ExecutionStub):
     """Loads a model before its first call; answers when it is ready. Loading `name` makes its newest
     version the one that `name` means from then on.
 
+    With `dry_run` nothing is loaded: the answer says what it needs and what would have to go.
+
     Errors: as of the keyed methods.
     """
     UnloadModel: _aio.UnaryUnaryMultiCallable[_execution_pb2.UnloadModelRequest, _execution_pb2.UnloadModelResponse]  # type: ignore[assignment]
     """Ends a model's worker after its running calls, which gives all its memory back. Unloading what
     is not loaded is OK. The next call loads it again.
 
-    Errors: INVALID_ARGUMENT BAD_NAME.
+    Errors:
+      INVALID_ARGUMENT BAD_NAME.
+      FAILED_PRECONDITION HELD: clients hold it (HoldModel), and `force` is not set; says how many.
+    """
+    HoldModel: _aio.UnaryStreamMultiCallable[_execution_pb2.HoldModelRequest, _execution_pb2.HoldModelResponse]  # type: ignore[assignment]
+    """Loads a model and keeps it loaded for as long as this call lasts: a lease that ends with its
+    client. Leases are counted; a model with one is not evicted, and not unloaded by others.
+    Answers when the model is ready, and again when its worker died and a new one is ready.
+
+    Errors: as of the keyed methods.
     """
 
 class ExecutionServicer(metaclass=_abc_1.ABCMeta):
@@ -326,6 +348,8 @@ class ExecutionServicer(metaclass=_abc_1.ABCMeta):
         """Loads a model before its first call; answers when it is ready. Loading `name` makes its newest
         version the one that `name` means from then on.
 
+        With `dry_run` nothing is loaded: the answer says what it needs and what would have to go.
+
         Errors: as of the keyed methods.
         """
 
@@ -338,7 +362,22 @@ class ExecutionServicer(metaclass=_abc_1.ABCMeta):
         """Ends a model's worker after its running calls, which gives all its memory back. Unloading what
         is not loaded is OK. The next call loads it again.
 
-        Errors: INVALID_ARGUMENT BAD_NAME.
+        Errors:
+          INVALID_ARGUMENT BAD_NAME.
+          FAILED_PRECONDITION HELD: clients hold it (HoldModel), and `force` is not set; says how many.
+        """
+
+    @_abc_1.abstractmethod
+    def HoldModel(
+        self,
+        request: _execution_pb2.HoldModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_execution_pb2.HoldModelResponse], _abc.AsyncIterator[_execution_pb2.HoldModelResponse]]:
+        """Loads a model and keeps it loaded for as long as this call lasts: a lease that ends with its
+        client. Leases are counted; a model with one is not evicted, and not unloaded by others.
+        Answers when the model is ready, and again when its worker died and a new one is ready.
+
+        Errors: as of the keyed methods.
         """
 
 def add_ExecutionServicer_to_server(servicer: ExecutionServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#llmos/api/memory/v1/residency.proto\x12\x13llmos.api.memory.v1\"t\n\x05Grant\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12\x12\n\nused_bytes\x18\x04 \x01(\x04\x12\x0c\n\x04\x62usy\x18\x05 \x01(\x08\x12\x0e\n\x06pinned\x18\x06 \x01(\x08\x12\x0e\n\x06idle_s\x18\x07 \x01(\x01\"\x81\x01\n\x06\x44\x65vice\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\x12\x14\n\x0c\x62udget_bytes\x18\x04 \x01(\x04\x12\x15\n\rgranted_bytes\x18\x05 \x01(\x04\x12\x12\n\nfree_bytes\x18\x06 \x01(\x04\"P\n\x13\x41\x63quireGrantRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12\x0e\n\x06pinned\x18\x04 \x01(\x08\"6\n\x14\x41\x63quireGrantResponse\x12\x0f\n\x07granted\x18\x01 \x01(\x08\x12\r\n\x05\x65vict\x18\x02 \x03(\t\"!\n\x13ReleaseGrantRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x16\n\x14ReleaseGrantResponse\"A\n\x13ReportGrantsRequest\x12*\n\x06grants\x18\x01 \x03(\x0b\x32\x1a.llmos.api.memory.v1.Grant\"\x16\n\x14ReportGrantsResponse\"\x14\n\x12ListDevicesRequest\"C\n\x13ListDevicesResponse\x12,\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x1b.llmos.api.memory.v1.Device\"\x13\n\x11ListGrantsRequest\"@\n\x12ListGrantsResponse\x12*\n\x06grants\x18\x01 \x03(\x0b\x32\x1a.llmos.api.memory.v1.Grant2\x94\x04\n\tResidency\x12h\n\x0c\x41\x63quireGrant\x12(.llmos.api.memory.v1.AcquireGrantRequest\x1a).llmos.api.memory.v1.AcquireGrantResponse\"\x03\x90\x02\x02\x12h\n\x0cReleaseGrant\x12(.llmos.api.memory.v1.ReleaseGrantRequest\x1a).llmos.api.memory.v1.ReleaseGrantResponse\"\x03\x90\x02\x02\x12h\n\x0cReportGrants\x12(.llmos.api.memory.v1.ReportGrantsRequest\x1a).llmos.api.memory.v1.ReportGrantsResponse\"\x03\x90\x02\x02\x12\x65\n\x0bListDevices\x12\'.llmos.api.memory.v1.ListDevicesRequest\x1a(.llmos.api.memory.v1.ListDevicesResponse\"\x03\x90\x02\x01\x12\x62\n\nListGrants\x12&.llmos.api.memory.v1.ListGrantsRequest\x1a\'.llmos.api.memory.v1.ListGrantsResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#llmos/api/memory/v1/residency.proto\x12\x13llmos.api.memory.v1\"\xe3\x01\n\x05Grant\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12\x12\n\nused_bytes\x18\x04 \x01(\x04\x12\x0c\n\x04\x62usy\x18\x05 \x01(\x08\x12\x0e\n\x06pinned\x18\x06 \x01(\x08\x12\x0e\n\x06idle_s\x18\x07 \x01(\x01\x12\x0e\n\x06moving\x18\x08 \x01(\x08\x12\x0e\n\x06leases\x18\t \x01(\r\x12\x0e\n\x06served\x18\n \x01(\x04\x12\x10\n\x08reload_s\x18\x0b \x01(\x01\x12\x0c\n\x04rank\x18\x0c \x01(\r\x12\x0e\n\x06tenant\x18\r \x01(\t\x12\r\n\x05order\x18\x0e \x01(\r\"\xac\x01\n\x06\x44\x65vice\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\x12\x14\n\x0c\x62udget_bytes\x18\x04 \x01(\x04\x12\x15\n\rgranted_bytes\x18\x05 \x01(\x04\x12\x12\n\nfree_bytes\x18\x06 \x01(\x04\x12\x12\n\nused_bytes\x18\x07 \x01(\x04\x12\x15\n\rwaiting_bytes\x18\x08 \x01(\x04\"\x91\x01\n\x13\x41\x63quireGrantRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12\x0e\n\x06pinned\x18\x04 \x01(\x08\x12\x0c\n\x04rank\x18\x05 \x01(\r\x12\x0e\n\x06tenant\x18\x06 \x01(\t\x12\x10\n\x08reload_s\x18\x07 \x01(\x01\x12\x0f\n\x07\x64ry_run\x18\x08 \x01(\x08\"6\n\x14\x41\x63quireGrantResponse\x12\x0f\n\x07granted\x18\x01 \x01(\x08\x12\r\n\x05\x65vict\x18\x02 \x03(\t\"!\n\x13ReleaseGrantRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x16\n\x14ReleaseGrantResponse\"A\n\x13ReportGrantsRequest\x12*\n\x06grants\x18\x01 \x03(\x0b\x32\x1a.llmos.api.memory.v1.Grant\"\x16\n\x14ReportGrantsResponse\"\x14\n\x12ListDevicesRequest\"C\n\x13ListDevicesResponse\x12,\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x1b.llmos.api.memory.v1.Device\"\x13\n\x11ListGrantsRequest\"@\n\x12ListGrantsResponse\x12*\n\x06grants\x18\x01 \x03(\x0b\x32\x1a.llmos.api.memory.v1.Grant2\x94\x04\n\tResidency\x12h\n\x0c\x41\x63quireGrant\x12(.llmos.api.memory.v1.AcquireGrantRequest\x1a).llmos.api.memory.v1.AcquireGrantResponse\"\x03\x90\x02\x02\x12h\n\x0cReleaseGrant\x12(.llmos.api.memory.v1.ReleaseGrantRequest\x1a).llmos.api.memory.v1.ReleaseGrantResponse\"\x03\x90\x02\x02\x12h\n\x0cReportGrants\x12(.llmos.api.memory.v1.ReportGrantsRequest\x1a).llmos.api.memory.v1.ReportGrantsResponse\"\x03\x90\x02\x02\x12\x65\n\x0bListDevices\x12\'.llmos.api.memory.v1.ListDevicesRequest\x1a(.llmos.api.memory.v1.ListDevicesResponse\"\x03\x90\x02\x01\x12\x62\n\nListGrants\x12&.llmos.api.memory.v1.ListGrantsRequest\x1a\'.llmos.api.memory.v1.ListGrantsResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,30 +41,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESIDENCY'].methods_by_name['ListDevices']._serialized_options = b'\220\002\001'
   _globals['_RESIDENCY'].methods_by_name['ListGrants']._loaded_options = None
   _globals['_RESIDENCY'].methods_by_name['ListGrants']._serialized_options = b'\220\002\001'
-  _globals['_GRANT']._serialized_start=60
-  _globals['_GRANT']._serialized_end=176
-  _globals['_DEVICE']._serialized_start=179
-  _globals['_DEVICE']._serialized_end=308
-  _globals['_ACQUIREGRANTREQUEST']._serialized_start=310
-  _globals['_ACQUIREGRANTREQUEST']._serialized_end=390
-  _globals['_ACQUIREGRANTRESPONSE']._serialized_start=392
-  _globals['_ACQUIREGRANTRESPONSE']._serialized_end=446
-  _globals['_RELEASEGRANTREQUEST']._serialized_start=448
-  _globals['_RELEASEGRANTREQUEST']._serialized_end=481
-  _globals['_RELEASEGRANTRESPONSE']._serialized_start=483
-  _globals['_RELEASEGRANTRESPONSE']._serialized_end=505
-  _globals['_REPORTGRANTSREQUEST']._serialized_start=507
-  _globals['_REPORTGRANTSREQUEST']._serialized_end=572
-  _globals['_REPORTGRANTSRESPONSE']._serialized_start=574
-  _globals['_REPORTGRANTSRESPONSE']._serialized_end=596
-  _globals['_LISTDEVICESREQUEST']._serialized_start=598
-  _globals['_LISTDEVICESREQUEST']._serialized_end=618
-  _globals['_LISTDEVICESRESPONSE']._serialized_start=620
-  _globals['_LISTDEVICESRESPONSE']._serialized_end=687
-  _globals['_LISTGRANTSREQUEST']._serialized_start=689
-  _globals['_LISTGRANTSREQUEST']._serialized_end=708
-  _globals['_LISTGRANTSRESPONSE']._serialized_start=710
-  _globals['_LISTGRANTSRESPONSE']._serialized_end=774
-  _globals['_RESIDENCY']._serialized_start=777
-  _globals['_RESIDENCY']._serialized_end=1309
+  _globals['_GRANT']._serialized_start=61
+  _globals['_GRANT']._serialized_end=288
+  _globals['_DEVICE']._serialized_start=291
+  _globals['_DEVICE']._serialized_end=463
+  _globals['_ACQUIREGRANTREQUEST']._serialized_start=466
+  _globals['_ACQUIREGRANTREQUEST']._serialized_end=611
+  _globals['_ACQUIREGRANTRESPONSE']._serialized_start=613
+  _globals['_ACQUIREGRANTRESPONSE']._serialized_end=667
+  _globals['_RELEASEGRANTREQUEST']._serialized_start=669
+  _globals['_RELEASEGRANTREQUEST']._serialized_end=702
+  _globals['_RELEASEGRANTRESPONSE']._serialized_start=704
+  _globals['_RELEASEGRANTRESPONSE']._serialized_end=726
+  _globals['_REPORTGRANTSREQUEST']._serialized_start=728
+  _globals['_REPORTGRANTSREQUEST']._serialized_end=793
+  _globals['_REPORTGRANTSRESPONSE']._serialized_start=795
+  _globals['_REPORTGRANTSRESPONSE']._serialized_end=817
+  _globals['_LISTDEVICESREQUEST']._serialized_start=819
+  _globals['_LISTDEVICESREQUEST']._serialized_end=839
+  _globals['_LISTDEVICESRESPONSE']._serialized_start=841
+  _globals['_LISTDEVICESRESPONSE']._serialized_end=908
+  _globals['_LISTGRANTSREQUEST']._serialized_start=910
+  _globals['_LISTGRANTSREQUEST']._serialized_end=929
+  _globals['_LISTGRANTSRESPONSE']._serialized_start=931
+  _globals['_LISTGRANTSRESPONSE']._serialized_end=995
+  _globals['_RESIDENCY']._serialized_start=998
+  _globals['_RESIDENCY']._serialized_end=1530
 # @@protoc_insertion_point(module_scope)

@@ -31,6 +31,13 @@ class Grant(_message.Message):
     BUSY_FIELD_NUMBER: _builtins.int
     PINNED_FIELD_NUMBER: _builtins.int
     IDLE_S_FIELD_NUMBER: _builtins.int
+    MOVING_FIELD_NUMBER: _builtins.int
+    LEASES_FIELD_NUMBER: _builtins.int
+    SERVED_FIELD_NUMBER: _builtins.int
+    RELOAD_S_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Chosen by the holder, e.g. `smollm2@1#0`."""
     device: _builtins.str
@@ -45,6 +52,20 @@ class Grant(_message.Message):
     """The operator wants it kept, so it is not evictable."""
     idle_s: _builtins.float
     """Seconds since it was last busy."""
+    moving: _builtins.bool
+    """Its holder is loading or unloading it, so it is not evictable; implies busy."""
+    leases: _builtins.int
+    """How many clients have asked to keep it for now; over 0 it is not evictable."""
+    served: _builtins.int
+    """Calls it served since it was granted; the difference between two reports counts as uses."""
+    reload_s: _builtins.float
+    """Seconds that bringing it back takes, as last measured; 0 = not known, guessed from the size."""
+    rank: _builtins.int
+    """Class of the calls it serves, 1 SYSTEM to 4 BATCH; 0 = NORMAL."""
+    tenant: _builtins.str
+    """Tenant that it was loaded for."""
+    order: _builtins.int
+    """Its place in the order of eviction on its device, 1 goes first; 0 in requests."""
     def __init__(
         self,
         *,
@@ -55,10 +76,17 @@ class Grant(_message.Message):
         busy: _builtins.bool = ...,
         pinned: _builtins.bool = ...,
         idle_s: _builtins.float = ...,
+        moving: _builtins.bool = ...,
+        leases: _builtins.int = ...,
+        served: _builtins.int = ...,
+        reload_s: _builtins.float = ...,
+        rank: _builtins.int = ...,
+        tenant: _builtins.str = ...,
+        order: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy", b"busy", "bytes", b"bytes", "device", b"device", "id", b"id", "idle_s", b"idle_s", "pinned", b"pinned", "used_bytes", b"used_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy", b"busy", "bytes", b"bytes", "device", b"device", "id", b"id", "idle_s", b"idle_s", "leases", b"leases", "moving", b"moving", "order", b"order", "pinned", b"pinned", "rank", b"rank", "reload_s", b"reload_s", "served", b"served", "tenant", b"tenant", "used_bytes", b"used_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -76,6 +104,8 @@ class Device(_message.Message):
     BUDGET_BYTES_FIELD_NUMBER: _builtins.int
     GRANTED_BYTES_FIELD_NUMBER: _builtins.int
     FREE_BYTES_FIELD_NUMBER: _builtins.int
+    USED_BYTES_FIELD_NUMBER: _builtins.int
+    WAITING_BYTES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name, e.g. `cpu` or `cuda:0`."""
     description: _builtins.str
@@ -88,6 +118,10 @@ class Device(_message.Message):
     """Bytes granted."""
     free_bytes: _builtins.int
     """Bytes that the operating system or the driver says are free."""
+    used_bytes: _builtins.int
+    """Bytes that the holders of grants were last measured to use."""
+    waiting_bytes: _builtins.int
+    """Bytes that wait in line."""
     def __init__(
         self,
         *,
@@ -97,10 +131,12 @@ class Device(_message.Message):
         budget_bytes: _builtins.int = ...,
         granted_bytes: _builtins.int = ...,
         free_bytes: _builtins.int = ...,
+        used_bytes: _builtins.int = ...,
+        waiting_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_bytes", b"budget_bytes", "description", b"description", "free_bytes", b"free_bytes", "granted_bytes", b"granted_bytes", "name", b"name", "total_bytes", b"total_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_bytes", b"budget_bytes", "description", b"description", "free_bytes", b"free_bytes", "granted_bytes", b"granted_bytes", "name", b"name", "total_bytes", b"total_bytes", "used_bytes", b"used_bytes", "waiting_bytes", b"waiting_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -116,6 +152,10 @@ class AcquireGrantRequest(_message.Message):
     DEVICE_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
     PINNED_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    RELOAD_S_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """As Grant.id. Asking again for a held id changes its size."""
     device: _builtins.str
@@ -124,6 +164,14 @@ class AcquireGrantRequest(_message.Message):
     """Bytes wanted."""
     pinned: _builtins.bool
     """As Grant.pinned."""
+    rank: _builtins.int
+    """As Grant.rank: who waits for it. Decides the place in the line."""
+    tenant: _builtins.str
+    """As Grant.tenant."""
+    reload_s: _builtins.float
+    """As Grant.reload_s."""
+    dry_run: _builtins.bool
+    """Only say what would have to go; grants nothing and takes no place in the line."""
     def __init__(
         self,
         *,
@@ -131,10 +179,14 @@ class AcquireGrantRequest(_message.Message):
         device: _builtins.str = ...,
         bytes: _builtins.int = ...,
         pinned: _builtins.bool = ...,
+        rank: _builtins.int = ...,
+        tenant: _builtins.str = ...,
+        reload_s: _builtins.float = ...,
+        dry_run: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "device", b"device", "id", b"id", "pinned", b"pinned"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "device", b"device", "dry_run", b"dry_run", "id", b"id", "pinned", b"pinned", "rank", b"rank", "reload_s", b"reload_s", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -149,7 +201,7 @@ class AcquireGrantResponse(_message.Message):
     GRANTED_FIELD_NUMBER: _builtins.int
     EVICT_FIELD_NUMBER: _builtins.int
     granted: _builtins.bool
-    """The grant is held."""
+    """The grant is held; of a dry run: there is room for it now."""
     @_builtins.property
     def evict(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """When not granted: ids to unload and release before asking again."""

@@ -67,13 +67,19 @@ class ResidencyServicer(object):
     """
 
     def AcquireGrant(self, request, context):
-        """Asks for room on a device. When there is not enough, names grants to give up first (idle ones,
-        least recently used first); the caller unloads them, releases them and asks again.
+        """Asks for room on a device. When there is not enough, names grants to give up first: idle ones,
+        by what it costs to bring them back, how often they are used, their class and size; never
+        pinned or leased ones. The caller unloads them, releases them and asks again.
+
+        Who is refused only because others are busy (OVER_BUDGET with a time to retry) has a place in a
+        line, by class and then by time, which it keeps by asking again within 2 s; nobody behind it
+        takes its room. After a while in front of it busy grants are named, too: let their calls end.
 
         Errors:
         INVALID_ARGUMENT BAD_GRANT: no id, no bytes, or no such device; lists the devices.
         RESOURCE_EXHAUSTED OVER_BUDGET: it cannot fit even if every evictable grant went; says how
-        much is wanted, the budget and what is pinned or busy.
+        much is wanted, the budget and what is pinned, leased or busy. With a time to retry when
+        waiting may help.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -34,13 +34,19 @@ class ResidencyStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ResidencyAsyncStub: ...
     AcquireGrant: _grpc.UnaryUnaryMultiCallable[_residency_pb2.AcquireGrantRequest, _residency_pb2.AcquireGrantResponse]
-    """Asks for room on a device. When there is not enough, names grants to give up first (idle ones,
-    least recently used first); the caller unloads them, releases them and asks again.
+    """Asks for room on a device. When there is not enough, names grants to give up first: idle ones,
+    by what it costs to bring them back, how often they are used, their class and size; never
+    pinned or leased ones. The caller unloads them, releases them and asks again.
+
+    Who is refused only because others are busy (OVER_BUDGET with a time to retry) has a place in a
+    line, by class and then by time, which it keeps by asking again within 2 s; nobody behind it
+    takes its room. After a while in front of it busy grants are named, too: let their calls end.
 
     Errors:
       INVALID_ARGUMENT BAD_GRANT: no id, no bytes, or no such device; lists the devices.
       RESOURCE_EXHAUSTED OVER_BUDGET: it cannot fit even if every evictable grant went; says how
-        much is wanted, the budget and what is pinned or busy.
+        much is wanted, the budget and what is pinned, leased or busy. With a time to retry when
+        waiting may help.
     """
     ReleaseGrant: _grpc.UnaryUnaryMultiCallable[_residency_pb2.ReleaseGrantRequest, _residency_pb2.ReleaseGrantResponse]
     """Gives room back. Releasing an unknown grant is OK."""
@@ -60,13 +66,19 @@ class ResidencyAsyncStub(ResidencyStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     AcquireGrant: _aio.UnaryUnaryMultiCallable[_residency_pb2.AcquireGrantRequest, _residency_pb2.AcquireGrantResponse]  # type: ignore[assignment]
-    """Asks for room on a device. When there is not enough, names grants to give up first (idle ones,
-    least recently used first); the caller unloads them, releases them and asks again.
+    """Asks for room on a device. When there is not enough, names grants to give up first: idle ones,
+    by what it costs to bring them back, how often they are used, their class and size; never
+    pinned or leased ones. The caller unloads them, releases them and asks again.
+
+    Who is refused only because others are busy (OVER_BUDGET with a time to retry) has a place in a
+    line, by class and then by time, which it keeps by asking again within 2 s; nobody behind it
+    takes its room. After a while in front of it busy grants are named, too: let their calls end.
 
     Errors:
       INVALID_ARGUMENT BAD_GRANT: no id, no bytes, or no such device; lists the devices.
       RESOURCE_EXHAUSTED OVER_BUDGET: it cannot fit even if every evictable grant went; says how
-        much is wanted, the budget and what is pinned or busy.
+        much is wanted, the budget and what is pinned, leased or busy. With a time to retry when
+        waiting may help.
     """
     ReleaseGrant: _aio.UnaryUnaryMultiCallable[_residency_pb2.ReleaseGrantRequest, _residency_pb2.ReleaseGrantResponse]  # type: ignore[assignment]
     """Gives room back. Releasing an unknown grant is OK."""
@@ -89,13 +101,19 @@ class ResidencyServicer(metaclass=_abc_1.ABCMeta):
         request: _residency_pb2.AcquireGrantRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_residency_pb2.AcquireGrantResponse, _abc.Awaitable[_residency_pb2.AcquireGrantResponse]]:
-        """Asks for room on a device. When there is not enough, names grants to give up first (idle ones,
-        least recently used first); the caller unloads them, releases them and asks again.
+        """Asks for room on a device. When there is not enough, names grants to give up first: idle ones,
+        by what it costs to bring them back, how often they are used, their class and size; never
+        pinned or leased ones. The caller unloads them, releases them and asks again.
+
+        Who is refused only because others are busy (OVER_BUDGET with a time to retry) has a place in a
+        line, by class and then by time, which it keeps by asking again within 2 s; nobody behind it
+        takes its room. After a while in front of it busy grants are named, too: let their calls end.
 
         Errors:
           INVALID_ARGUMENT BAD_GRANT: no id, no bytes, or no such device; lists the devices.
           RESOURCE_EXHAUSTED OVER_BUDGET: it cannot fit even if every evictable grant went; says how
-            much is wanted, the budget and what is pinned or busy.
+            much is wanted, the budget and what is pinned, leased or busy. With a time to retry when
+            waiting may help.
         """
 
     @_abc_1.abstractmethod
