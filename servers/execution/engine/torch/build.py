@@ -19,6 +19,7 @@ from llmos.servers.execution.engine.torch.model import Layer, Llama, Model
 from llmos.servers.execution.engine.torch.native.build import library
 from llmos.servers.execution.engine.torch.native.layout import PackedLinear, declare
 from llmos.servers.execution.engine.torch.native.model import Int8Layer, Int8Llama
+from llmos.servers.execution.engine.torch.native.selftest import works
 from llmos.servers.execution.engine.torch.native.step import NativeAttention, suits
 from llmos.servers.execution.engine.torch.weights import Float32, Weights
 
@@ -47,9 +48,12 @@ def build(
 
     Raises Unavailable LOAD_FAILED when a tensor is missing, misshapen or not finite.
     """
-    kernels = None
-    if device.type == "cpu" and suits(config) and (kernels := library()) is not None:
+    kernels = library() if device.type == "cpu" and suits(config) else None
+    if kernels is not None:
         declare(kernels)
+        if not works(kernels):
+            log.error("the compiled kernels compute wrongly on this CPU; going on without them")
+            kernels = None
     packing = _Packing(config, weights, device, threads)
     if precision != "int8":
         return packing.plain(getattr(torch, precision), kernels)

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from llmos.servers.execution.engine.base import TokenLogprob
 
-_HEAD = 1024  # the likeliest tokens, among which a cut is looked for before all are sorted
+# The likeliest so many tokens, among which a cut is looked for before all are sorted.
+_HEADS = (64, 1024)
 
 
 @dataclass(frozen=True)
@@ -161,31 +162,51 @@ def _sample(logits: Tensor, rows: Sequence[Row], whole: bool) -> list[int]:
     )
     if whole:
         return _pick(likely.double().cumsum(-1), luck, None)
-    vocab = likely.shape[1]
-    values, ids = likely.topk(min(_HEAD, vocab), -1)
-    kept = _kept(values, rows)
-    chosen = ids.gather(1, torch.tensor(_pick(values.double().cumsum(-1), luck, kept))[:, None])
-    result: list[int] = chosen[:, 0].tolist()
-    if values.shape[1] < vocab:
-        for i, count in enumerate(kept.tolist()):
-            if count == values.shape[1] and rows[i].sampler.top_k != count:  # cut by the head only
-                line, order = likely[i : i + 1].sort(dim=-1, descending=True, stable=True)
-                index = _pick(
-                    line.double().cumsum(-1), luck[i : i + 1], _kept(line, rows[i : i + 1])
-                )
-                result[i] = int(order[0, index[0]])
+    result = [0] * len(rows)
+    open_ = list(range(len(rows)))
+    for head in (*_HEADS, likely.shape[1]):
+        part, mine = likely[open_], [rows[i] for i in open_]
+        width = min(head, part.shape[1])
+        values, ids = part.topk(width) if width < part.shape[1] else _sorted(part)
+        kept = _kept(values, mine)
+        picked = _pick(values.double().cumsum(-1), luck[open_], kept)
+        tokens = ids.gather(1, torch.tensor(picked, device=ids.device)[:, None])[:, 0].tolist()
+        whole_head = width == part.shape[1]
+        found = [
+            whole_head or _decided(row.sampler, width, count)
+            for row, count in zip(mine, kept.tolist(), strict=True)
+        ]
+        for i, token, sure in zip(open_, tokens, found, strict=True):
+            if sure:
+                result[i] = token
+        open_ = [i for i, sure in zip(open_, found, strict=True) if not sure]
+        if not open_:
+            break
     return result
+
+
+def _decided(s: Sampler, width: int, count: int) -> bool:
+    """Say whether the `width` likeliest tokens suffice to know that `count` are left."""
+    if 0 < s.top_k <= width:
+        return True
+    # top_p is a share of what top_k leaves, which is not known yet; else the cut lies within.
+    return count < width and (s.top_k == 0 or s.top_p == 1)
+
+
+def _sorted(likely: Tensor) -> tuple[Tensor, Tensor]:
+    values, ids = likely.sort(dim=-1, descending=True, stable=True)
+    return values, ids
 
 
 def _kept(values: Tensor, rows: Sequence[Row]) -> Tensor:
     """Return how many of each row's `values`, which fall, are left by top_k, top_p and min_p."""
     device, width = values.device, values.shape[1]
     k = torch.tensor([r.sampler.top_k or width for r in rows], device=device).clamp_max(width)
+    cut = torch.tensor([0 < r.sampler.top_k <= width for r in rows], device=device)
     p = torch.tensor([r.sampler.top_p for r in rows], dtype=torch.float64, device=device)
     least = torch.tensor([r.sampler.min_p for r in rows], device=device)
     sums = values.double().cumsum(-1)
-    total = torch.tensor([float(r.sampler.top_k == 0) for r in rows], device=device).double()
-    total = torch.where(total > 0, total, sums.gather(1, k[:, None] - 1)[:, 0])
+    total = torch.where(cut, sums.gather(1, k[:, None] - 1)[:, 0], 1.0)
     # top_p of 1 cuts nothing, whatever the sums were rounded to.
     p = torch.where(p < 1, p * total, torch.inf)
     keep = torch.arange(width, device=device) < k[:, None]

@@ -22,6 +22,7 @@ from llmos.servers.execution.engine.torch.engine import TorchEngine
 from llmos.servers.execution.engine.torch.kv import KVCache, Span
 from llmos.servers.execution.engine.torch.native import layout
 from llmos.servers.execution.engine.torch.native.build import library
+from llmos.servers.execution.engine.torch.native.selftest import product, works
 from llmos.servers.execution.engine.torch.pages import BLOCK
 
 POSITIONS = int(os.environ.get("LLMOS_TEST_POSITIONS", "256"))  # a full run: 1024
@@ -82,25 +83,16 @@ def test_a_product_is_the_rounded_matrix_in_any_company(
     assert torch.equal(product(kernels, packed, x, threads=3), whole)
 
 
-def product(
-    kernels: ctypes.CDLL, matrix: layout.PackedLinear, x: Tensor, threads: int = 1
-) -> Tensor:
-    y = torch.empty(len(x), matrix.width)
-    rounded = torch.empty(len(x), matrix.inputs, dtype=torch.int16)
-    scale = torch.empty(len(x))
-    step = layout.CStep(rows=len(x), x=x.data_ptr())
-    step.rounded, step.row_scale = rounded.data_ptr(), scale.data_ptr()
-    shape = layout.CShape(threads=threads)
-    kernels.llmos_linear(
-        ctypes.byref(shape),
-        ctypes.byref(matrix.c),
-        ctypes.byref(step),
-        None,
-        x.shape[1],
-        y.data_ptr(),
-        matrix.width,
-    )
-    return y
+def test_kernels_that_compute_wrongly_are_not_used(
+    tiny: Any, kernels: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert works(kernels)
+    monkeypatch.setattr(build, "works", lambda _: False)
+    engine = load(tiny.spec(), "int8")
+    try:
+        assert type(engine._loop._model).__name__ == "Llama"
+    finally:
+        engine.close()
 
 
 def test_numbers_that_are_not_finite_do_not_vanish(kernels: ctypes.CDLL) -> None:

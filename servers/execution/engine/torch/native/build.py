@@ -19,7 +19,7 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-_SOURCE = Path(__file__).with_name("kernels.cpp")
+_SOURCE, _POOL = (Path(__file__).with_name(name) for name in ("kernels.cpp", "pool.h"))
 _FLAGS = (
     "-O3",
     "-march=native",
@@ -43,13 +43,16 @@ def library() -> ctypes.CDLL | None:
     if os.environ.get("LLMOS_NATIVE") == "0":
         log.info("no compiled kernels: LLMOS_NATIVE is 0")
         return None
-    key = hashlib.sha256(_SOURCE.read_bytes() + " ".join((*_FLAGS, *sorted(flags))).encode())
-    path = _cache() / f"kernels-{key.hexdigest()[:24]}.so"
+    key = hashlib.sha256(
+        b"".join(p.read_bytes() for p in (_SOURCE, _POOL))
+        + " ".join((*_FLAGS, *sorted(flags))).encode()
+    )
     try:
+        path = _cache() / f"kernels-{key.hexdigest()[:24]}.so"
         if not path.exists() and not _compile(path):
             return None
         return ctypes.CDLL(str(path))
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: this user has no home directory
         log.warning("no compiled kernels: %s", error)
         return None
 

@@ -9,7 +9,7 @@
 #include <cmath>
 #include <cstring>
 #include <immintrin.h>
-#include <omp.h>
+#include "pool.h"
 
 namespace {
 
@@ -176,24 +176,34 @@ inline void rows_of_tile(const Linear& l, int64_t t, const Step& s, int64_t row,
   }
 }
 
-// y[row][0..width] (+)= the rounded rows times the weights; for all threads of a parallel region.
-void product(const Linear& l, const Step& s, float* y, int64_t stride, int64_t width, bool add) {
+// y[row][0..width] (+)= the rounded rows times the weights.
+void product(const Linear& l, const Step& s, float* y, int64_t stride, int64_t width, bool add,
+             int threads) {
   int64_t tiles = l.outputs / TILE, slices = (s.rows + SLICE - 1) / SLICE;
-  int64_t share = tiles * slices / (8 * omp_get_num_threads());
-  if (share < 1) share = 1;
-#pragma omp for schedule(dynamic, share)
-  for (int64_t job = 0; job < tiles * slices; job++) {
-    int64_t t = job % tiles, row = job / tiles * SLICE;
-    int64_t end = row + SLICE < s.rows ? row + SLICE : s.rows;
-    for (; row + ROWS <= end; row += ROWS) rows_of_tile<ROWS>(l, t, s, row, y, stride, width, add);
-    switch (end - row) {
-      case 5: rows_of_tile<5>(l, t, s, row, y, stride, width, add); break;
-      case 4: rows_of_tile<4>(l, t, s, row, y, stride, width, add); break;
-      case 3: rows_of_tile<3>(l, t, s, row, y, stride, width, add); break;
-      case 2: rows_of_tile<2>(l, t, s, row, y, stride, width, add); break;
-      case 1: rows_of_tile<1>(l, t, s, row, y, stride, width, add); break;
+  share_out(tiles * slices, tiles * slices / (8 * threads), threads,
+            [&](int64_t job, int64_t last, int) {
+    for (; job < last; job++) {
+      int64_t t = job % tiles, row = job / tiles * SLICE;
+      int64_t end = row + SLICE < s.rows ? row + SLICE : s.rows;
+      for (; row + ROWS <= end; row += ROWS)
+        rows_of_tile<ROWS>(l, t, s, row, y, stride, width, add);
+      switch (end - row) {
+        case 5: rows_of_tile<5>(l, t, s, row, y, stride, width, add); break;
+        case 4: rows_of_tile<4>(l, t, s, row, y, stride, width, add); break;
+        case 3: rows_of_tile<3>(l, t, s, row, y, stride, width, add); break;
+        case 2: rows_of_tile<2>(l, t, s, row, y, stride, width, add); break;
+        case 1: rows_of_tile<1>(l, t, s, row, y, stride, width, add); break;
+      }
     }
-  }
+  });
+}
+
+// Calls f(row) for all rows: little work each, so that a few rows are not worth sharing.
+template <class F>
+void each_row(const Step& s, int threads, F f) {
+  share_out(s.rows, 4, threads, [&](int64_t row, int64_t end, int) {
+    for (; row < end; row++) f(row);
+  });
 }
 
 struct Half {
@@ -322,63 +332,61 @@ void attend(const Shape& c, const Step& s, int64_t row, int64_t kv_head, int64_t
     blend_all<T, H, 1>(c, table, length, kv_head, scores, stride, values, from, out);
 }
 
-// Keeps the rows' keys and values and looks back; for all threads of a parallel region.
+// Keeps the rows' keys and values and looks back.
 template <class T>
 void look_back(const Shape& c, const Layer& l, const Step& s, void* k, void* v) {
   auto* keys = (typename T::type*)k;
   auto* values = (typename T::type*)v;
   int64_t group = c.heads / c.kv_heads;
-  float* scores = s.scores + omp_get_thread_num() * s.table_width * BLOCK * 3;
-#pragma omp for
-  for (int64_t row = 0; row < s.rows; row++) rotate_and_keep<T>(c, l, s, row, keys, values);
-#pragma omp for schedule(dynamic, 1)
-  for (int64_t job = 0; job < s.rows * c.kv_heads; job++) {
-    int64_t row = job / c.kv_heads, head = job % c.kv_heads, end = (head + 1) * group;
-    int64_t h = head * group;
-    for (; h + 3 <= end; h += 3) attend<T, 3>(c, s, row, head, h, keys, values, scores);
-    if (end - h == 2) attend<T, 2>(c, s, row, head, h, keys, values, scores);
-    if (end - h == 1) attend<T, 1>(c, s, row, head, h, keys, values, scores);
-  }
+  each_row(s, c.threads, [&](int64_t row) { rotate_and_keep<T>(c, l, s, row, keys, values); });
+  share_out(s.rows * c.kv_heads, 1, c.threads, [&](int64_t job, int64_t last, int thread) {
+    float* scores = s.scores + thread * s.table_width * BLOCK * 3;
+    for (; job < last; job++) {
+      int64_t row = job / c.kv_heads, head = job % c.kv_heads, end = (head + 1) * group;
+      int64_t h = head * group;
+      for (; h + 3 <= end; h += 3) attend<T, 3>(c, s, row, head, h, keys, values, scores);
+      if (end - h == 2) attend<T, 2>(c, s, row, head, h, keys, values, scores);
+      if (end - h == 1) attend<T, 1>(c, s, row, head, h, keys, values, scores);
+    }
+  });
+}
+
+// Rounds a row of x, normalised by `norm`, to 16 bits for the product with `l`.
+inline void round_normalised(const Shape& c, const Step& s, const Linear& l, const float* norm,
+                             int64_t row, int64_t width) {
+  float* out = s.seen + row * width;
+  normalise(s.x + row * c.hidden, norm, c.hidden, c.eps, out);
+  s.row_scale[row] = round_row(out, c.hidden, l.inputs, s.rounded + row * l.inputs);
 }
 
 template <class T>
 void layer(const Shape& c, const Layer& l, const Step& s, void* k, void* v) {
-  int64_t d = c.head_dim, seen = c.heads * d, qkv = (c.heads + 2 * c.kv_heads) * d;
-#pragma omp parallel num_threads(c.threads)
-  {
-#pragma omp for
-    for (int64_t row = 0; row < s.rows; row++) {
-      float* out = s.seen + row * (seen > c.hidden ? seen : c.hidden);
-      normalise(s.x + row * c.hidden, l.attn_norm, c.hidden, c.eps, out);
-      s.row_scale[row] = round_row(out, c.hidden, l.qkv.inputs, s.rounded + row * l.qkv.inputs);
+  int64_t seen = c.heads * c.head_dim, qkv = (c.heads + 2 * c.kv_heads) * c.head_dim;
+  int64_t widest = seen > c.hidden ? seen : c.hidden;
+  int threads = c.threads;
+  each_row(s, threads,
+           [&](int64_t row) { round_normalised(c, s, l.qkv, l.attn_norm, row, widest); });
+  product(l.qkv, s, s.wide, qkv, qkv, false, threads);
+  look_back<T>(c, l, s, k, v);
+  each_row(s, threads, [&](int64_t row) {
+    int16_t* to = s.rounded + row * l.out.inputs;
+    s.row_scale[row] = round_row(s.seen + row * seen, seen, l.out.inputs, to);
+  });
+  product(l.out, s, s.x, c.hidden, c.hidden, true, threads);
+  each_row(s, threads,
+           [&](int64_t row) { round_normalised(c, s, l.gate_up, l.ffn_norm, row, widest); });
+  product(l.gate_up, s, s.wide, 2 * c.ffn, 2 * c.ffn, false, threads);
+  each_row(s, threads, [&](int64_t row) {
+    float *gate = s.wide + row * 2 * c.ffn, *up = gate + c.ffn;
+    for (int64_t i = 0; i < c.ffn; i += 8) {
+      f8 g = _mm256_loadu_ps(gate + i);
+      f8 e = exponential(_mm256_sub_ps(_mm256_setzero_ps(), g));
+      g = _mm256_div_ps(g, _mm256_add_ps(_mm256_set1_ps(1.0f), e));
+      _mm256_storeu_ps(gate + i, _mm256_mul_ps(g, _mm256_loadu_ps(up + i)));
     }
-    product(l.qkv, s, s.wide, qkv, qkv, false);
-    look_back<T>(c, l, s, k, v);
-#pragma omp for
-    for (int64_t row = 0; row < s.rows; row++)
-      s.row_scale[row] =
-          round_row(s.seen + row * seen, seen, l.out.inputs, s.rounded + row * l.out.inputs);
-    product(l.out, s, s.x, c.hidden, c.hidden, true);
-#pragma omp for
-    for (int64_t row = 0; row < s.rows; row++) {
-      float* out = s.seen + row * (seen > c.hidden ? seen : c.hidden);
-      normalise(s.x + row * c.hidden, l.ffn_norm, c.hidden, c.eps, out);
-      s.row_scale[row] = round_row(out, c.hidden, l.gate_up.inputs, s.rounded + row * l.gate_up.inputs);
-    }
-    product(l.gate_up, s, s.wide, 2 * c.ffn, 2 * c.ffn, false);
-#pragma omp for
-    for (int64_t row = 0; row < s.rows; row++) {
-      float *gate = s.wide + row * 2 * c.ffn, *up = gate + c.ffn;
-      for (int64_t i = 0; i < c.ffn; i += 8) {
-        f8 g = _mm256_loadu_ps(gate + i);
-        f8 e = exponential(_mm256_sub_ps(_mm256_setzero_ps(), g));
-        g = _mm256_div_ps(g, _mm256_add_ps(_mm256_set1_ps(1.0f), e));
-        _mm256_storeu_ps(gate + i, _mm256_mul_ps(g, _mm256_loadu_ps(up + i)));
-      }
-      s.row_scale[row] = round_row(gate, c.ffn, l.down.inputs, s.rounded + row * l.down.inputs);
-    }
-    product(l.down, s, s.x, c.hidden, c.hidden, true);
-  }
+    s.row_scale[row] = round_row(gate, c.ffn, l.down.inputs, s.rounded + row * l.down.inputs);
+  });
+  product(l.down, s, s.x, c.hidden, c.hidden, true, threads);
 }
 
 }  // namespace
@@ -393,34 +401,27 @@ void llmos_layer(const Shape* c, const Layer* l, const Step* s, void* keys, void
 
 // The attention of one layer alone: from `wide` (queries, keys, values) to `seen`.
 void llmos_attention(const Shape* c, const Layer* l, const Step* s, void* keys, void* values) {
-#pragma omp parallel num_threads(c->threads)
-  {
-    if (c->half) look_back<Half>(*c, *l, *s, keys, values);
-    else look_back<Full>(*c, *l, *s, keys, values);
-  }
+  if (c->half) look_back<Half>(*c, *l, *s, keys, values);
+  else look_back<Full>(*c, *l, *s, keys, values);
 }
 
 // y[rows, width] = (x normalised by `norm`, unless it is null) W^T + b.
 void llmos_linear(const Shape* c, const Linear* l, const Step* s, const float* norm, int64_t inputs,
                   float* y, int64_t width) {
-#pragma omp parallel num_threads(c->threads)
-  {
-#pragma omp for
-    for (int64_t row = 0; row < s->rows; row++) {
-      float* in = s->x + row * inputs;
-      if (norm) normalise(in, norm, inputs, c->eps, in);
-      s->row_scale[row] = round_row(in, inputs, l->inputs, s->rounded + row * l->inputs);
-    }
-    product(*l, *s, y, width, width, false);
-  }
+  each_row(*s, c->threads, [&](int64_t row) {
+    float* in = s->x + row * inputs;
+    if (norm) normalise(in, norm, inputs, c->eps, in);
+    s->row_scale[row] = round_row(in, inputs, l->inputs, s->rounded + row * l->inputs);
+  });
+  product(*l, *s, y, width, width, false, c->threads);
 }
 
 // Rounds a float32 matrix to int8, nearest, and brings it into the layout of Linear.
 void llmos_pack(const float* from, int64_t outputs, int64_t inputs, int8_t* codes, float* scales,
                 int32_t threads) {
   int64_t groups = (inputs + GROUP - 1) / GROUP, tiles = (outputs + TILE - 1) / TILE;
-#pragma omp parallel for num_threads(threads)
-  for (int64_t t = 0; t < tiles; t++) {
+  share_out(tiles, 8, threads, [&](int64_t t, int64_t last, int) {
+    for (; t < last; t++)
     for (int64_t r = 0; r < TILE; r++) {
       for (int64_t g = 0; g < groups; g++) {
         float values[GROUP] = {0}, most = 0;
@@ -438,7 +439,7 @@ void llmos_pack(const float* from, int64_t outputs, int64_t inputs, int8_t* code
         }
       }
     }
-  }
+  });
 }
 
 }
