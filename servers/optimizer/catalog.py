@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import grpc
 
+from llmos.api.storage.v1 import data_pb2, data_pb2_grpc, registry_pb2_grpc
 from llmos.api.storage.v1 import registry_pb2 as pb
-from llmos.api.storage.v1 import registry_pb2_grpc
 from llmos.lib.rpc import from_rpc_error
 from llmos.servers.optimizer.seams import Source
 
-FORMATS = {pb.FORMAT_GGUF: "gguf", pb.FORMAT_SAFETENSORS: "safetensors", pb.FORMAT_ONNX: "onnx"}
+FORMATS = {
+    pb.FORMAT_GGUF: "gguf",
+    pb.FORMAT_SAFETENSORS: "safetensors",
+    pb.FORMAT_ONNX: "onnx",
+    pb.FORMAT_TORCHSCRIPT: "torchscript",
+    pb.FORMAT_TORCH_EXPORT: "torch-export",
+}
 TASKS = {pb.TASK_GENERATE: "generate", pb.TASK_EMBED: "embed", pb.TASK_PREDICT: "predict"}
 _TIMEOUT_S = 10.0
 
@@ -22,6 +28,7 @@ class StorageCatalog:
         self._registry: registry_pb2_grpc.RegistryAsyncStub = registry_pb2_grpc.RegistryStub(
             channel
         )
+        self._datasets: data_pb2_grpc.DatasetsAsyncStub = data_pb2_grpc.DatasetsStub(channel)
 
     async def find(self, ref: str) -> Source:
         """Return the version that `ref` means; see Catalog.find."""
@@ -37,3 +44,13 @@ class StorageCatalog:
             format=FORMATS.get(found.format, ""),
             task=TASKS.get(found.task, ""),
         )
+
+    async def find_dataset(self, ref: str) -> str:
+        """Return the data set version that `ref` means; see Catalog.find_dataset."""
+        try:
+            answer = await self._datasets.GetDataset(
+                data_pb2.GetDatasetRequest(ref=ref), timeout=_TIMEOUT_S
+            )
+        except grpc.RpcError as exc:
+            raise from_rpc_error(exc) from exc
+        return f"{answer.dataset.name}@{answer.dataset.version}"

@@ -17,9 +17,9 @@ from pathlib import Path
 from llmos.api.optimizer.v1 import jobs_pb2, process_pb2
 from llmos.lib.errors import FailedPrecondition, NotFound
 from llmos.lib.publish import Tell, nobody
-from llmos.servers.optimizer import kinds
 from llmos.servers.optimizer.entry import Entry
 from llmos.servers.optimizer.folder import Folder
+from llmos.servers.optimizer.kinds import table
 from llmos.servers.optimizer.launcher import new_id
 from llmos.servers.optimizer.seams import Catalog
 from llmos.servers.optimizer.supervisor import Supervisor
@@ -112,22 +112,28 @@ class Jobs:
     async def submit(self, spec: jobs_pb2.JobSpec, request_id: str) -> jobs_pb2.Job:
         """Queue a job, or return the one that `request_id` queued before.
 
-        Raises InvalidArgument BAD_SPEC; NotFound NO_SUCH_MODEL, NO_SUCH_VERSION;
-        FailedPrecondition WRONG_FORMAT, MISSING_EXTRA; OSError when it cannot be written.
+        Raises InvalidArgument BAD_SPEC; NotFound NO_SUCH_MODEL, NO_SUCH_VERSION, NO_SUCH_ALIAS,
+        NO_SUCH_DATASET; FailedPrecondition WRONG_FORMAT, MISSING_EXTRA; OSError when it cannot be
+        written.
         """
-        ref = kinds.check_spec(spec)
+        kind, message = table.find(spec)
+        needs = kind.check(message)
         async with self._submitting:  # so that a retry cannot overtake its first attempt
             if (job := self._requests.get(request_id)) is not None:
                 return self._entries[job].snapshot()
-            kinds.check_packages()
-            source = await self._catalog.find(ref)
-            kinds.check_source(source)
-            entry = self._add(spec, request_id, source.ref)
+            kind.check_packages()
+            sources = [await self._catalog.find(ref) for ref in needs.models]
+            for source in sources:
+                kind.check_source(message, source)
+            datasets = [await self._catalog.find_dataset(ref) for ref in needs.datasets]
+            entry = self._add(spec, request_id, [s.ref for s in sources], datasets)
             answer = entry.snapshot()
             self._pump()
             return answer
 
-    def _add(self, spec: jobs_pb2.JobSpec, request_id: str, source: str) -> Entry:
+    def _add(
+        self, spec: jobs_pb2.JobSpec, request_id: str, sources: list[str], datasets: list[str]
+    ) -> Entry:
         self._forget_oldest()
         id = new_id(next(reversed(self._entries), ""))
         folder = Folder(self._root / id)
@@ -139,7 +145,13 @@ class Jobs:
             submitted_unix_s=time.time(),
             log=str(folder.log),
         )
-        record = process_pb2.JobRecord(job=job, request_id=request_id, source=source)
+        record = process_pb2.JobRecord(
+            job=job,
+            request_id=request_id,
+            source=sources[0] if sources else "",
+            sources=sources,
+            datasets=datasets,
+        )
         folder.create(record)
         entry = self._entries[id] = Entry(record, folder, self._told)
         if request_id:
@@ -185,10 +197,14 @@ class Jobs:
 
     def _pump(self) -> None:
         """Start queued jobs, oldest first, as many as may run."""
-        queued = [e for e in self._entries.values() if e.job.state == jobs_pb2.JOB_STATE_QUEUED]
-        for entry in queued[: max(0, self._parallel - len(self._running))]:
-            entry.job.state = jobs_pb2.JOB_STATE_RUNNING
-            self._run(entry)
+        free = self._parallel - sum(_takes_place(self._entries[id]) for id in self._running)
+        for entry in list(self._entries.values()):
+            if entry.job.state == jobs_pb2.JOB_STATE_QUEUED and (
+                free > 0 or not _takes_place(entry)
+            ):
+                free -= _takes_place(entry)
+                entry.job.state = jobs_pb2.JOB_STATE_RUNNING
+                self._run(entry)
 
     def _run(self, entry: Entry) -> None:
         task = asyncio.create_task(self._supervisor.run(entry), name=entry.job.id)
@@ -220,3 +236,9 @@ class Jobs:
             del self._entries[entry.job.id]
             self._requests.pop(entry.record.request_id, None)
             entry.folder.remove()
+
+
+def _takes_place(entry: Entry) -> bool:
+    """Say whether it counts as one that runs: what waits for jobs of its own must not."""
+    kind = table.KINDS.get(entry.job.spec.WhichOneof("kind") or "")
+    return kind is None or not kind.orchestrates

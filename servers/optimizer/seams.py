@@ -19,4 +19,13 @@ class Catalog(Protocol):
     """Storage."""
 
     async def find(self, ref: str) -> Source:
-        """Return the version that `ref` means. Raises NotFound NO_SUCH_MODEL, NO_SUCH_VERSION."""
+        """Return the version that `ref` means.
+
+        Raises NotFound NO_SUCH_MODEL, NO_SUCH_VERSION, NO_SUCH_ALIAS.
+        """
+
+    async def find_dataset(self, ref: str) -> str:
+        """Return the data set version that `ref` means, `name@version`.
+
+        Raises NotFound NO_SUCH_DATASET, NO_SUCH_VERSION.
+        """

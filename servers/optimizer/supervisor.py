@@ -70,6 +70,7 @@ class Supervisor:
         launch = process_pb2.JobLaunch()
         launch.CopyFrom(self._launch)
         launch.id, launch.source, launch.attempt = job.id, entry.record.source, job.attempts
+        launch.sources[:], launch.datasets[:] = entry.record.sources, entry.record.datasets
         launch.spec.CopyFrom(job.spec)
         entry.folder.write_launch(launch)
         entry.folder.save(entry.record)  # first: a try that nobody knows of must not run

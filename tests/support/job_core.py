@@ -35,6 +35,12 @@ class Shelf:
         task, format = ("generate", "gguf") if name == "llm" else ("embed", "safetensors")
         return Source(f"{name}@{version or 1}", format, task)
 
+    async def find_dataset(self, ref: str) -> str:
+        name, _, version = ref.partition("@")
+        if name == "none":
+            raise NotFound("NO_SUCH_DATASET", "There is no data set none.")
+        return f"{name}@{version or 1}"
+
 
 def core(
     state: Path,

@@ -11,19 +11,19 @@ from pathlib import Path
 from llmos.api.optimizer.v1 import process_pb2 as pb
 from llmos.lib import log as logs
 from llmos.lib.config import ServerConfig
-from llmos.lib.errors import InvalidArgument, LLMOSError
+from llmos.lib.errors import LLMOSError
 from llmos.lib.host import ProcessRecord
 from llmos.lib.serve import Server
 from llmos.servers.optimizer.folder import Folder, Report
+from llmos.servers.optimizer.job.context import JobContext
+from llmos.servers.optimizer.job.storage import Storage
+from llmos.servers.optimizer.kinds import table
 
 _NICE = 5  # people wait for models, nobody for a job
 log = logging.getLogger(__name__)
 
 
 async def _run(launch: pb.JobLaunch, folder: Folder, report: Report) -> None:
-    from llmos.servers.optimizer.job.export_onnx import ExportOnnx
-    from llmos.servers.optimizer.job.storage import Storage
-
     config = ServerConfig(
         state_dir=Path(launch.state_dir), kernel=launch.kernel, peers=launch.peers
     )
@@ -31,10 +31,9 @@ async def _run(launch: pb.JobLaunch, folder: Folder, report: Report) -> None:
     server = Server(f"job/{launch.id}", config, requires=["storage"], listen=False)
     await server.start()
     try:
-        kind = launch.spec.WhichOneof("kind")
-        if kind != "export_onnx":
-            raise InvalidArgument("BAD_SPEC", f"This version cannot do {kind or 'such a job'}.")
-        await ExportOnnx(launch, folder.work, Storage(server.channel("storage")), report).run()
+        kind, _ = table.find(launch.spec)
+        storage = Storage(server.channel("storage"))
+        await kind.load()(JobContext(launch, folder.work, storage, report, server.channel)).run()
     finally:
         await server.stop(grace_s=1.0)
 

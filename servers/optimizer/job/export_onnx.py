@@ -14,14 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from llmos.api.optimizer.v1 import jobs_pb2, process_pb2
+from llmos.api.optimizer.v1 import jobs_pb2
 from llmos.api.storage.v1 import registry_pb2
 from llmos.lib.encoder import TextEncoder
 from llmos.lib.errors import FailedPrecondition
-from llmos.servers.optimizer.folder import Report
 from llmos.servers.optimizer.job import compare, corpus
+from llmos.servers.optimizer.job.context import JobContext, metric
 from llmos.servers.optimizer.job.quantise import quantise
-from llmos.servers.optimizer.job.storage import Storage
 
 TEXTS = 256
 _MIN_COSINE = 0.9999
@@ -32,30 +31,28 @@ _WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".onnx", ".gguf")
 class ExportOnnx:
     """One run of the job, in `work`; blocking steps run in a thread, so that the port lives."""
 
-    def __init__(
-        self, launch: process_pb2.JobLaunch, work: Path, storage: Storage, report: Report
-    ) -> None:
+    def __init__(self, context: JobContext) -> None:
         """Prepare; nothing is done before `run`."""
-        self._launch = launch
-        self._spec = launch.spec.export_onnx
-        self._work = work
-        self._storage = storage
-        self._report = report
+        self._context = context
+        self._launch = context.launch
+        self._spec: jobs_pb2.ExportOnnx = context.spec
+        self._work = context.work
+        self._storage = context.storage
         self._texts = corpus.texts(TEXTS)
-        self._original = work / "original"
+        self._original = self._work / "original"
 
     async def run(self) -> None:
         """Do it. Raises FailedPrecondition TOO_FAR with the figures, and what storage says."""
-        self._tell("fetches the source", 0.02)
+        self._context.tell("fetches the source", 0.02)
         source = await self._storage.version(self._launch.source)
         paths = await self._storage.lay_out(source, self._work / "source")
         encoder = TextEncoder(paths)
         fp32 = self._work / "fp32" / "model.onnx"
-        self._tell("loads and exports the source", 0.05)
+        self._context.tell("loads and exports the source", 0.05)
         await asyncio.to_thread(self._export, encoder, fp32)
         weights = [f for f in source.files if f.name.endswith(_WEIGHTS)]
         latency = json.loads((self._original / "latency.json").read_text())
-        self._compared(
+        self._context.compared(
             jobs_pb2.Comparison(
                 label="original",
                 ref=self._launch.source,
@@ -67,21 +64,21 @@ class ExportOnnx:
             )
         )
         beside = [f for f in source.files if f not in weights]
-        self._tell("compares the ONNX version", 0.5)
+        self._context.tell("compares the ONNX version", 0.5)
         result = await asyncio.to_thread(self._compare, encoder, fp32, "onnx")
         _gate("ONNX", "smallest", result.cosine_min, self._spec.min_cosine or _MIN_COSINE)
-        self._tell("registers the ONNX version", 0.65)
+        self._context.tell("registers the ONNX version", 0.65)
         ref = await self._register(fp32, beside, result, self._launch.source, "export-onnx")
         if self._spec.skip_int8:
             return
         int8 = self._work / "int8" / "model.onnx"
-        self._tell("quantises", 0.7)
+        self._context.tell("quantises", 0.7)
         await asyncio.to_thread(self._quantise, fp32, int8)
-        self._tell("compares the int8 version", 0.85)
+        self._context.tell("compares the int8 version", 0.85)
         result = await asyncio.to_thread(self._compare, encoder, int8, "onnx-int8")
         gate = self._spec.min_cosine_int8 or _MIN_COSINE_INT8
         _gate("int8", "mean", result.cosine_mean, gate)
-        self._tell("registers the int8 version", 0.95)
+        self._context.tell("registers the int8 version", 0.95)
         await self._register(int8, beside, result, ref, "quantize-int8-dynamic")
 
     def _export(self, encoder: TextEncoder, target: Path) -> None:
@@ -93,9 +90,9 @@ class ExportOnnx:
         from llmos.servers.optimizer.job.original import Original
 
         network = Original(self._work / "source", self._launch.threads)
-        self._tell("exports the source", 0.15)
+        self._context.tell("exports the source", 0.15)
         network.export(target)
-        self._tell("measures the source", 0.3)
+        self._context.tell("measures the source", 0.3)
         np.save(self._original / "vectors.npy", compare.embed(encoder, network, self._texts))
         network.use_threads(1)
         seconds = compare.latency_s(encoder, network, self._texts)
@@ -121,7 +118,7 @@ class ExportOnnx:
             latency_s=compare.latency_s(encoder, alone, self._texts),
             texts=len(self._texts),
         )
-        self._compared(comparison)
+        self._context.compared(comparison)
         return comparison
 
     async def _register(
@@ -132,37 +129,20 @@ class ExportOnnx:
         parent: str,
         step: str,
     ) -> str:
-        name = self._launch.source.partition("@")[0]
-        sha256 = await self._storage.write(path)
-        version = registry_pb2.ModelVersion(
-            name=name,
-            files=[
-                registry_pb2.File(name="model.onnx", sha256=sha256),
-                *(registry_pb2.File(name=f.name, sha256=f.sha256) for f in beside),
-            ],
-            lineage=registry_pb2.Lineage(
-                source=f"job {self._launch.id}",
-                parents=[parent],
-                job=self._launch.id,
-                step=step,
-            ),
+        ref = await self._context.register(
+            {"model.onnx": path, **{f.name: f.sha256 for f in beside}},
+            step=step,
+            parents=[parent],
             metrics=[
-                _metric("cosine_vs_original_min", comparison.cosine_min, ""),
-                _metric("cosine_vs_original_mean", comparison.cosine_mean, ""),
-                _metric("size", comparison.size_bytes, "bytes"),
-                _metric("latency_one_text", comparison.latency_s * 1e3, "ms"),
+                metric("cosine_vs_original_min", comparison.cosine_min),
+                metric("cosine_vs_original_mean", comparison.cosine_mean),
+                metric("size", comparison.size_bytes, "bytes"),
+                metric("latency_one_text", comparison.latency_s * 1e3, "ms"),
             ],
         )
-        ref = await self._storage.register(version, f"{self._launch.id}/{step}")
         comparison.ref = ref
-        self._report.send(process_pb2.JobProgress(result=ref, comparison=comparison))
+        self._context.compared(comparison)
         return ref
-
-    def _tell(self, stage: str, progress: float) -> None:
-        self._report.send(process_pb2.JobProgress(stage=stage, progress=progress))
-
-    def _compared(self, comparison: jobs_pb2.Comparison) -> None:
-        self._report.send(process_pb2.JobProgress(comparison=comparison))
 
 
 def _gate(what: str, which: str, cosine: float, least: float) -> None:
@@ -172,7 +152,3 @@ def _gate(what: str, which: str, cosine: float, least: float) -> None:
             f"The {what} version is too far from the original: its {which} cosine over {TEXTS} "
             f"texts is {cosine:.6f}, at least {least} was asked; it was not registered.",
         )
-
-
-def _metric(name: str, value: float, unit: str) -> registry_pb2.Metric:
-    return registry_pb2.Metric(name=name, value=value, unit=unit)

@@ -82,7 +82,7 @@ async def test_cancel(stub: Any) -> None:
     [
         ({}, "export_onnx.model is ''"),
         ({"model": "a b"}, "export_onnx.model is 'a b'"),
-        ({"model": "m@x"}, "`name@version`"),
+        ({"model": "m@"}, "`name@version`"),
         ({"model": "m", "min_cosine": 1.5}, "export_onnx.min_cosine is 1.5"),
         ({"model": "m", "min_cosine": -0.1}, "export_onnx.min_cosine is -0.1"),
         ({"model": "m", "min_cosine_int8": math.nan}, "export_onnx.min_cosine_int8 is nan"),

@@ -5,8 +5,10 @@ What the optimizer server and its job processes leave for each other in a job's 
 RPC interface: these messages are files, so that either process outlives the other.
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from llmos.api.optimizer.v1 import jobs_pb2 as _jobs_pb2
 import builtins as _builtins
 import sys
@@ -30,6 +32,8 @@ class JobRecord(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     CANCELLING_FIELD_NUMBER: _builtins.int
     CRASHES_FIELD_NUMBER: _builtins.int
+    SOURCES_FIELD_NUMBER: _builtins.int
+    DATASETS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """SubmitJobRequest.request_id."""
     source: _builtins.str
@@ -42,6 +46,16 @@ class JobRecord(_message.Message):
     def job(self) -> _jobs_pb2.Job:
         """As last told to clients."""
 
+    @_builtins.property
+    def sources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The model versions that the spec's references meant when it was submitted, in the kind's order;
+        `source` is the first.
+        """
+
+    @_builtins.property
+    def datasets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The same of data sets."""
+
     def __init__(
         self,
         *,
@@ -50,10 +64,12 @@ class JobRecord(_message.Message):
         source: _builtins.str = ...,
         cancelling: _builtins.bool = ...,
         crashes: _builtins.int = ...,
+        sources: _abc.Iterable[_builtins.str] | None = ...,
+        datasets: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelling", b"cancelling", "crashes", b"crashes", "job", b"job", "request_id", b"request_id", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelling", b"cancelling", "crashes", b"crashes", "datasets", b"datasets", "job", b"job", "request_id", b"request_id", "source", b"source", "sources", b"sources"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -73,6 +89,8 @@ class JobLaunch(_message.Message):
     KERNEL_FIELD_NUMBER: _builtins.int
     PEERS_FIELD_NUMBER: _builtins.int
     THREADS_FIELD_NUMBER: _builtins.int
+    SOURCES_FIELD_NUMBER: _builtins.int
+    DATASETS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Job.id."""
     source: _builtins.str
@@ -91,6 +109,14 @@ class JobLaunch(_message.Message):
     def spec(self) -> _jobs_pb2.JobSpec:
         """What to do."""
 
+    @_builtins.property
+    def sources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """JobRecord.sources."""
+
+    @_builtins.property
+    def datasets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """JobRecord.datasets."""
+
     def __init__(
         self,
         *,
@@ -102,10 +128,12 @@ class JobLaunch(_message.Message):
         kernel: _builtins.str = ...,
         peers: _builtins.str = ...,
         threads: _builtins.int = ...,
+        sources: _abc.Iterable[_builtins.str] | None = ...,
+        datasets: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "id", b"id", "kernel", b"kernel", "peers", b"peers", "source", b"source", "spec", b"spec", "state_dir", b"state_dir", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "datasets", b"datasets", "id", b"id", "kernel", b"kernel", "peers", b"peers", "source", b"source", "sources", b"sources", "spec", b"spec", "state_dir", b"state_dir", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,24 @@
+"""Every kind by its name in JobSpec.kind: the one place where a kind is added."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llmos.api.optimizer.v1 import jobs_pb2
+from llmos.servers.optimizer.kinds import export_onnx
+from llmos.servers.optimizer.kinds.base import Kind, bad
+
+KINDS: Mapping[str, Kind] = {
+    "export_onnx": export_onnx.KIND,
+}
+
+
+def find(spec: jobs_pb2.JobSpec) -> tuple[Kind, Any]:
+    """Return a spec's kind and its message. Raises InvalidArgument BAD_SPEC."""
+    name = spec.WhichOneof("kind")
+    if name is None:
+        raise bad(f"The spec has no kind; set one of {', '.join(KINDS)}.")
+    if name not in KINDS:
+        raise bad(f"This version cannot do {name}.")
+    return KINDS[name], getattr(spec, name)
