@@ -14,6 +14,7 @@ need spin spin
 need nginx nginx-light
 need docker-registry docker-registry
 need h2load nghttp2-client
+[ -d /usr/share/datasets/fashion-mnist ] || missing="$missing dataset-fashion-mnist"
 ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null ||
   missing="$missing postgresql"
 command -v spin >/dev/null || missing="$missing spin"

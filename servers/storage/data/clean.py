@@ -26,15 +26,26 @@ _TAG = re.compile(
     re.I,
 )
 _UNSEEN = ["script", "style", "head", "noscript", "template"]
+_TAGS = 2000  # of one part of HTML
 _LANGUAGE_CHARS = 1000  # a language shows early
 _TEXT_RULES = (Rule.HTML, Rule.LANGUAGE, Rule.LENGTH)
 
 
 def strip_html(text: str) -> str:
-    """Return what a reader of this HTML would see, with its white space collapsed."""
-    tree = need("selectolax.lexbor").LexborHTMLParser(text)
-    tree.strip_tags(_UNSEEN)
-    return " ".join((tree.text(separator=" ") or "").split())
+    """Return what a reader of this HTML would see, with its white space collapsed.
+
+    The parser's time grows with the square of the nesting: text of very many tags is taken in
+    parts.
+    """
+    parser = need("selectolax.lexbor").LexborHTMLParser
+    tags = text.split("<")
+    found: list[str] = []
+    for at in range(0, len(tags), _TAGS):
+        part = "<".join(tags[at : at + _TAGS])
+        tree = parser(part if at == 0 else f"<{part}")
+        tree.strip_tags(_UNSEEN)
+        found += (tree.text(separator=" ") or "").split()
+    return " ".join(found)
 
 
 def language_of(text: str) -> str:

@@ -32,7 +32,13 @@ from llmos.servers.storage.data.model import (
     Split,
 )
 from llmos.servers.storage.data.readers import csv, idx, images, jsonl, mail, parquet, plain
-from llmos.servers.storage.data.readers.base import BATCH_ROWS, Context, Parts, Reader
+from llmos.servers.storage.data.readers.base import (
+    BATCH_BYTES,
+    BATCH_ROWS,
+    Context,
+    Parts,
+    Reader,
+)
 from llmos.servers.storage.data.recognise import recognise
 from llmos.servers.storage.data.report import Tally
 from llmos.servers.storage.data.roles import Roles, roles_of
@@ -187,8 +193,10 @@ class _Import:
                 self._schema = batch.schema
                 self._roles = roles_of(batch.schema, self._order.reading)
                 cleaner = Cleaner(self._order.cleaning, self._roles, self._tally, self._scratch)
-            self._watch.add(0)
-            yield split, cleaner.clean(batch)
+            rows = max(1, min(BATCH_ROWS, batch.num_rows * BATCH_BYTES // max(batch.nbytes, 1)))
+            for start in range(0, batch.num_rows, rows):  # cleaning makes copies: of little
+                self._watch.add(0)
+                yield split, cleaner.clean(batch.slice(start, rows))
 
     def _write(self, parts: Iterator[tuple[str, Any]]) -> list[Split]:
         shares = self._order.splitting.shares

@@ -33,11 +33,14 @@ class Text(io.RawIOBase):
     """A file's text as UTF-8 without byte order mark.
 
     Reading raises BAD_DATA_FILE with the line at a NUL, at bytes that are not in the encoding, and
-    at a line over MAX_ROW.
+    at a line over `limit`.
     """
 
-    def __init__(self, file: io.RawIOBase, name: str, encoding: str = "") -> None:
-        """Own `file`; errors name it `name`."""
+    def __init__(
+        self, file: io.RawIOBase, name: str, encoding: str = "", limit: int = MAX_ROW
+    ) -> None:
+        """Own `file`; errors name it `name`. limit: bytes."""
+        self._limit = limit
         self._file = file
         self._name = name
         self._decoder = decoder_of(encoding)
@@ -84,8 +87,8 @@ class Text(io.RawIOBase):
             raise bad_data(self._name, "a NUL byte", "is it text? Remove the NULs", line=line)
         start = 0
         for end in (data.find(b"\n"), len(data)):  # a line within a chunk is short enough
-            if end >= start and self._length + end - start > MAX_ROW:
-                fault = f"over {MAX_ROW >> 20} MiB in one line"
+            if end >= start and self._length + end - start > self._limit:
+                fault = f"over {self._limit >> 20} MiB in one line"
                 raise bad_data(self._name, fault, "break it into lines", line=self._line)
             if end >= 0 and end < len(data):
                 self._length, start = 0, data.rfind(b"\n") + 1

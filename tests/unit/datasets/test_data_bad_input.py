@@ -48,8 +48,8 @@ def png(width: int, height: int) -> bytes:
 FILES: list[tuple[str, bytes, str]] = [
     ("wide.csv", b"a,b\n1,2\n1,2,3\n", "wide.csv, row 2: 3 values where 2 are expected; mend"),
     ("narrow.csv", b"a,b\n1,2\n3\n", "narrow.csv, row 2: 1 values where 2 are expected; mend"),
-    ("late.csv", b"n\n" + b"1234567890123456\n" * 1_000_000 + b"x\n", "late.csv, "
-     "row 1000001: column 'n' has a value that is not int64; mend it, "),
+    ("late.csv", b"n\n" + b"1234567890123456\n" * 200_000 + b"x\n", "late.csv, "
+     "row 200001: column 'n' has a value that is not int64; mend it, "),
     ("nul.csv", b"a,b\n1,2\n1,\x00\n", "nul.csv, line 3: a NUL byte"),
     ("latin.csv", b"a,b\n1,2\n1,caf\xe9\n", "latin.csv, line 3: bytes that are not UTF-8; "),
     ("cut.csv", b"a,b\n1,caf\xc3", "cut.csv, line 2: bytes that are not UTF-8; "),
@@ -112,17 +112,17 @@ async def test_a_line_of_a_gigabyte(world: DataWorld, tmp_path: Path) -> None:
         file.write(b"a,b\n1,")
         file.write(b"x" * (20 << 20))
         file.truncate(1 << 30)
-    for kind in (DataFormat.UNSPECIFIED, DataFormat.LINES):
+    for kind, most in ((DataFormat.UNSPECIFIED, 2), (DataFormat.LINES, 8)):
         error = await world.fails(path, reading=Reading(format=kind))
-        assert "long.csv, line 2: over 8 MiB in one line; " in error.message
+        assert f"long.csv, line 2: over {most} MiB in one line; " in error.message
 
 
 async def test_a_row_over_many_lines(world: DataWorld, tmp_path: Path) -> None:
     """A quotation mark that is never closed swallows the file."""
     path = tmp_path / "open.csv"
-    path.write_bytes(b'a,b\n1,"x\n' + b"1,2\n" * 10_000_000)
+    path.write_bytes(b'a,b\n1,"x\n' + b"1,2\n" * 2_000_000)
     error = await world.fails(path)
-    assert "open.csv: a row of over 16 MiB; is a quotation mark missing?" in error.message
+    assert "open.csv: a row of over 2 MiB; is a quotation mark missing?" in error.message
 
 
 async def test_a_bomb(world: DataWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

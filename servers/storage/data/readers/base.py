@@ -97,6 +97,13 @@ def check_schema(name: str, schema: Any, first: Any) -> None:
     raise bad_data(name, fault, "import files of one shape, or give --type COLUMN=TYPE")
 
 
+def with_label(schema: Any, files: Sequence[Input]) -> Any:
+    """Return the schema; without its label when no file is in a folder that says one."""
+    if any(file.label for file in files):
+        return schema
+    return schema.remove(schema.get_field_index("label"))
+
+
 def batched(rows: Iterable[tuple[Any, int]]) -> Iterator[list[Any]]:
     """Yield lists of rows from (row, its bytes): BATCH_ROWS or about BATCH_BYTES each."""
     batch: list[Any] = []

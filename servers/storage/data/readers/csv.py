@@ -16,9 +16,10 @@ import pyarrow.csv as arrow
 from llmos.servers.storage.data.faults import bad_data, bad_option
 from llmos.servers.storage.data.inputs import Input, Tick, no_tick
 from llmos.servers.storage.data.readers.base import Context, Parts, check_columns, check_schema
-from llmos.servers.storage.data.text import MAX_ROW, Text
+from llmos.servers.storage.data.text import Text
 
 _HEAD = 256 << 10
+_BLOCK = 2 << 20  # bytes, the most of a row; Arrow reads up to 32 blocks ahead
 _DELIMITERS = "\t,;|"
 _CONVERSION = re.compile(r"In CSV column #(\d+): (?:Row #(\d+): )?CSV conversion error to (.+?): ")
 
@@ -61,12 +62,14 @@ class _File:
         reading = self.context.reading
         with (
             # Buffered: Arrow takes what one read gives for a block, and Text gives less.
-            io.BufferedReader(Text(self.file.open(tick), self.file.name, reading.encoding)) as text,
+            io.BufferedReader(
+                Text(self.file.open(tick), self.file.name, reading.encoding, _BLOCK)
+            ) as text,
             arrow.open_csv(
                 text,
                 read_options=arrow.ReadOptions(
                     use_threads=False,
-                    block_size=2 * MAX_ROW,
+                    block_size=_BLOCK,
                     column_names=list(reading.columns) or None,
                 ),
                 parse_options=arrow.ParseOptions(
@@ -120,7 +123,7 @@ class _File:
                 row=int(found[2] or 0) - header if found[2] else 0,
             )
         if "straddling" in text:
-            fault = f"a row of over {MAX_ROW >> 19} MiB"
+            fault = f"a row of over {_BLOCK >> 20} MiB"
             return bad_data(name, fault, "is a quotation mark missing? Break the row up")
         if "Empty CSV" in text:
             return bad_data(name, "it is empty", "give a file with rows")

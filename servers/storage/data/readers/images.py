@@ -13,7 +13,7 @@ from PIL import Image
 from llmos.lib.errors import InvalidArgument
 from llmos.servers.storage.data.faults import bad_data
 from llmos.servers.storage.data.inputs import Input
-from llmos.servers.storage.data.readers.base import Context, Parts, batched
+from llmos.servers.storage.data.readers.base import Context, Parts, batched, with_label
 
 MAX_BYTES = 32 << 20
 MAX_PIXELS = 50_000_000
@@ -38,9 +38,10 @@ def is_image(head: bytes) -> bool:
 
 def read(files: Sequence[Input], context: Context) -> Parts:
     """Read images; see Reader."""
+    schema = with_label(_SCHEMA, files)
     for split in dict.fromkeys(file.split for file in files):
         for rows in batched(_rows([f for f in files if f.split == split], context)):
-            yield split, pa.RecordBatch.from_pylist(rows, schema=_SCHEMA)
+            yield split, pa.RecordBatch.from_pylist(rows, schema=schema)
 
 
 def _rows(files: Sequence[Input], context: Context) -> Iterator[tuple[dict[str, Any], int]]:
