@@ -55,6 +55,31 @@ class JobsStub(object):
                 request_serializer=llmos_dot_api_dot_optimizer_dot_v1_dot_jobs__pb2.CancelJobRequest.SerializeToString,
                 response_deserializer=llmos_dot_api_dot_optimizer_dot_v1_dot_jobs__pb2.CancelJobResponse.FromString,
                 _registered_method=True)
+        self.PauseJob = channel.unary_unary(
+                '/llmos.api.optimizer.v1.Jobs/PauseJob',
+                request_serializer=llmos_dot_api_dot_optimizer_dot_v1_dot_jobs__pb2.PauseJobRequest.SerializeToString,
+                response_deserializer=llmos_dot_api_dot_optimizer_dot_v1_dot_jobs__pb2.PauseJobResponse.FromString,
+                _registered_method=True)
+        self.ResumeJob = channel.unary_unary(
+                '/llmos.api.optimizer.v1.Jobs/ResumeJob',
+                request_serializer=llmos_dot_api_dot_optimizer_dot_v1_dot_jobs__pb2.ResumeJobRequest.SerializeToString,
+                response_deserializer=llmos_dot_api_dot_optimizer_dot_v1_dot_jobs__pb2.ResumeJobResponse.FromString,
+                _registered_method=True)
+        self.ReadJobLog = channel.unary_stream(
+                '/llmos.api.optimizer.v1.Jobs/ReadJobLog',
+                request_serializer=llmos_dot_api_dot_optimizer_dot_v1_dot_jobs__pb2.ReadJobLogRequest.SerializeToString,
+                response_deserializer=llmos_dot_api_dot_optimizer_dot_v1_dot_jobs__pb2.ReadJobLogResponse.FromString,
+                _registered_method=True)
+        self.ListArtifacts = channel.unary_unary(
+                '/llmos.api.optimizer.v1.Jobs/ListArtifacts',
+                request_serializer=llmos_dot_api_dot_optimizer_dot_v1_dot_jobs__pb2.ListArtifactsRequest.SerializeToString,
+                response_deserializer=llmos_dot_api_dot_optimizer_dot_v1_dot_jobs__pb2.ListArtifactsResponse.FromString,
+                _registered_method=True)
+        self.ReadArtifact = channel.unary_stream(
+                '/llmos.api.optimizer.v1.Jobs/ReadArtifact',
+                request_serializer=llmos_dot_api_dot_optimizer_dot_v1_dot_jobs__pb2.ReadArtifactRequest.SerializeToString,
+                response_deserializer=llmos_dot_api_dot_optimizer_dot_v1_dot_jobs__pb2.ReadArtifactResponse.FromString,
+                _registered_method=True)
 
 
 class JobsServicer(object):
@@ -99,6 +124,52 @@ class JobsServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PauseJob(self, request, context):
+        """Stops a job's process and frees its place; what it has done is kept for ResumeJob. A job that
+        trains stops after its present step. Pausing a paused job is OK.
+
+        Errors: NOT_FOUND NO_SUCH_JOB. FAILED_PRECONDITION JOB_ENDED: it has ended already.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeJob(self, request, context):
+        """Queues a paused job again; it goes on where it was. Resuming one that is not paused is OK.
+
+        Errors: NOT_FOUND NO_SUCH_JOB. FAILED_PRECONDITION JOB_ENDED: it has ended already.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadJobLog(self, request, context):
+        """Streams what a job's processes printed.
+
+        Errors: NOT_FOUND NO_SUCH_JOB.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListArtifacts(self, request, context):
+        """Lists the files that a job left for people: measurements by step, reports, plots.
+
+        Errors: NOT_FOUND NO_SUCH_JOB.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadArtifact(self, request, context):
+        """Streams one of them.
+
+        Errors: NOT_FOUND NO_SUCH_JOB, NO_SUCH_ARTIFACT: lists those there are.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_JobsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -121,6 +192,31 @@ def add_JobsServicer_to_server(servicer, server):
                     servicer.CancelJob,
                     request_deserializer=llmos_dot_api_dot_optimizer_dot_v1_dot_jobs__pb2.CancelJobRequest.FromString,
                     response_serializer=llmos_dot_api_dot_optimizer_dot_v1_dot_jobs__pb2.CancelJobResponse.SerializeToString,
+            ),
+            'PauseJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseJob,
+                    request_deserializer=llmos_dot_api_dot_optimizer_dot_v1_dot_jobs__pb2.PauseJobRequest.FromString,
+                    response_serializer=llmos_dot_api_dot_optimizer_dot_v1_dot_jobs__pb2.PauseJobResponse.SerializeToString,
+            ),
+            'ResumeJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeJob,
+                    request_deserializer=llmos_dot_api_dot_optimizer_dot_v1_dot_jobs__pb2.ResumeJobRequest.FromString,
+                    response_serializer=llmos_dot_api_dot_optimizer_dot_v1_dot_jobs__pb2.ResumeJobResponse.SerializeToString,
+            ),
+            'ReadJobLog': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadJobLog,
+                    request_deserializer=llmos_dot_api_dot_optimizer_dot_v1_dot_jobs__pb2.ReadJobLogRequest.FromString,
+                    response_serializer=llmos_dot_api_dot_optimizer_dot_v1_dot_jobs__pb2.ReadJobLogResponse.SerializeToString,
+            ),
+            'ListArtifacts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListArtifacts,
+                    request_deserializer=llmos_dot_api_dot_optimizer_dot_v1_dot_jobs__pb2.ListArtifactsRequest.FromString,
+                    response_serializer=llmos_dot_api_dot_optimizer_dot_v1_dot_jobs__pb2.ListArtifactsResponse.SerializeToString,
+            ),
+            'ReadArtifact': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadArtifact,
+                    request_deserializer=llmos_dot_api_dot_optimizer_dot_v1_dot_jobs__pb2.ReadArtifactRequest.FromString,
+                    response_serializer=llmos_dot_api_dot_optimizer_dot_v1_dot_jobs__pb2.ReadArtifactResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -232,6 +328,141 @@ class Jobs(object):
             '/llmos.api.optimizer.v1.Jobs/CancelJob',
             llmos_dot_api_dot_optimizer_dot_v1_dot_jobs__pb2.CancelJobRequest.SerializeToString,
             llmos_dot_api_dot_optimizer_dot_v1_dot_jobs__pb2.CancelJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmos.api.optimizer.v1.Jobs/PauseJob',
+            llmos_dot_api_dot_optimizer_dot_v1_dot_jobs__pb2.PauseJobRequest.SerializeToString,
+            llmos_dot_api_dot_optimizer_dot_v1_dot_jobs__pb2.PauseJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmos.api.optimizer.v1.Jobs/ResumeJob',
+            llmos_dot_api_dot_optimizer_dot_v1_dot_jobs__pb2.ResumeJobRequest.SerializeToString,
+            llmos_dot_api_dot_optimizer_dot_v1_dot_jobs__pb2.ResumeJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadJobLog(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/llmos.api.optimizer.v1.Jobs/ReadJobLog',
+            llmos_dot_api_dot_optimizer_dot_v1_dot_jobs__pb2.ReadJobLogRequest.SerializeToString,
+            llmos_dot_api_dot_optimizer_dot_v1_dot_jobs__pb2.ReadJobLogResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListArtifacts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmos.api.optimizer.v1.Jobs/ListArtifacts',
+            llmos_dot_api_dot_optimizer_dot_v1_dot_jobs__pb2.ListArtifactsRequest.SerializeToString,
+            llmos_dot_api_dot_optimizer_dot_v1_dot_jobs__pb2.ListArtifactsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadArtifact(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/llmos.api.optimizer.v1.Jobs/ReadArtifact',
+            llmos_dot_api_dot_optimizer_dot_v1_dot_jobs__pb2.ReadArtifactRequest.SerializeToString,
+            llmos_dot_api_dot_optimizer_dot_v1_dot_jobs__pb2.ReadArtifactResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -54,6 +54,32 @@ class JobsStub:
 
     Errors: NOT_FOUND NO_SUCH_JOB.
     """
+    PauseJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.PauseJobRequest, _jobs_pb2.PauseJobResponse]
+    """Stops a job's process and frees its place; what it has done is kept for ResumeJob. A job that
+    trains stops after its present step. Pausing a paused job is OK.
+
+    Errors: NOT_FOUND NO_SUCH_JOB. FAILED_PRECONDITION JOB_ENDED: it has ended already.
+    """
+    ResumeJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ResumeJobRequest, _jobs_pb2.ResumeJobResponse]
+    """Queues a paused job again; it goes on where it was. Resuming one that is not paused is OK.
+
+    Errors: NOT_FOUND NO_SUCH_JOB. FAILED_PRECONDITION JOB_ENDED: it has ended already.
+    """
+    ReadJobLog: _grpc.UnaryStreamMultiCallable[_jobs_pb2.ReadJobLogRequest, _jobs_pb2.ReadJobLogResponse]
+    """Streams what a job's processes printed.
+
+    Errors: NOT_FOUND NO_SUCH_JOB.
+    """
+    ListArtifacts: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ListArtifactsRequest, _jobs_pb2.ListArtifactsResponse]
+    """Lists the files that a job left for people: measurements by step, reports, plots.
+
+    Errors: NOT_FOUND NO_SUCH_JOB.
+    """
+    ReadArtifact: _grpc.UnaryStreamMultiCallable[_jobs_pb2.ReadArtifactRequest, _jobs_pb2.ReadArtifactResponse]
+    """Streams one of them.
+
+    Errors: NOT_FOUND NO_SUCH_JOB, NO_SUCH_ARTIFACT: lists those there are.
+    """
 
 @_typing.type_check_only
 class JobsAsyncStub(JobsStub):
@@ -80,6 +106,32 @@ class JobsAsyncStub(JobsStub):
     """Stops a job. Versions that it has registered stay. Cancelling an ended job is OK.
 
     Errors: NOT_FOUND NO_SUCH_JOB.
+    """
+    PauseJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.PauseJobRequest, _jobs_pb2.PauseJobResponse]  # type: ignore[assignment]
+    """Stops a job's process and frees its place; what it has done is kept for ResumeJob. A job that
+    trains stops after its present step. Pausing a paused job is OK.
+
+    Errors: NOT_FOUND NO_SUCH_JOB. FAILED_PRECONDITION JOB_ENDED: it has ended already.
+    """
+    ResumeJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ResumeJobRequest, _jobs_pb2.ResumeJobResponse]  # type: ignore[assignment]
+    """Queues a paused job again; it goes on where it was. Resuming one that is not paused is OK.
+
+    Errors: NOT_FOUND NO_SUCH_JOB. FAILED_PRECONDITION JOB_ENDED: it has ended already.
+    """
+    ReadJobLog: _aio.UnaryStreamMultiCallable[_jobs_pb2.ReadJobLogRequest, _jobs_pb2.ReadJobLogResponse]  # type: ignore[assignment]
+    """Streams what a job's processes printed.
+
+    Errors: NOT_FOUND NO_SUCH_JOB.
+    """
+    ListArtifacts: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ListArtifactsRequest, _jobs_pb2.ListArtifactsResponse]  # type: ignore[assignment]
+    """Lists the files that a job left for people: measurements by step, reports, plots.
+
+    Errors: NOT_FOUND NO_SUCH_JOB.
+    """
+    ReadArtifact: _aio.UnaryStreamMultiCallable[_jobs_pb2.ReadArtifactRequest, _jobs_pb2.ReadArtifactResponse]  # type: ignore[assignment]
+    """Streams one of them.
+
+    Errors: NOT_FOUND NO_SUCH_JOB, NO_SUCH_ARTIFACT: lists those there are.
     """
 
 class JobsServicer(metaclass=_abc_1.ABCMeta):
@@ -128,6 +180,62 @@ class JobsServicer(metaclass=_abc_1.ABCMeta):
         """Stops a job. Versions that it has registered stay. Cancelling an ended job is OK.
 
         Errors: NOT_FOUND NO_SUCH_JOB.
+        """
+
+    @_abc_1.abstractmethod
+    def PauseJob(
+        self,
+        request: _jobs_pb2.PauseJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.PauseJobResponse, _abc.Awaitable[_jobs_pb2.PauseJobResponse]]:
+        """Stops a job's process and frees its place; what it has done is kept for ResumeJob. A job that
+        trains stops after its present step. Pausing a paused job is OK.
+
+        Errors: NOT_FOUND NO_SUCH_JOB. FAILED_PRECONDITION JOB_ENDED: it has ended already.
+        """
+
+    @_abc_1.abstractmethod
+    def ResumeJob(
+        self,
+        request: _jobs_pb2.ResumeJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.ResumeJobResponse, _abc.Awaitable[_jobs_pb2.ResumeJobResponse]]:
+        """Queues a paused job again; it goes on where it was. Resuming one that is not paused is OK.
+
+        Errors: NOT_FOUND NO_SUCH_JOB. FAILED_PRECONDITION JOB_ENDED: it has ended already.
+        """
+
+    @_abc_1.abstractmethod
+    def ReadJobLog(
+        self,
+        request: _jobs_pb2.ReadJobLogRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_jobs_pb2.ReadJobLogResponse], _abc.AsyncIterator[_jobs_pb2.ReadJobLogResponse]]:
+        """Streams what a job's processes printed.
+
+        Errors: NOT_FOUND NO_SUCH_JOB.
+        """
+
+    @_abc_1.abstractmethod
+    def ListArtifacts(
+        self,
+        request: _jobs_pb2.ListArtifactsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.ListArtifactsResponse, _abc.Awaitable[_jobs_pb2.ListArtifactsResponse]]:
+        """Lists the files that a job left for people: measurements by step, reports, plots.
+
+        Errors: NOT_FOUND NO_SUCH_JOB.
+        """
+
+    @_abc_1.abstractmethod
+    def ReadArtifact(
+        self,
+        request: _jobs_pb2.ReadArtifactRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_jobs_pb2.ReadArtifactResponse], _abc.AsyncIterator[_jobs_pb2.ReadArtifactResponse]]:
+        """Streams one of them.
+
+        Errors: NOT_FOUND NO_SUCH_JOB, NO_SUCH_ARTIFACT: lists those there are.
         """
 
 def add_JobsServicer_to_server(servicer: JobsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from llmos.api.optimizer.v1 import jobs_pb2 as llmos_dot_api_dot_optimizer_dot_v1_dot_jobs__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$llmos/api/optimizer/v1/process.proto\x12\x16llmos.api.optimizer.v1\x1a!llmos/api/optimizer/v1/jobs.proto\"\xa1\x01\n\tJobRecord\x12(\n\x03job\x18\x01 \x01(\x0b\x32\x1b.llmos.api.optimizer.v1.Job\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06source\x18\x03 \x01(\t\x12\x12\n\ncancelling\x18\x04 \x01(\x08\x12\x0f\n\x07\x63rashes\x18\x05 \x01(\r\x12\x0f\n\x07sources\x18\x06 \x03(\t\x12\x10\n\x08\x64\x61tasets\x18\x07 \x03(\t\"\xcd\x01\n\tJobLaunch\x12\n\n\x02id\x18\x01 \x01(\t\x12-\n\x04spec\x18\x02 \x01(\x0b\x32\x1f.llmos.api.optimizer.v1.JobSpec\x12\x0e\n\x06source\x18\x03 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\x12\x11\n\tstate_dir\x18\x05 \x01(\t\x12\x0e\n\x06kernel\x18\x06 \x01(\t\x12\r\n\x05peers\x18\x07 \x01(\t\x12\x0f\n\x07threads\x18\x08 \x01(\r\x12\x0f\n\x07sources\x18\t \x03(\t\x12\x10\n\x08\x64\x61tasets\x18\n \x03(\t\"\xa3\x01\n\x0bJobProgress\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x10\n\x08progress\x18\x02 \x01(\x01\x12\x0e\n\x06result\x18\x03 \x01(\t\x12\x36\n\ncomparison\x18\x04 \x01(\x0b\x32\".llmos.api.optimizer.v1.Comparison\x12+\n\x03\x65nd\x18\x05 \x01(\x0b\x32\x1e.llmos.api.optimizer.v1.JobEnd\"\x17\n\x06JobEnd\x12\r\n\x05\x65rror\x18\x01 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$llmos/api/optimizer/v1/process.proto\x12\x16llmos.api.optimizer.v1\x1a!llmos/api/optimizer/v1/jobs.proto\"\xb2\x01\n\tJobRecord\x12(\n\x03job\x18\x01 \x01(\x0b\x32\x1b.llmos.api.optimizer.v1.Job\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06source\x18\x03 \x01(\t\x12\x12\n\ncancelling\x18\x04 \x01(\x08\x12\x0f\n\x07\x63rashes\x18\x05 \x01(\r\x12\x0f\n\x07sources\x18\x06 \x03(\t\x12\x10\n\x08\x64\x61tasets\x18\x07 \x03(\t\x12\x0f\n\x07pausing\x18\x08 \x01(\x08\"\xcd\x01\n\tJobLaunch\x12\n\n\x02id\x18\x01 \x01(\t\x12-\n\x04spec\x18\x02 \x01(\x0b\x32\x1f.llmos.api.optimizer.v1.JobSpec\x12\x0e\n\x06source\x18\x03 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\x12\x11\n\tstate_dir\x18\x05 \x01(\t\x12\x0e\n\x06kernel\x18\x06 \x01(\t\x12\r\n\x05peers\x18\x07 \x01(\t\x12\x0f\n\x07threads\x18\x08 \x01(\r\x12\x0f\n\x07sources\x18\t \x03(\t\x12\x10\n\x08\x64\x61tasets\x18\n \x03(\t\"\xdf\x01\n\x0bJobProgress\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x10\n\x08progress\x18\x02 \x01(\x01\x12\x0e\n\x06result\x18\x03 \x01(\t\x12\x36\n\ncomparison\x18\x04 \x01(\x0b\x32\".llmos.api.optimizer.v1.Comparison\x12+\n\x03\x65nd\x18\x05 \x01(\x0b\x32\x1e.llmos.api.optimizer.v1.JobEnd\x12:\n\x08training\x18\x06 \x01(\x0b\x32(.llmos.api.optimizer.v1.TrainingProgress\"\x17\n\x06JobEnd\x12\r\n\x05\x65rror\x18\x01 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,11 +33,11 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'llmos.api.optimizer.v1.proc
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_JOBRECORD']._serialized_start=100
-  _globals['_JOBRECORD']._serialized_end=261
-  _globals['_JOBLAUNCH']._serialized_start=264
-  _globals['_JOBLAUNCH']._serialized_end=469
-  _globals['_JOBPROGRESS']._serialized_start=472
-  _globals['_JOBPROGRESS']._serialized_end=635
-  _globals['_JOBEND']._serialized_start=637
-  _globals['_JOBEND']._serialized_end=660
+  _globals['_JOBRECORD']._serialized_end=278
+  _globals['_JOBLAUNCH']._serialized_start=281
+  _globals['_JOBLAUNCH']._serialized_end=486
+  _globals['_JOBPROGRESS']._serialized_start=489
+  _globals['_JOBPROGRESS']._serialized_end=712
+  _globals['_JOBEND']._serialized_start=714
+  _globals['_JOBEND']._serialized_end=737
 # @@protoc_insertion_point(module_scope)

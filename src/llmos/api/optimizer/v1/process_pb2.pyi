@@ -34,6 +34,7 @@ class JobRecord(_message.Message):
     CRASHES_FIELD_NUMBER: _builtins.int
     SOURCES_FIELD_NUMBER: _builtins.int
     DATASETS_FIELD_NUMBER: _builtins.int
+    PAUSING_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """SubmitJobRequest.request_id."""
     source: _builtins.str
@@ -42,6 +43,8 @@ class JobRecord(_message.Message):
     """CancelJob was called."""
     crashes: _builtins.int
     """Times its process ended without a word while the server watched."""
+    pausing: _builtins.bool
+    """PauseJob was called."""
     @_builtins.property
     def job(self) -> _jobs_pb2.Job:
         """As last told to clients."""
@@ -66,10 +69,11 @@ class JobRecord(_message.Message):
         crashes: _builtins.int = ...,
         sources: _abc.Iterable[_builtins.str] | None = ...,
         datasets: _abc.Iterable[_builtins.str] | None = ...,
+        pausing: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelling", b"cancelling", "crashes", b"crashes", "datasets", b"datasets", "job", b"job", "request_id", b"request_id", "source", b"source", "sources", b"sources"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelling", b"cancelling", "crashes", b"crashes", "datasets", b"datasets", "job", b"job", "pausing", b"pausing", "request_id", b"request_id", "source", b"source", "sources", b"sources"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -152,6 +156,7 @@ class JobProgress(_message.Message):
     RESULT_FIELD_NUMBER: _builtins.int
     COMPARISON_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
+    TRAINING_FIELD_NUMBER: _builtins.int
     stage: _builtins.str
     """For people: what it is doing."""
     progress: _builtins.float
@@ -166,6 +171,10 @@ class JobProgress(_message.Message):
     def end(self) -> Global___JobEnd:
         """The job has ended: this is the last entry."""
 
+    @_builtins.property
+    def training(self) -> _jobs_pb2.TrainingProgress:
+        """How training goes."""
+
     def __init__(
         self,
         *,
@@ -174,10 +183,11 @@ class JobProgress(_message.Message):
         result: _builtins.str = ...,
         comparison: _jobs_pb2.Comparison | None = ...,
         end: Global___JobEnd | None = ...,
+        training: _jobs_pb2.TrainingProgress | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["comparison", b"comparison", "end", b"end"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["comparison", b"comparison", "end", b"end", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["comparison", b"comparison", "end", b"end", "progress", b"progress", "result", b"result", "stage", b"stage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["comparison", b"comparison", "end", b"end", "progress", b"progress", "result", b"result", "stage", b"stage", "training", b"training"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
