@@ -12,7 +12,7 @@ from llmos.lib.buffers import CLIENT_KEY
 from llmos.lib.host import host_id
 from llmos.servers.memory.buffers import BufferStore
 from llmos.servers.memory.record import PLAIN, Buffer
-from llmos.servers.memory.residency import Ledger, Report
+from llmos.servers.memory.residency import Ledger, Report, Wish
 
 _HOST = host_id()
 
@@ -128,7 +128,8 @@ class ResidencyService(residency_pb2_grpc.ResidencyServicer):
         self, request: residency_pb2.AcquireGrantRequest, context: Any
     ) -> residency_pb2.AcquireGrantResponse:
         """See the proto."""
-        evict = self._ledger.acquire(request.id, request.device, request.bytes, request.pinned)
+        wish = Wish(request.pinned, request.rank, request.tenant, request.reload_s, request.dry_run)
+        evict = self._ledger.acquire(request.id, request.device, request.bytes, wish)
         return residency_pb2.AcquireGrantResponse(granted=not evict, evict=evict)
 
     async def ReleaseGrant(
@@ -143,7 +144,21 @@ class ResidencyService(residency_pb2_grpc.ResidencyServicer):
     ) -> residency_pb2.ReportGrantsResponse:
         """See the proto."""
         self._ledger.report(
-            Report(g.id, g.device, g.bytes, g.used_bytes, g.busy, g.pinned, g.idle_s)
+            Report(
+                g.id,
+                g.device,
+                g.bytes,
+                g.used_bytes,
+                g.busy,
+                g.pinned,
+                g.idle_s,
+                moving=g.moving,
+                leases=g.leases,
+                served=g.served,
+                reload_s=g.reload_s,
+                rank=g.rank,
+                tenant=g.tenant,
+            )
             for g in request.grants
         )
         return residency_pb2.ReportGrantsResponse()
@@ -160,6 +175,8 @@ class ResidencyService(residency_pb2_grpc.ResidencyServicer):
                 budget_bytes=d.budget,
                 granted_bytes=self._ledger.granted(d.name),
                 free_bytes=d.free(),
+                used_bytes=self._ledger.used(d.name),
+                waiting_bytes=self._ledger.waiting(d.name),
             )
             for d in self._ledger.devices.values()
         ]
@@ -169,6 +186,9 @@ class ResidencyService(residency_pb2_grpc.ResidencyServicer):
         self, request: residency_pb2.ListGrantsRequest, context: Any
     ) -> residency_pb2.ListGrantsResponse:
         """See the proto."""
+        order: dict[str, int] = {}
+        for device in self._ledger.devices:
+            order |= self._ledger.order(device)
         grants = [
             residency_pb2.Grant(
                 id=g.id,
@@ -178,6 +198,13 @@ class ResidencyService(residency_pb2_grpc.ResidencyServicer):
                 busy=g.busy,
                 pinned=g.pinned,
                 idle_s=self._ledger.idle_s(g),
+                moving=g.moving,
+                leases=g.leases,
+                served=g.served,
+                reload_s=g.reload_guess_s,
+                rank=g.rank,
+                tenant=g.tenant,
+                order=order.get(g.id, 0),
             )
             for g in self._ledger.grants()
         ]

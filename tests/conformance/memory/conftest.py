@@ -26,7 +26,7 @@ from llmos.lib.rpc import from_rpc_error
 from llmos.lib.serve import Server
 from llmos.servers.memory.buffers import BufferStore
 from llmos.servers.memory.devices import Device
-from llmos.servers.memory.residency import Ledger, Report
+from llmos.servers.memory.residency import Ledger, Report, Wish
 from llmos.servers.memory.service import BuffersService, ResidencyService
 from llmos.servers.memory.shm import Directory
 
@@ -167,7 +167,7 @@ class LocalResidency:
         self._ledger = ledger
 
     async def acquire(self, id: str, device: str, size: int, pinned: bool = False) -> list[str]:
-        return self._ledger.acquire(id, device, size, pinned)
+        return self._ledger.acquire(id, device, size, Wish(pinned=pinned))
 
     async def release(self, id: str) -> None:
         self._ledger.release(id)

@@ -40,7 +40,7 @@ async def test_over_budget(world: Any) -> None:
     await service.report(Report("busy", "cpu", 40, 40, True, False, 0.0))
     with pytest.raises(ResourceExhausted, match="its budget is 100, 40 are held") as caught:
         await service.acquire("next", "cpu", 61)
-    assert caught.value.reason == "OVER_BUDGET" and caught.value.retry_after_s == 1.0
+    assert caught.value.reason == "OVER_BUDGET" and caught.value.retry_after_s == 0.1
     with pytest.raises(ResourceExhausted) as caught:
         await service.acquire("next", "cuda:0", 101)
     assert caught.value.retry_after_s is None
