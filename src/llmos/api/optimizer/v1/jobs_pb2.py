@@ -22,10 +22,13 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from llmos.api.optimizer.v1 import compress_pb2 as llmos_dot_api_dot_optimizer_dot_v1_dot_compress__pb2
+from llmos.api.optimizer.v1 import evaluate_pb2 as llmos_dot_api_dot_optimizer_dot_v1_dot_evaluate__pb2
+from llmos.api.optimizer.v1 import measure_pb2 as llmos_dot_api_dot_optimizer_dot_v1_dot_measure__pb2
 from llmos.api.optimizer.v1 import train_pb2 as llmos_dot_api_dot_optimizer_dot_v1_dot_train__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!llmos/api/optimizer/v1/jobs.proto\x12\x16llmos.api.optimizer.v1\x1a\"llmos/api/optimizer/v1/train.proto\"\xe5\x01\n\x07JobSpec\x12\x39\n\x0b\x65xport_onnx\x18\x01 \x01(\x0b\x32\".llmos.api.optimizer.v1.ExportOnnxH\x00\x12.\n\x05train\x18\x02 \x01(\x0b\x32\x1d.llmos.api.optimizer.v1.TrainH\x00\x12\x35\n\tfine_tune\x18\x03 \x01(\x0b\x32 .llmos.api.optimizer.v1.FineTuneH\x00\x12\x30\n\x06\x64istil\x18\x04 \x01(\x0b\x32\x1e.llmos.api.optimizer.v1.DistilH\x00\x42\x06\n\x04kind\"[\n\nExportOnnx\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tskip_int8\x18\x02 \x01(\x08\x12\x12\n\nmin_cosine\x18\x03 \x01(\x01\x12\x17\n\x0fmin_cosine_int8\x18\x04 \x01(\x01\"\xa6\x03\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\t\x12-\n\x04spec\x18\x02 \x01(\x0b\x32\x1f.llmos.api.optimizer.v1.JobSpec\x12/\n\x05state\x18\x03 \x01(\x0e\x32 .llmos.api.optimizer.v1.JobState\x12\r\n\x05stage\x18\x04 \x01(\t\x12\x10\n\x08progress\x18\x05 \x01(\x01\x12\r\n\x05\x65rror\x18\x06 \x01(\t\x12\x0f\n\x07results\x18\x07 \x03(\t\x12\x37\n\x0b\x63omparisons\x18\x08 \x03(\x0b\x32\".llmos.api.optimizer.v1.Comparison\x12\x0b\n\x03pid\x18\t \x01(\r\x12\x18\n\x10submitted_unix_s\x18\n \x01(\x01\x12\x14\n\x0c\x65nded_unix_s\x18\x0b \x01(\x01\x12\x10\n\x08\x61ttempts\x18\x0c \x01(\r\x12\x0b\n\x03log\x18\r \x01(\t\x12:\n\x08training\x18\x0e \x01(\x0b\x32(.llmos.api.optimizer.v1.TrainingProgress\x12\x0f\n\x07sources\x18\x0f \x03(\t\x12\x10\n\x08\x64\x61tasets\x18\x10 \x03(\t\"\xd7\x01\n\x10TrainingProgress\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\r\n\x05steps\x18\x02 \x01(\x04\x12\x0c\n\x04loss\x18\x03 \x01(\x01\x12\x17\n\x0fvalidation_loss\x18\x04 \x01(\x01\x12\x15\n\rlearning_rate\x18\x05 \x01(\x01\x12\x0c\n\x04rate\x18\x06 \x01(\x01\x12\x11\n\trate_unit\x18\x07 \x01(\t\x12\r\n\x05\x65ta_s\x18\x08 \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\t \x01(\x04\x12\x11\n\tyielded_s\x18\n \x01(\x01\x12\x0f\n\x07\x65psilon\x18\x0b \x01(\x01\"\x87\x01\n\nComparison\x12\r\n\x05label\x18\x01 \x01(\t\x12\x0b\n\x03ref\x18\x02 \x01(\t\x12\x12\n\ncosine_min\x18\x03 \x01(\x01\x12\x13\n\x0b\x63osine_mean\x18\x04 \x01(\x01\x12\x12\n\nsize_bytes\x18\x05 \x01(\x04\x12\x11\n\tlatency_s\x18\x06 \x01(\x01\x12\r\n\x05texts\x18\x07 \x01(\r\"U\n\x10SubmitJobRequest\x12-\n\x04spec\x18\x01 \x01(\x0b\x32\x1f.llmos.api.optimizer.v1.JobSpec\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"=\n\x11SubmitJobResponse\x12(\n\x03job\x18\x01 \x01(\x0b\x32\x1b.llmos.api.optimizer.v1.Job\"\x1d\n\x0fWatchJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"<\n\x10WatchJobResponse\x12(\n\x03job\x18\x01 \x01(\x0b\x32\x1b.llmos.api.optimizer.v1.Job\"\x11\n\x0fListJobsRequest\"=\n\x10ListJobsResponse\x12)\n\x04jobs\x18\x01 \x03(\x0b\x32\x1b.llmos.api.optimizer.v1.Job\"\x1e\n\x10\x43\x61ncelJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"=\n\x11\x43\x61ncelJobResponse\x12(\n\x03job\x18\x01 \x01(\x0b\x32\x1b.llmos.api.optimizer.v1.Job\"\x1d\n\x0fPauseJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"<\n\x10PauseJobResponse\x12(\n\x03job\x18\x01 \x01(\x0b\x32\x1b.llmos.api.optimizer.v1.Job\"\x1e\n\x10ResumeJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"=\n\x11ResumeJobResponse\x12(\n\x03job\x18\x01 \x01(\x0b\x32\x1b.llmos.api.optimizer.v1.Job\">\n\x11ReadJobLogRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05lines\x18\x02 \x01(\r\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\"\"\n\x12ReadJobLogResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\"\n\x14ListArtifactsRequest\x12\n\n\x02id\x18\x01 \x01(\t\"L\n\x15ListArtifactsResponse\x12\x33\n\tartifacts\x18\x01 \x03(\x0b\x32 .llmos.api.optimizer.v1.Artifact\"&\n\x08\x41rtifact\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\"/\n\x13ReadArtifactRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"$\n\x14ReadArtifactResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c*\xb0\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x05\x12\x14\n\x10JOB_STATE_PAUSED\x10\x06\x32\xba\x07\n\x04Jobs\x12\x65\n\tSubmitJob\x12(.llmos.api.optimizer.v1.SubmitJobRequest\x1a).llmos.api.optimizer.v1.SubmitJobResponse\"\x03\x90\x02\x02\x12\x64\n\x08WatchJob\x12\'.llmos.api.optimizer.v1.WatchJobRequest\x1a(.llmos.api.optimizer.v1.WatchJobResponse\"\x03\x90\x02\x01\x30\x01\x12\x62\n\x08ListJobs\x12\'.llmos.api.optimizer.v1.ListJobsRequest\x1a(.llmos.api.optimizer.v1.ListJobsResponse\"\x03\x90\x02\x01\x12\x65\n\tCancelJob\x12(.llmos.api.optimizer.v1.CancelJobRequest\x1a).llmos.api.optimizer.v1.CancelJobResponse\"\x03\x90\x02\x02\x12\x62\n\x08PauseJob\x12\'.llmos.api.optimizer.v1.PauseJobRequest\x1a(.llmos.api.optimizer.v1.PauseJobResponse\"\x03\x90\x02\x02\x12\x65\n\tResumeJob\x12(.llmos.api.optimizer.v1.ResumeJobRequest\x1a).llmos.api.optimizer.v1.ResumeJobResponse\"\x03\x90\x02\x02\x12j\n\nReadJobLog\x12).llmos.api.optimizer.v1.ReadJobLogRequest\x1a*.llmos.api.optimizer.v1.ReadJobLogResponse\"\x03\x90\x02\x01\x30\x01\x12q\n\rListArtifacts\x12,.llmos.api.optimizer.v1.ListArtifactsRequest\x1a-.llmos.api.optimizer.v1.ListArtifactsResponse\"\x03\x90\x02\x01\x12p\n\x0cReadArtifact\x12+.llmos.api.optimizer.v1.ReadArtifactRequest\x1a,.llmos.api.optimizer.v1.ReadArtifactResponse\"\x03\x90\x02\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!llmos/api/optimizer/v1/jobs.proto\x12\x16llmos.api.optimizer.v1\x1a%llmos/api/optimizer/v1/compress.proto\x1a%llmos/api/optimizer/v1/evaluate.proto\x1a$llmos/api/optimizer/v1/measure.proto\x1a\"llmos/api/optimizer/v1/train.proto\"\x9b\x04\n\x07JobSpec\x12\x39\n\x0b\x65xport_onnx\x18\x01 \x01(\x0b\x32\".llmos.api.optimizer.v1.ExportOnnxH\x00\x12.\n\x05train\x18\x02 \x01(\x0b\x32\x1d.llmos.api.optimizer.v1.TrainH\x00\x12\x35\n\tfine_tune\x18\x03 \x01(\x0b\x32 .llmos.api.optimizer.v1.FineTuneH\x00\x12\x30\n\x06\x64istil\x18\x04 \x01(\x0b\x32\x1e.llmos.api.optimizer.v1.DistilH\x00\x12.\n\x05prune\x18\n \x01(\x0b\x32\x1d.llmos.api.optimizer.v1.PruneH\x00\x12\x34\n\x08quantise\x18\x0b \x01(\x0b\x32 .llmos.api.optimizer.v1.QuantiseH\x00\x12\x30\n\x06\x65xport\x18\x0c \x01(\x0b\x32\x1e.llmos.api.optimizer.v1.ExportH\x00\x12\x34\n\x08\x65valuate\x18\r \x01(\x0b\x32 .llmos.api.optimizer.v1.EvaluateH\x00\x12\x34\n\x08pipeline\x18\x0e \x01(\x0b\x32 .llmos.api.optimizer.v1.PipelineH\x00\x12\x30\n\x06search\x18\x0f \x01(\x0b\x32\x1e.llmos.api.optimizer.v1.SearchH\x00\x42\x06\n\x04kind\"[\n\nExportOnnx\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tskip_int8\x18\x02 \x01(\x08\x12\x12\n\nmin_cosine\x18\x03 \x01(\x01\x12\x17\n\x0fmin_cosine_int8\x18\x04 \x01(\x01\"}\n\x08Pipeline\x12\r\n\x05model\x18\x01 \x01(\t\x12.\n\x05steps\x18\x02 \x03(\x0b\x32\x1f.llmos.api.optimizer.v1.JobSpec\x12\x32\n\x07promote\x18\x03 \x01(\x0b\x32!.llmos.api.optimizer.v1.Promotion\"\x90\x01\n\tPromotion\x12\r\n\x05\x61lias\x18\x01 \x01(\t\x12+\n\x05gates\x18\x02 \x03(\x0b\x32\x1c.llmos.api.optimizer.v1.Gate\x12\x0e\n\x06\x63\x61nary\x18\x03 \x01(\t\x12\x0f\n\x07watch_s\x18\x04 \x01(\x01\x12\x12\n\nmax_failed\x18\x05 \x01(\x01\x12\x12\n\nmax_p99_ms\x18\x06 \x01(\x01\"\xfc\x01\n\x06Search\x12\r\n\x05model\x18\x01 \x01(\t\x12/\n\x07\x63hoices\x18\x02 \x03(\x0b\x32\x1e.llmos.api.optimizer.v1.Choice\x12\x32\n\x08\x65valuate\x18\x03 \x01(\x0b\x32 .llmos.api.optimizer.v1.Evaluate\x12\x12\n\nobjectives\x18\x04 \x03(\t\x12+\n\x05gates\x18\x05 \x03(\x0b\x32\x1c.llmos.api.optimizer.v1.Gate\x12\x0e\n\x06trials\x18\x06 \x01(\r\x12\x0c\n\x04seed\x18\x07 \x01(\x04\x12\r\n\x05\x61lias\x18\x08 \x01(\t\x12\x10\n\x08keep_all\x18\t \x01(\x08\"H\n\x06\x43hoice\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x30\n\x07options\x18\x02 \x03(\x0b\x32\x1f.llmos.api.optimizer.v1.JobSpec\"\xa6\x03\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\t\x12-\n\x04spec\x18\x02 \x01(\x0b\x32\x1f.llmos.api.optimizer.v1.JobSpec\x12/\n\x05state\x18\x03 \x01(\x0e\x32 .llmos.api.optimizer.v1.JobState\x12\r\n\x05stage\x18\x04 \x01(\t\x12\x10\n\x08progress\x18\x05 \x01(\x01\x12\r\n\x05\x65rror\x18\x06 \x01(\t\x12\x0f\n\x07results\x18\x07 \x03(\t\x12\x37\n\x0b\x63omparisons\x18\x08 \x03(\x0b\x32\".llmos.api.optimizer.v1.Comparison\x12\x0b\n\x03pid\x18\t \x01(\r\x12\x18\n\x10submitted_unix_s\x18\n \x01(\x01\x12\x14\n\x0c\x65nded_unix_s\x18\x0b \x01(\x01\x12\x10\n\x08\x61ttempts\x18\x0c \x01(\r\x12\x0b\n\x03log\x18\r \x01(\t\x12:\n\x08training\x18\x0e \x01(\x0b\x32(.llmos.api.optimizer.v1.TrainingProgress\x12\x0f\n\x07sources\x18\x0f \x03(\t\x12\x10\n\x08\x64\x61tasets\x18\x10 \x03(\t\"\xd7\x01\n\x10TrainingProgress\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\r\n\x05steps\x18\x02 \x01(\x04\x12\x0c\n\x04loss\x18\x03 \x01(\x01\x12\x17\n\x0fvalidation_loss\x18\x04 \x01(\x01\x12\x15\n\rlearning_rate\x18\x05 \x01(\x01\x12\x0c\n\x04rate\x18\x06 \x01(\x01\x12\x11\n\trate_unit\x18\x07 \x01(\t\x12\r\n\x05\x65ta_s\x18\x08 \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\t \x01(\x04\x12\x11\n\tyielded_s\x18\n \x01(\x01\x12\x0f\n\x07\x65psilon\x18\x0b \x01(\x01\"\xee\x01\n\nComparison\x12\r\n\x05label\x18\x01 \x01(\t\x12\x0b\n\x03ref\x18\x02 \x01(\t\x12\x12\n\ncosine_min\x18\x03 \x01(\x01\x12\x13\n\x0b\x63osine_mean\x18\x04 \x01(\x01\x12\x12\n\nsize_bytes\x18\x05 \x01(\x04\x12\x11\n\tlatency_s\x18\x06 \x01(\x01\x12\r\n\x05texts\x18\x07 \x01(\r\x12\x31\n\x08measures\x18\x08 \x03(\x0b\x32\x1f.llmos.api.optimizer.v1.Measure\x12\x32\n\x06layers\x18\t \x03(\x0b\x32\".llmos.api.optimizer.v1.LayerError\"U\n\x10SubmitJobRequest\x12-\n\x04spec\x18\x01 \x01(\x0b\x32\x1f.llmos.api.optimizer.v1.JobSpec\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"=\n\x11SubmitJobResponse\x12(\n\x03job\x18\x01 \x01(\x0b\x32\x1b.llmos.api.optimizer.v1.Job\"\x1d\n\x0fWatchJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"<\n\x10WatchJobResponse\x12(\n\x03job\x18\x01 \x01(\x0b\x32\x1b.llmos.api.optimizer.v1.Job\"\x11\n\x0fListJobsRequest\"=\n\x10ListJobsResponse\x12)\n\x04jobs\x18\x01 \x03(\x0b\x32\x1b.llmos.api.optimizer.v1.Job\"\x1e\n\x10\x43\x61ncelJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"=\n\x11\x43\x61ncelJobResponse\x12(\n\x03job\x18\x01 \x01(\x0b\x32\x1b.llmos.api.optimizer.v1.Job\"\x1d\n\x0fPauseJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"<\n\x10PauseJobResponse\x12(\n\x03job\x18\x01 \x01(\x0b\x32\x1b.llmos.api.optimizer.v1.Job\"\x1e\n\x10ResumeJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"=\n\x11ResumeJobResponse\x12(\n\x03job\x18\x01 \x01(\x0b\x32\x1b.llmos.api.optimizer.v1.Job\">\n\x11ReadJobLogRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05lines\x18\x02 \x01(\r\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\"\"\n\x12ReadJobLogResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\"\n\x14ListArtifactsRequest\x12\n\n\x02id\x18\x01 \x01(\t\"L\n\x15ListArtifactsResponse\x12\x33\n\tartifacts\x18\x01 \x03(\x0b\x32 .llmos.api.optimizer.v1.Artifact\"&\n\x08\x41rtifact\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\"/\n\x13ReadArtifactRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"$\n\x14ReadArtifactResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c*\xb0\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x05\x12\x14\n\x10JOB_STATE_PAUSED\x10\x06\x32\xba\x07\n\x04Jobs\x12\x65\n\tSubmitJob\x12(.llmos.api.optimizer.v1.SubmitJobRequest\x1a).llmos.api.optimizer.v1.SubmitJobResponse\"\x03\x90\x02\x02\x12\x64\n\x08WatchJob\x12\'.llmos.api.optimizer.v1.WatchJobRequest\x1a(.llmos.api.optimizer.v1.WatchJobResponse\"\x03\x90\x02\x01\x30\x01\x12\x62\n\x08ListJobs\x12\'.llmos.api.optimizer.v1.ListJobsRequest\x1a(.llmos.api.optimizer.v1.ListJobsResponse\"\x03\x90\x02\x01\x12\x65\n\tCancelJob\x12(.llmos.api.optimizer.v1.CancelJobRequest\x1a).llmos.api.optimizer.v1.CancelJobResponse\"\x03\x90\x02\x02\x12\x62\n\x08PauseJob\x12\'.llmos.api.optimizer.v1.PauseJobRequest\x1a(.llmos.api.optimizer.v1.PauseJobResponse\"\x03\x90\x02\x02\x12\x65\n\tResumeJob\x12(.llmos.api.optimizer.v1.ResumeJobRequest\x1a).llmos.api.optimizer.v1.ResumeJobResponse\"\x03\x90\x02\x02\x12j\n\nReadJobLog\x12).llmos.api.optimizer.v1.ReadJobLogRequest\x1a*.llmos.api.optimizer.v1.ReadJobLogResponse\"\x03\x90\x02\x01\x30\x01\x12q\n\rListArtifacts\x12,.llmos.api.optimizer.v1.ListArtifactsRequest\x1a-.llmos.api.optimizer.v1.ListArtifactsResponse\"\x03\x90\x02\x01\x12p\n\x0cReadArtifact\x12+.llmos.api.optimizer.v1.ReadArtifactRequest\x1a,.llmos.api.optimizer.v1.ReadArtifactResponse\"\x03\x90\x02\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -50,56 +53,64 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JOBS'].methods_by_name['ListArtifacts']._serialized_options = b'\220\002\001'
   _globals['_JOBS'].methods_by_name['ReadArtifact']._loaded_options = None
   _globals['_JOBS'].methods_by_name['ReadArtifact']._serialized_options = b'\220\002\001'
-  _globals['_JOBSTATE']._serialized_start=2153
-  _globals['_JOBSTATE']._serialized_end=2329
-  _globals['_JOBSPEC']._serialized_start=98
-  _globals['_JOBSPEC']._serialized_end=327
-  _globals['_EXPORTONNX']._serialized_start=329
-  _globals['_EXPORTONNX']._serialized_end=420
-  _globals['_JOB']._serialized_start=423
-  _globals['_JOB']._serialized_end=845
-  _globals['_TRAININGPROGRESS']._serialized_start=848
-  _globals['_TRAININGPROGRESS']._serialized_end=1063
-  _globals['_COMPARISON']._serialized_start=1066
-  _globals['_COMPARISON']._serialized_end=1201
-  _globals['_SUBMITJOBREQUEST']._serialized_start=1203
-  _globals['_SUBMITJOBREQUEST']._serialized_end=1288
-  _globals['_SUBMITJOBRESPONSE']._serialized_start=1290
-  _globals['_SUBMITJOBRESPONSE']._serialized_end=1351
-  _globals['_WATCHJOBREQUEST']._serialized_start=1353
-  _globals['_WATCHJOBREQUEST']._serialized_end=1382
-  _globals['_WATCHJOBRESPONSE']._serialized_start=1384
-  _globals['_WATCHJOBRESPONSE']._serialized_end=1444
-  _globals['_LISTJOBSREQUEST']._serialized_start=1446
-  _globals['_LISTJOBSREQUEST']._serialized_end=1463
-  _globals['_LISTJOBSRESPONSE']._serialized_start=1465
-  _globals['_LISTJOBSRESPONSE']._serialized_end=1526
-  _globals['_CANCELJOBREQUEST']._serialized_start=1528
-  _globals['_CANCELJOBREQUEST']._serialized_end=1558
-  _globals['_CANCELJOBRESPONSE']._serialized_start=1560
-  _globals['_CANCELJOBRESPONSE']._serialized_end=1621
-  _globals['_PAUSEJOBREQUEST']._serialized_start=1623
-  _globals['_PAUSEJOBREQUEST']._serialized_end=1652
-  _globals['_PAUSEJOBRESPONSE']._serialized_start=1654
-  _globals['_PAUSEJOBRESPONSE']._serialized_end=1714
-  _globals['_RESUMEJOBREQUEST']._serialized_start=1716
-  _globals['_RESUMEJOBREQUEST']._serialized_end=1746
-  _globals['_RESUMEJOBRESPONSE']._serialized_start=1748
-  _globals['_RESUMEJOBRESPONSE']._serialized_end=1809
-  _globals['_READJOBLOGREQUEST']._serialized_start=1811
-  _globals['_READJOBLOGREQUEST']._serialized_end=1873
-  _globals['_READJOBLOGRESPONSE']._serialized_start=1875
-  _globals['_READJOBLOGRESPONSE']._serialized_end=1909
-  _globals['_LISTARTIFACTSREQUEST']._serialized_start=1911
-  _globals['_LISTARTIFACTSREQUEST']._serialized_end=1945
-  _globals['_LISTARTIFACTSRESPONSE']._serialized_start=1947
-  _globals['_LISTARTIFACTSRESPONSE']._serialized_end=2023
-  _globals['_ARTIFACT']._serialized_start=2025
-  _globals['_ARTIFACT']._serialized_end=2063
-  _globals['_READARTIFACTREQUEST']._serialized_start=2065
-  _globals['_READARTIFACTREQUEST']._serialized_end=2112
-  _globals['_READARTIFACTRESPONSE']._serialized_start=2114
-  _globals['_READARTIFACTRESPONSE']._serialized_end=2150
-  _globals['_JOBS']._serialized_start=2332
-  _globals['_JOBS']._serialized_end=3286
+  _globals['_JOBSTATE']._serialized_start=3285
+  _globals['_JOBSTATE']._serialized_end=3461
+  _globals['_JOBSPEC']._serialized_start=214
+  _globals['_JOBSPEC']._serialized_end=753
+  _globals['_EXPORTONNX']._serialized_start=755
+  _globals['_EXPORTONNX']._serialized_end=846
+  _globals['_PIPELINE']._serialized_start=848
+  _globals['_PIPELINE']._serialized_end=973
+  _globals['_PROMOTION']._serialized_start=976
+  _globals['_PROMOTION']._serialized_end=1120
+  _globals['_SEARCH']._serialized_start=1123
+  _globals['_SEARCH']._serialized_end=1375
+  _globals['_CHOICE']._serialized_start=1377
+  _globals['_CHOICE']._serialized_end=1449
+  _globals['_JOB']._serialized_start=1452
+  _globals['_JOB']._serialized_end=1874
+  _globals['_TRAININGPROGRESS']._serialized_start=1877
+  _globals['_TRAININGPROGRESS']._serialized_end=2092
+  _globals['_COMPARISON']._serialized_start=2095
+  _globals['_COMPARISON']._serialized_end=2333
+  _globals['_SUBMITJOBREQUEST']._serialized_start=2335
+  _globals['_SUBMITJOBREQUEST']._serialized_end=2420
+  _globals['_SUBMITJOBRESPONSE']._serialized_start=2422
+  _globals['_SUBMITJOBRESPONSE']._serialized_end=2483
+  _globals['_WATCHJOBREQUEST']._serialized_start=2485
+  _globals['_WATCHJOBREQUEST']._serialized_end=2514
+  _globals['_WATCHJOBRESPONSE']._serialized_start=2516
+  _globals['_WATCHJOBRESPONSE']._serialized_end=2576
+  _globals['_LISTJOBSREQUEST']._serialized_start=2578
+  _globals['_LISTJOBSREQUEST']._serialized_end=2595
+  _globals['_LISTJOBSRESPONSE']._serialized_start=2597
+  _globals['_LISTJOBSRESPONSE']._serialized_end=2658
+  _globals['_CANCELJOBREQUEST']._serialized_start=2660
+  _globals['_CANCELJOBREQUEST']._serialized_end=2690
+  _globals['_CANCELJOBRESPONSE']._serialized_start=2692
+  _globals['_CANCELJOBRESPONSE']._serialized_end=2753
+  _globals['_PAUSEJOBREQUEST']._serialized_start=2755
+  _globals['_PAUSEJOBREQUEST']._serialized_end=2784
+  _globals['_PAUSEJOBRESPONSE']._serialized_start=2786
+  _globals['_PAUSEJOBRESPONSE']._serialized_end=2846
+  _globals['_RESUMEJOBREQUEST']._serialized_start=2848
+  _globals['_RESUMEJOBREQUEST']._serialized_end=2878
+  _globals['_RESUMEJOBRESPONSE']._serialized_start=2880
+  _globals['_RESUMEJOBRESPONSE']._serialized_end=2941
+  _globals['_READJOBLOGREQUEST']._serialized_start=2943
+  _globals['_READJOBLOGREQUEST']._serialized_end=3005
+  _globals['_READJOBLOGRESPONSE']._serialized_start=3007
+  _globals['_READJOBLOGRESPONSE']._serialized_end=3041
+  _globals['_LISTARTIFACTSREQUEST']._serialized_start=3043
+  _globals['_LISTARTIFACTSREQUEST']._serialized_end=3077
+  _globals['_LISTARTIFACTSRESPONSE']._serialized_start=3079
+  _globals['_LISTARTIFACTSRESPONSE']._serialized_end=3155
+  _globals['_ARTIFACT']._serialized_start=3157
+  _globals['_ARTIFACT']._serialized_end=3195
+  _globals['_READARTIFACTREQUEST']._serialized_start=3197
+  _globals['_READARTIFACTREQUEST']._serialized_end=3244
+  _globals['_READARTIFACTRESPONSE']._serialized_start=3246
+  _globals['_READARTIFACTRESPONSE']._serialized_end=3282
+  _globals['_JOBS']._serialized_start=3464
+  _globals['_JOBS']._serialized_end=4418
 # @@protoc_insertion_point(module_scope)

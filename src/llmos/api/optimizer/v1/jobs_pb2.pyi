@@ -8,6 +8,9 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from llmos.api.optimizer.v1 import compress_pb2 as _compress_pb2
+from llmos.api.optimizer.v1 import evaluate_pb2 as _evaluate_pb2
+from llmos.api.optimizer.v1 import measure_pb2 as _measure_pb2
 from llmos.api.optimizer.v1 import train_pb2 as _train_pb2
 import builtins as _builtins
 import sys
@@ -70,6 +73,12 @@ class JobSpec(_message.Message):
     TRAIN_FIELD_NUMBER: _builtins.int
     FINE_TUNE_FIELD_NUMBER: _builtins.int
     DISTIL_FIELD_NUMBER: _builtins.int
+    PRUNE_FIELD_NUMBER: _builtins.int
+    QUANTISE_FIELD_NUMBER: _builtins.int
+    EXPORT_FIELD_NUMBER: _builtins.int
+    EVALUATE_FIELD_NUMBER: _builtins.int
+    PIPELINE_FIELD_NUMBER: _builtins.int
+    SEARCH_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def export_onnx(self) -> Global___ExportOnnx:
         """Export to ONNX, quantise, compare, register."""
@@ -86,6 +95,30 @@ class JobSpec(_message.Message):
     def distil(self) -> _train_pb2.Distil:
         """Train a smaller model after a larger one."""
 
+    @_builtins.property
+    def prune(self) -> _compress_pb2.Prune:
+        """Take weights, heads or channels out."""
+
+    @_builtins.property
+    def quantise(self) -> _compress_pb2.Quantise:
+        """Compute with fewer bits."""
+
+    @_builtins.property
+    def export(self) -> _compress_pb2.Export:
+        """Write it in another format."""
+
+    @_builtins.property
+    def evaluate(self) -> _evaluate_pb2.Evaluate:
+        """Measure versions beside one another."""
+
+    @_builtins.property
+    def pipeline(self) -> Global___Pipeline:
+        """Several of these, one after another."""
+
+    @_builtins.property
+    def search(self) -> Global___Search:
+        """Find the best of many."""
+
     def __init__(
         self,
         *,
@@ -93,12 +126,18 @@ class JobSpec(_message.Message):
         train: _train_pb2.Train | None = ...,
         fine_tune: _train_pb2.FineTune | None = ...,
         distil: _train_pb2.Distil | None = ...,
+        prune: _compress_pb2.Prune | None = ...,
+        quantise: _compress_pb2.Quantise | None = ...,
+        export: _compress_pb2.Export | None = ...,
+        evaluate: _evaluate_pb2.Evaluate | None = ...,
+        pipeline: Global___Pipeline | None = ...,
+        search: Global___Search | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["distil", b"distil", "export_onnx", b"export_onnx", "fine_tune", b"fine_tune", "kind", b"kind", "train", b"train"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["distil", b"distil", "evaluate", b"evaluate", "export", b"export", "export_onnx", b"export_onnx", "fine_tune", b"fine_tune", "kind", b"kind", "pipeline", b"pipeline", "prune", b"prune", "quantise", b"quantise", "search", b"search", "train", b"train"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["distil", b"distil", "export_onnx", b"export_onnx", "fine_tune", b"fine_tune", "kind", b"kind", "train", b"train"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["distil", b"distil", "evaluate", b"evaluate", "export", b"export", "export_onnx", b"export_onnx", "fine_tune", b"fine_tune", "kind", b"kind", "pipeline", b"pipeline", "prune", b"prune", "quantise", b"quantise", "search", b"search", "train", b"train"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["export_onnx", "train", "fine_tune", "distil"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["export_onnx", "train", "fine_tune", "distil", "prune", "quantise", "export", "evaluate", "pipeline", "search"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -139,6 +178,189 @@ class ExportOnnx(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExportOnnx: _TypeAlias = ExportOnnx  # noqa: Y015
+
+@_typing.final
+class Pipeline(_message.Message):
+    """Steps, one after another: each is a job of its own that starts from the version that the step
+    before registered last, so its lineage has an edge for each step. The pipeline is a job, too, and
+    takes no place in the queue. It fails when a step fails; what earlier steps registered stays.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    PROMOTE_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """What the first step starts from; empty when the first step trains."""
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___JobSpec]:
+        """1 to 16. A step's `model` (`teacher`) must be empty. An evaluation's `models` may be empty:
+        they are then the pipeline's model and what the step before made.
+        """
+
+    @_builtins.property
+    def promote(self) -> Global___Promotion:
+        """What to do with the result."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        steps: _abc.Iterable[Global___JobSpec] | None = ...,
+        promote: Global___Promotion | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["promote", b"promote"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "promote", b"promote", "steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Pipeline: _TypeAlias = Pipeline  # noqa: Y015
+
+@_typing.final
+class Promotion(_message.Message):
+    """Moves aliases to what a pipeline made."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALIAS_FIELD_NUMBER: _builtins.int
+    GATES_FIELD_NUMBER: _builtins.int
+    CANARY_FIELD_NUMBER: _builtins.int
+    WATCH_S_FIELD_NUMBER: _builtins.int
+    MAX_FAILED_FIELD_NUMBER: _builtins.int
+    MAX_P99_MS_FIELD_NUMBER: _builtins.int
+    alias: _builtins.str
+    """Alias of the result's model that is moved in the end, e.g. `prod`."""
+    canary: _builtins.str
+    """Alias that is moved first, e.g. `canary`; empty = none."""
+    watch_s: _builtins.float
+    """Seconds that calls by the model's keys are watched after each move, by the kernel's figures. 0
+    = not at all.
+    """
+    max_failed: _builtins.float
+    """Largest share of calls that may fail in that time, 0 to 1; beyond it the alias is rolled back
+    and the job fails with ROLLED_BACK. 0 = 0.01.
+    """
+    max_p99_ms: _builtins.float
+    """Largest p99 of these calls, ms; beyond it likewise. 0 = no limit."""
+    @_builtins.property
+    def gates(self) -> _containers.RepeatedCompositeFieldContainer[_measure_pb2.Gate]:
+        """What must hold of the result: of the figures that its steps measured, the last one's first."""
+
+    def __init__(
+        self,
+        *,
+        alias: _builtins.str = ...,
+        gates: _abc.Iterable[_measure_pb2.Gate] | None = ...,
+        canary: _builtins.str = ...,
+        watch_s: _builtins.float = ...,
+        max_failed: _builtins.float = ...,
+        max_p99_ms: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "canary", b"canary", "gates", b"gates", "max_failed", b"max_failed", "max_p99_ms", b"max_p99_ms", "watch_s", b"watch_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Promotion: _TypeAlias = Promotion  # noqa: Y015
+
+@_typing.final
+class Search(_message.Message):
+    """Tries pipelines and finds those that nothing beats in all objectives (the Pareto front), by TPE
+    (Bergstra et al. 2011, Optuna's multi-objective sampler). Every trial is a pipeline job; what is
+    tried is chosen step by step from the choices. The same seed tries the same, when trials measure
+    the same.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    CHOICES_FIELD_NUMBER: _builtins.int
+    EVALUATE_FIELD_NUMBER: _builtins.int
+    OBJECTIVES_FIELD_NUMBER: _builtins.int
+    GATES_FIELD_NUMBER: _builtins.int
+    TRIALS_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    ALIAS_FIELD_NUMBER: _builtins.int
+    KEEP_ALL_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """What all trials start from."""
+    trials: _builtins.int
+    """Trials; 0 = 16, at most 500."""
+    seed: _builtins.int
+    """Seed of the sampler."""
+    alias: _builtins.str
+    """Alias of the model that is moved to the best: the one of the front with the best first
+    objective; empty = none.
+    """
+    keep_all: _builtins.bool
+    """Keep the versions that trials made but are not in the front; else they are deleted."""
+    @_builtins.property
+    def choices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Choice]:
+        """Steps of a trial. A trial takes one of each choice."""
+
+    @_builtins.property
+    def evaluate(self) -> _evaluate_pb2.Evaluate:
+        """Evaluation of each trial; its `models` must be empty. Its first figures are the original's."""
+
+    @_builtins.property
+    def objectives(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What to make as good as can be, 1 to 4; empty = the gates' measures."""
+
+    @_builtins.property
+    def gates(self) -> _containers.RepeatedCompositeFieldContainer[_measure_pb2.Gate]:
+        """What a trial must hold to be in the front."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        choices: _abc.Iterable[Global___Choice] | None = ...,
+        evaluate: _evaluate_pb2.Evaluate | None = ...,
+        objectives: _abc.Iterable[_builtins.str] | None = ...,
+        gates: _abc.Iterable[_measure_pb2.Gate] | None = ...,
+        trials: _builtins.int = ...,
+        seed: _builtins.int = ...,
+        alias: _builtins.str = ...,
+        keep_all: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["evaluate", b"evaluate"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "choices", b"choices", "evaluate", b"evaluate", "gates", b"gates", "keep_all", b"keep_all", "model", b"model", "objectives", b"objectives", "seed", b"seed", "trials", b"trials"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Search: _TypeAlias = Search  # noqa: Y015
+
+@_typing.final
+class Choice(_message.Message):
+    """Alternatives of one step."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """For people and for the report, e.g. `quantise`."""
+    @_builtins.property
+    def options(self) -> _containers.RepeatedCompositeFieldContainer[Global___JobSpec]:
+        """One of them is taken; a spec without a kind means that the step is left out."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        options: _abc.Iterable[Global___JobSpec] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "options", b"options"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Choice: _TypeAlias = Choice  # noqa: Y015
 
 @_typing.final
 class Job(_message.Message):
@@ -309,6 +531,8 @@ class Comparison(_message.Message):
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     LATENCY_S_FIELD_NUMBER: _builtins.int
     TEXTS_FIELD_NUMBER: _builtins.int
+    MEASURES_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
     label: _builtins.str
     """For people, e.g. `original`, `onnx`, `onnx-int8`."""
     ref: _builtins.str
@@ -323,6 +547,14 @@ class Comparison(_message.Message):
     """Median seconds for one text."""
     texts: _builtins.int
     """Texts compared."""
+    @_builtins.property
+    def measures(self) -> _containers.RepeatedCompositeFieldContainer[_measure_pb2.Measure]:
+        """Its figures, as the kind names them."""
+
+    @_builtins.property
+    def layers(self) -> _containers.RepeatedCompositeFieldContainer[_measure_pb2.LayerError]:
+        """Errors of its layers, worst first; at most 1,000."""
+
     def __init__(
         self,
         *,
@@ -333,10 +565,12 @@ class Comparison(_message.Message):
         size_bytes: _builtins.int = ...,
         latency_s: _builtins.float = ...,
         texts: _builtins.int = ...,
+        measures: _abc.Iterable[_measure_pb2.Measure] | None = ...,
+        layers: _abc.Iterable[_measure_pb2.LayerError] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cosine_mean", b"cosine_mean", "cosine_min", b"cosine_min", "label", b"label", "latency_s", b"latency_s", "ref", b"ref", "size_bytes", b"size_bytes", "texts", b"texts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cosine_mean", b"cosine_mean", "cosine_min", b"cosine_min", "label", b"label", "latency_s", b"latency_s", "layers", b"layers", "measures", b"measures", "ref", b"ref", "size_bytes", b"size_bytes", "texts", b"texts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
