@@ -19,7 +19,8 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-_SOURCE, _POOL = (Path(__file__).with_name(name) for name in ("kernels.cpp", "pool.h"))
+_SOURCE = Path(__file__).with_name("kernels.cpp")
+_PARTS = [_SOURCE, *(_SOURCE.with_name(name) for name in ("pool.h", "vectors.h"))]
 _FLAGS = (
     "-O3",
     "-march=native",
@@ -44,8 +45,7 @@ def library() -> ctypes.CDLL | None:
         log.info("no compiled kernels: LLMOS_NATIVE is 0")
         return None
     key = hashlib.sha256(
-        b"".join(p.read_bytes() for p in (_SOURCE, _POOL))
-        + " ".join((*_FLAGS, *sorted(flags))).encode()
+        b"".join(p.read_bytes() for p in _PARTS) + " ".join((*_FLAGS, *sorted(flags))).encode()
     )
     try:
         path = _cache() / f"kernels-{key.hexdigest()[:24]}.so"
