@@ -40,7 +40,7 @@ def files(state_dir: Path) -> list[Path]:
 
 def test_kill_during_import_leaves_nothing(state_dir: Path) -> None:
     request = pb.ImportDatasetRequest(source=str(source(state_dir)), name="n")
-    for delay_s in (0.0, 0.2, 0.6):
+    for delay_s in (0.0, 0.1, 0.25):
         process = start(state_dir)
         assert files(state_dir) == []
         with grpc.insecure_channel(socket_address(state_dir, "storage")) as channel:
@@ -50,8 +50,8 @@ def test_kill_during_import_leaves_nothing(state_dir: Path) -> None:
             process.kill()
             process.wait()
             with pytest.raises(grpc.RpcError):
-                if any(step.HasField("dataset") for step in (first, *steps)):
-                    pytest.skip("the import was quicker than the kill")
+                list(steps)
+            assert not first.HasField("dataset")
     process = start(state_dir)
     try:
         with grpc.insecure_channel(socket_address(state_dir, "storage")) as channel:
