@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmos.api.optimizer.v1 import jobs_pb2
-from llmos.servers.optimizer.kinds import export_onnx
+from llmos.servers.optimizer.kinds import distil, export_onnx, fine_tune, train
 from llmos.servers.optimizer.kinds.base import Kind, bad
 
 KINDS: Mapping[str, Kind] = {
     "export_onnx": export_onnx.KIND,
+    "train": train.KIND,
+    "fine_tune": fine_tune.KIND,
+    "distil": distil.KIND,
 }
 
 
