@@ -5,11 +5,10 @@ from __future__ import annotations
 import enum
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
-if TYPE_CHECKING:
-    from google.protobuf.message import Message
-
+from llmos.lib.values import as_value as as_value
+from llmos.lib.values import short_name as short_name
 
 Value: TypeAlias = Any  # what json.dumps takes
 
@@ -87,39 +86,6 @@ class JsonPrinter:
 def printer(output: Output) -> Printer:
     """Return the printer for an output."""
     return JsonPrinter() if output is Output.JSON else TablePrinter()
-
-
-def as_value(message: Message) -> dict[str, Value]:
-    """Return a message as JSON values: every field, numbers as numbers, enums as short names."""
-    return {field.name: _field(message, field) for field in message.DESCRIPTOR.fields}
-
-
-def _field(message: Message, field: Any) -> Value:
-    value = getattr(message, field.name)
-    if field.message_type is not None and field.message_type.GetOptions().map_entry:
-        return {str(key): item for key, item in value.items()}
-    if field.is_repeated:
-        return [_single(item, field) for item in value]
-    if field.has_presence and not message.HasField(field.name):
-        return None
-    return _single(value, field)
-
-
-def _single(value: Value, field: Any) -> Value:
-    if field.message_type is not None:
-        return as_value(value)
-    if field.enum_type is not None:
-        return short_name(field.enum_type, value)
-    return value.hex() if isinstance(value, bytes) else value
-
-
-def short_name(enum_type: Any, number: int) -> str:
-    """Return an enum value's name in lower case without its type's prefix, e.g. `running`."""
-    value = enum_type.values_by_number.get(number)
-    if value is None:
-        return str(number)
-    prefix = "".join(f"_{c}" if c.isupper() else c.upper() for c in enum_type.name).lstrip("_")
-    return str(value.name.removeprefix(prefix + "_").lower())
 
 
 def size(count: int) -> str:

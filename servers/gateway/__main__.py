@@ -26,7 +26,7 @@ async def run(config: GatewayConfig) -> None:
     sock = web.listen(config.host, config.port)
     server = Server("gateway", config, requires=["execution"])
     far_end = "execution" if server.port is None else "kernel"
-    app = build(Upstream(server.channel("execution"), far_end), config)
+    app = build(Upstream(server.channel("execution"), far_end), config, server.channel)
     uvicorn = web.HttpServer(app, config.drain_s)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -6,13 +6,16 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
 from llmos.lib.errors import Internal, LLMOSError
 from llmos.servers.gateway import errors
+from llmos.servers.gateway.admin import Admin, Channels
 from llmos.servers.gateway.api import OpenAI
 from llmos.servers.gateway.backend import Backend
 from llmos.servers.gateway.config import GatewayConfig
+from llmos.servers.gateway.console import Console
 from llmos.servers.gateway.metrics import Metrics
 from llmos.servers.gateway.observe import Observed
 from llmos.servers.gateway.ops import Ops
@@ -25,10 +28,15 @@ _HTTP_CODES = {
 }
 
 
-def build(backend: Backend, config: GatewayConfig) -> ASGIApp:
-    """Return the application."""
+def build(backend: Backend, config: GatewayConfig, channels: Channels | None = None) -> ASGIApp:
+    """Return the application; without `channels` it has no /llmos/v1 and no console."""
     metrics = Metrics()
-    routes = [*OpenAI(backend, config, metrics).routes(), *Ops(backend, metrics).routes()]
+    routes: list[BaseRoute] = [
+        *OpenAI(backend, config, metrics).routes(),
+        *Ops(backend, metrics).routes(),
+    ]
+    if channels is not None:
+        routes += [*Admin(channels, config).routes(), *Console().routes()]
     app = Starlette(
         routes=routes,
         exception_handlers={LLMOSError: _os_error, HTTPException: _http_error, Exception: _bug},

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from llmos.lib.config import ServerConfig, option
 from llmos.lib.errors import InvalidArgument
 
+ADMIN = ("local", "all", "none")  # values of GatewayConfig.admin
+
 
 @dataclass(frozen=True, kw_only=True)
 class GatewayConfig(ServerConfig):
@@ -18,6 +20,12 @@ class GatewayConfig(ServerConfig):
     body_timeout_s: float = option(60.0, "how long a client may take to send a body, seconds")
     max_body_bytes: int = option(16 << 20, "largest request body, bytes")
     max_prompts: int = option(128, "most prompts in one completions request")
+    admin: str = option(
+        "local", "who may use /console and /llmos/v1: local = from this machine only, all, none"
+    )
+    admin_hosts: str = option(
+        "", "names, besides IP addresses and localhost, under which browsers reach the console"
+    )
     drain_s: float = option(8.0, "how long running answers may go on after SIGTERM, seconds")
 
     def __post_init__(self) -> None:
@@ -27,5 +35,7 @@ class GatewayConfig(ServerConfig):
         for name in ("request_timeout_s", "body_timeout_s", "max_body_bytes", "max_prompts"):
             if not getattr(self, name) > 0:
                 raise InvalidArgument("BAD_CONFIG", f"{name} must be over 0.")
+        if self.admin not in ADMIN:
+            raise InvalidArgument("BAD_CONFIG", f"admin = {self.admin!r} is none of {ADMIN}.")
         if not self.drain_s >= 0:
             raise InvalidArgument("BAD_CONFIG", "drain_s must be 0 or more.")

@@ -23,7 +23,8 @@ ROUTES = frozenset(
         "/v1/embeddings",
     }
 )
-_POLLED = frozenset({"/healthz", "/readyz", "/metrics"})
+_TREES = ("/llmos/v1", "/console")  # one series for each
+_POLLED = frozenset({"/healthz", "/readyz", "/metrics", *_TREES})
 log = logging.getLogger(__name__)
 
 
@@ -31,7 +32,9 @@ def route_of(path: str) -> str:
     """Return the route for metrics; paths that clients invent are all `other`."""
     if path in ROUTES:
         return path
-    return "/v1/models/{id}" if path.startswith("/v1/models/") else "other"
+    if path.startswith("/v1/models/"):
+        return "/v1/models/{id}"
+    return next((prefix for prefix in _TREES if path.startswith(prefix)), "other")
 
 
 class Observed:
@@ -68,7 +71,7 @@ class Observed:
             self._metrics.ended(route, code, trace.model, seconds)
             # Probes and scrapes come every few seconds for ever; they are no news.
             log.log(
-                logging.DEBUG if route in _POLLED else logging.INFO,
+                logging.DEBUG if route in _POLLED and scope["method"] == "GET" else logging.INFO,
                 "request",
                 extra={
                     "method": scope["method"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from llmos.servers.gateway.backend import Backend
@@ -29,8 +29,10 @@ class Ops:
             Route("/metrics", self.metrics, methods=["GET"]),
         ]
 
-    async def about(self, request: Request) -> JSONResponse:
-        """Say what this is."""
+    async def about(self, request: Request) -> Response:
+        """Say what this is; browsers are sent on to the console."""
+        if "text/html" in request.headers.get("accept", ""):
+            return RedirectResponse("/console/")
         return JSONResponse(
             {
                 "name": "llmos-gateway",
@@ -42,6 +44,8 @@ class Ops:
                     "POST /v1/chat/completions",
                     "POST /v1/completions",
                     "POST /v1/embeddings",
+                    "GET /llmos/v1",
+                    "GET /console/",
                     "GET /metrics",
                     "GET /healthz",
                     "GET /readyz",
