@@ -13,7 +13,7 @@ from llmos.kernel.transport.hub import Hub, Sink
 from llmos.lib.cargo import unpack
 from llmos.lib.errors import InvalidArgument, LLMOSError, ResourceExhausted
 from llmos.lib.h2.stream import Stream
-from llmos.lib.outbox import Outbox
+from llmos.lib.outbox import BATCH, Outbox
 from llmos.lib.status import to_wire
 
 _LAST_WRITE_S = 2.0  # a peer that does not even read gets no status
@@ -43,7 +43,10 @@ class Attachment:
         except DecodeError:
             self._close(InvalidArgument("BAD_FRAME", "A frame does not parse."))
         else:
-            self._hub.feed(Received(self._port, envelopes))
+            for i in range(0, len(envelopes), BATCH):
+                self._hub.feed(Received(self._port, envelopes[i : i + BATCH]))
+                if self._over:
+                    break
 
     def _send(self, envelopes: Sequence[pb.Envelope]) -> None:
         if self._outbox.put_all(envelopes) > _MAX_UNREAD:

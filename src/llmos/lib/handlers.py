@@ -195,6 +195,9 @@ class Handlers:
 
         def done(task: asyncio.Task[None]) -> None:
             self.running.discard(task)
+            # The task's context holds the stream: together they would be a cycle for every call,
+            # kept until the collector comes, by when nothing of it is in the CPU's cache.
+            stream.task = None
             if not stream.ended:  # cancelled before its first step
                 stream.finish()
                 end = pb.Envelope(call=stream.id, kind=pb.KIND_END, status=pb.Status(code=1))

@@ -12,6 +12,7 @@ from llmos.lib.cargo import Cargo, varint
 from llmos.lib.h2.stream import Stream
 
 FRAME_BYTES = 256 << 10  # a frame is filled up to this; with one more chunk it stays < 1 MiB
+BATCH = 16  # so many leave at once, so that the other end works on them while more are made
 HIGH_WATER = 2 << 20  # bytes queued from which on senders of large messages wait
 
 
@@ -75,7 +76,9 @@ class Outbox:
         """Queue what `restart` returned."""
         self._queue.append(queued)
         self._bytes += queued.size
-        if not self._due and self._stream is not None:
+        if len(self._queue) >= BATCH:
+            self._flush()
+        elif not self._due and self._stream is not None:
             self._schedule()
         if self._bytes > HIGH_WATER and not self._full:
             self._set_full(True)
@@ -89,7 +92,9 @@ class Outbox:
             queue.append(queued)
             size += queued.size
         self._bytes += size
-        if not self._due and self._stream is not None:
+        if len(queue) >= BATCH:
+            self._flush()
+        elif not self._due and self._stream is not None:
             self._schedule()
         return self._bytes
 
@@ -97,13 +102,17 @@ class Outbox:
         # After everything that is ready now has run, so that its envelopes go out together.
         assert self._loop is not None
         self._due = True
-        self._loop.call_soon(self._flush)
+        self._loop.call_soon(self._flush_later)
+
+    def _flush_later(self) -> None:
+        self._due = False
+        self._flush()
 
     def _flush(self) -> None:
-        self._due = False
         stream = self._stream
         while self._queue and stream is not None and stream.writable:
             stream.send_parts(*self.take())
+            stream.connection.flush()
 
     def _set_full(self, full: bool) -> None:
         self._full = full

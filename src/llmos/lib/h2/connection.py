@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from llmos.lib.h2 import wire
 from llmos.lib.h2.headers import HeaderBlocks, ProtocolError
+from llmos.lib.h2.output import Output
 from llmos.lib.h2.stream import Stream
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class Connection(asyncio.BufferedProtocol):
         self._accept = accept
         self._on_lost = on_lost
         self._transport: Any = None
+        self._output: Output | None = None
         self._stream_room = wire.DEFAULT_WINDOW
         self._buffer = bytearray(BUFFER)
         self._view = memoryview(self._buffer)
@@ -68,7 +70,6 @@ class Connection(asyncio.BufferedProtocol):
             wire.GOAWAY: self._on_goaway,
             wire.WINDOW_UPDATE: self._on_window_update,
             wire.CONTINUATION: self._on_continuation,
-            wire.PUSH_PROMISE: self._on_push,
         }
 
     # asyncio.BufferedProtocol
@@ -77,7 +78,8 @@ class Connection(asyncio.BufferedProtocol):
         """Send the preface."""
         self._transport = transport
         cast(Any, transport).set_write_buffer_limits(high=1 << 20)
-        self.write = cast(Any, transport).write
+        self._output = Output(transport)
+        self.write = self._output.write
         hello = wire.settings(
             {
                 wire.SET_MAX_CONCURRENT_STREAMS: MAX_STREAMS,
@@ -89,10 +91,14 @@ class Connection(asyncio.BufferedProtocol):
         hello += wire.window_update(0, CONNECTION_WINDOW - wire.DEFAULT_WINDOW)
         self.write(hello if self.server else wire.PREFACE + hello)
         address = transport.get_extra_info("peername")
+        self.peer = "unix:"
         if isinstance(address, tuple):
             self.peer = f"ipv{6 if ':' in address[0] else 4}:{address[0]}:{address[1]}"
-        else:
-            self.peer = "unix:"
+
+    def flush(self) -> None:
+        """Send what was written now, not at the end of the loop's round."""
+        if self._output is not None:
+            self._output.flush()
 
     def pause_writing(self) -> None:
         """Note that the transport's buffer is full."""
@@ -123,7 +129,7 @@ class Connection(asyncio.BufferedProtocol):
         """Return where the next bytes go: behind those that are not whole frames yet."""
         if self._need > len(self._buffer):
             grown = bytearray(self._need)
-            grown[: self._filled] = memoryview(self._buffer)[: self._filled]
+            grown[: self._filled] = self._view[: self._filled]
             self._buffer, self._view = grown, memoryview(grown)
         return self._view[self._filled :]
 
@@ -167,6 +173,8 @@ class Connection(asyncio.BufferedProtocol):
                 handler = self._handlers.get(kind)
                 if handler is not None:  # unknown types are ignored (RFC 9113, 4.1)
                     handler(flags, stream_id, bytes(data[pos + 9 : end]))
+                elif kind == wire.PUSH_PROMISE:
+                    raise ProtocolError(wire.PROTOCOL_ERROR, "PUSH_PROMISE")
             pos = end
             if self.closing:
                 return size
@@ -231,15 +239,13 @@ class Connection(asyncio.BufferedProtocol):
         stream = self.streams.get(stream_id)
         end = bool(flags & wire.END_STREAM)
         try:
-            if stream is not None:
-                if self.server:
-                    if not end:
-                        raise ProtocolError(wire.PROTOCOL_ERROR, "HEADERS amid a request")
-                else:
-                    stream.receive_headers(headers, end)
-                    return
-            elif self.server:
-                stream = self._opened(stream_id, headers)
+            if stream is None:
+                stream = self._opened(stream_id, headers) if self.server else None
+            elif not self.server:
+                stream.receive_headers(headers, end)
+                return
+            elif not end:
+                raise ProtocolError(wire.PROTOCOL_ERROR, "HEADERS amid a request")
         except ValueError as exc:
             raise ProtocolError(wire.PROTOCOL_ERROR, str(exc)) from exc
         if end and stream is not None:
@@ -269,9 +275,6 @@ class Connection(asyncio.BufferedProtocol):
         assert self._accept is not None
         self._accept(stream)
         return stream
-
-    def _on_push(self, flags: int, stream_id: int, payload: bytes) -> None:
-        raise ProtocolError(wire.PROTOCOL_ERROR, "PUSH_PROMISE")
 
     def _on_reset(self, flags: int, stream_id: int, payload: bytes) -> None:
         if len(payload) != 4 or not self._seen(stream_id) or stream_id == 0:
@@ -308,7 +311,7 @@ class Connection(asyncio.BufferedProtocol):
             self._answer(wire.frame(wire.PING, wire.ACK, 0, payload))
 
     def _answer(self, data: bytes) -> None:
-        if self._transport.get_write_buffer_size() > MAX_UNREAD:
+        if self._output is not None and self._output.unsent() > MAX_UNREAD:
             raise ProtocolError(wire.ENHANCE_YOUR_CALM, "answers are not read")
         self.write(data)
 
@@ -388,6 +391,7 @@ class Connection(asyncio.BufferedProtocol):
         """Close when everything written has left."""
         self.closing = True
         if self._transport is not None:
+            self.flush()
             self._transport.close()
 
 
