@@ -32,6 +32,7 @@ BESIDE = re.compile(
 _CANONICAL = {Kind.SAFETENSORS: "model.safetensors", Kind.ONNX: "model.onnx"}
 _CANONICAL |= {Kind.GGUF: "model.gguf", Kind.TORCHSCRIPT: "model.pt"}
 _CANONICAL |= {Kind.TORCH_EXPORT: "model.pt2", Kind.PIPELINE: "pipeline.toml"}
+_CANONICAL |= {Kind.PYTHON: "python.toml"}
 _MAX_ENTRIES = 10_000
 
 Files = tuple[tuple[str, Path], ...]
@@ -73,6 +74,7 @@ class Folder:
         tensors, graphs = by_kind[Kind.SAFETENSORS], by_kind[Kind.ONNX]
         whole = tensors and "config.json" in self.files
         for kind, found in (
+            (Kind.PYTHON, by_kind[Kind.PYTHON]),
             (Kind.PIPELINE, by_kind[Kind.PIPELINE]),
             (Kind.SAFETENSORS, tensors if whole else []),
             (Kind.GGUF, by_kind[Kind.GGUF]),
@@ -114,6 +116,8 @@ class Folder:
         """Return the files of the model whose main file is `main`, a name in this folder."""
         if main not in self.files:
             raise self._outside(main)
+        if kind is Kind.PYTHON:
+            return self._code(main)
         if kind is Kind.GGUF:
             return ((_CANONICAL[kind], self.files[main]),)
         shards: list[str] = []
@@ -125,6 +129,14 @@ class Folder:
         if kind is Kind.ONNX:
             extra = self._external(main)
         return (first, *extra, *self._beside({first[0], *(n for n, _ in extra)}))
+
+    def _code(self, main: str) -> Files:
+        """Return all of a class's folder: what its code reads is not known here, but no pickle."""
+        rest = {n: p for n, p in self.files.items() if n != main}
+        for name, path in rest.items():
+            if kind_of(path) is Kind.PICKLE:
+                raise pickle_refused(name)
+        return ((_CANONICAL[Kind.PYTHON], self.files[main]), *rest.items())
 
     def _external(self, main: str) -> list[tuple[str, Path]]:
         graph = onnx.read(main, self.files[main])

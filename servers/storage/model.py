@@ -19,6 +19,7 @@ class Format(IntEnum):
     TORCHSCRIPT = 4
     TORCH_EXPORT = 5
     PIPELINE = 8
+    PYTHON = 9
 
 
 class Task(IntEnum):

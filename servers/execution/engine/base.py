@@ -28,13 +28,14 @@ class ModelSpec:
     """One model version as a worker gets it: files on this host, and where to run them."""
 
     ref: str  # `name@version`
-    format: str  # `gguf`, `safetensors`, `onnx`, `torchscript`, `torch_export` or `pipeline`
+    format: str  # as Format of registry.proto, e.g. `gguf`, `torch_export`, `python`
     task: str  # `generate`, `embed` or `predict`
     files: dict[str, Path]  # name within the version -> read-only file; the main file comes first
     context_length: int = 0  # longest input, tokens; 0 = what the file says
     device: str = "cpu"  # `cpu` or `cuda:0`
     threads: int = 0  # 0 = all cores that this process may use
     precision: str = ""  # `auto` (or empty), `fp32`, `bf16` or `int8`; for causal models
+    state_dir: str = ""  # of this LLM OS; for engines that keep files or sockets there
 
 
 # Classes of calls, as CallClass of the kernel's port.proto: lower ones come first.
@@ -163,7 +164,7 @@ class Prediction:
 class EngineInfo:
     """What a loaded model is. serving: what its version declares, for engines that read it."""
 
-    engine: str  # `torch`, `onnx`, `module` or `pipeline`
+    engine: str  # `torch`, `onnx`, `module`, `pipeline` or `python`
     task: str
     device: str
     dtype: str

@@ -19,16 +19,18 @@ _ENGINES = {
     ("torchscript", "predict"): "module",
     ("torch_export", "predict"): "module",
     ("pipeline", "predict"): "pipeline",
+    ("python", "predict"): "python",
 }
 _NEEDS = {
     "torch": ("numpy", "setproctitle", "torch", "tokenizers"),
     "onnx": ("numpy", "setproctitle", "onnxruntime"),
     "pipeline": ("numpy", "setproctitle"),
+    "python": ("numpy", "setproctitle"),
     "module": ("numpy", "setproctitle", "torch"),
 }
 _ABLE = (
     "torch runs causal language models (GGUF, safetensors), onnx runs ONNX models, module runs "
-    "TorchScript and torch.export models, pipeline runs pipelines of models"
+    "TorchScript and torch.export models, pipeline runs pipelines of models, python runs classes"
 )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 from llmos.api.execution.v1 import zygote_pb2 as pb
-from llmos.lib.errors import LLMOSError, ResourceExhausted, Unavailable
+from llmos.lib.errors import FailedPrecondition, LLMOSError, ResourceExhausted, Unavailable
 from llmos.servers.execution.config import ExecutionConfig
 from llmos.servers.execution.engine.select import require
 from llmos.servers.execution.manager.crashes import CrashLog, describe_exit, last_line
@@ -63,10 +63,16 @@ class Starter:
     async def start(self, worker: Worker, version: Version, keys: Sequence[str]) -> None:
         """Make `worker` ready under its ref and `keys`, or leave nothing behind.
 
-        Raises FailedPrecondition NO_ENGINE, MISSING_EXTRA; Unavailable CRASH_LOOP, LOAD_FAILED;
-        ResourceExhausted OVER_BUDGET.
+        Raises FailedPrecondition NO_ENGINE, MISSING_EXTRA, CODE_NOT_ALLOWED; Unavailable
+        CRASH_LOOP, LOAD_FAILED; ResourceExhausted OVER_BUDGET.
         """
         require(worker.ref, version.format, version.task)
+        if version.format == "python" and not self._config.python_models:
+            raise FailedPrecondition(
+                "CODE_NOT_ALLOWED",
+                f"{worker.ref} brings Python code, which would run with all rights of the user of "
+                "LLM OS; set python_models = true in [execution] if you trust who imports models.",
+            )
         self.crashes.check(worker.ref)
         files = await self._catalog.fetch(version)
         order = await self._order(worker, version, files, keys)

@@ -151,6 +151,7 @@ def spec_of(order: pb.WorkerOrder) -> ModelSpec:
         device=order.device,
         threads=order.threads,
         precision=order.precision,
+        state_dir=order.state_dir,
     )
 
 

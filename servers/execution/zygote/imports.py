@@ -36,6 +36,7 @@ MODULES = (
     "llmos.servers.execution.engine.torch.engine",
     "llmos.servers.execution.engine.onnx.engine",
     "llmos.servers.execution.engine.module.engine",
+    "llmos.servers.execution.engine.python.engine",
 )
 
 log = logging.getLogger(__name__)

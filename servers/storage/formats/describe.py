@@ -97,6 +97,10 @@ def _pipeline(main: str, files: Mapping[str, Path], beside: card.Card) -> Descri
     return Description(format=Format.PIPELINE, task=Task.PREDICT)
 
 
+def _python(main: str, files: Mapping[str, Path], beside: card.Card) -> Description:
+    return Description(format=Format.PYTHON, task=Task.PREDICT)
+
+
 _READERS = {
     Kind.GGUF: _gguf,
     Kind.SAFETENSORS: _safetensors,
@@ -104,6 +108,7 @@ _READERS = {
     Kind.TORCHSCRIPT: _script,
     Kind.TORCH_EXPORT: _export,
     Kind.PIPELINE: _pipeline,
+    Kind.PYTHON: _python,
 }
 
 

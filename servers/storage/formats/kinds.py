@@ -29,6 +29,7 @@ class Kind(Enum):
     TORCHSCRIPT = "TorchScript"
     TORCH_EXPORT = "torch.export"
     PIPELINE = "a pipeline of models"
+    PYTHON = "a Python class"
     PICKLE = "pickle"
     EMPTY = "empty"
     OTHER = "not a model"
@@ -37,8 +38,8 @@ class Kind(Enum):
 _CLAIMS = {".gguf": Kind.GGUF, ".safetensors": Kind.SAFETENSORS, ".onnx": Kind.ONNX}
 _CLAIMS[".pt2"] = Kind.TORCH_EXPORT
 TORCH = frozenset({Kind.TORCHSCRIPT, Kind.TORCH_EXPORT})
-MODELS = TORCH | {Kind.GGUF, Kind.SAFETENSORS, Kind.ONNX, Kind.PIPELINE}
-_MAX_PIPELINE = 1 << 20
+MODELS = TORCH | {Kind.GGUF, Kind.SAFETENSORS, Kind.ONNX, Kind.PIPELINE, Kind.PYTHON}
+_MAX_DECLARATION = 1 << 20
 
 
 FORMATS = "GGUF, safetensors, ONNX, TorchScript or torch.export"
@@ -61,7 +62,7 @@ def kind_of(path: Path) -> Kind:
             return Kind.PICKLE
         if _is_onnx(file, head):
             return Kind.ONNX
-        return Kind.PIPELINE if _is_pipeline(file) else Kind.OTHER
+        return _declared(file)
 
 
 def claimed(name: str) -> Kind | None:
@@ -119,16 +120,19 @@ def _zip_kind(file: io.BufferedReader) -> Kind:
     return Kind.PICKLE if any(n.endswith(".pkl") for n in names) else Kind.OTHER
 
 
-def _is_pipeline(file: io.BufferedReader) -> bool:
-    """Return whether it is TOML with a list of nodes, see docs/models.md."""
+def _declared(file: io.BufferedReader) -> Kind:
+    """Tell TOML files that declare a model apart, see docs/models.md."""
     file.seek(0)
-    data = file.read(_MAX_PIPELINE + 1)
-    if b"[[node]]" not in data or len(data) > _MAX_PIPELINE:
-        return False
+    data = file.read(_MAX_DECLARATION + 1)
+    if not (b"[[node]]" in data or b"[[outputs]]" in data) or len(data) > _MAX_DECLARATION:
+        return Kind.OTHER
     try:
-        return isinstance(tomllib.loads(data.decode()).get("node"), list)
+        table = tomllib.loads(data.decode())
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError):
-        return False
+        return Kind.OTHER
+    if isinstance(table.get("node"), list):
+        return Kind.PIPELINE
+    return Kind.PYTHON if isinstance(table.get("class"), str) else Kind.OTHER
 
 
 def _is_pickle(file: io.BufferedReader, head: bytes) -> bool:

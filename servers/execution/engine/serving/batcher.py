@@ -24,6 +24,8 @@ from llmos.servers.execution.engine.serving.statistics import Statistics
 
 Array = npt.NDArray[Any]
 Tensors = Mapping[str, Array]
+# Errors of a model that brings its own code: a request that kills it must not harm its neighbours.
+_ONE = frozenset({"MODEL_CRASHED", "MODEL_FAILED", "MODEL_HUNG", "MODEL_MEMORY"})
 
 
 class Stopper(Protocol):
@@ -227,14 +229,11 @@ class TensorBatcher:
             self._statistics.add("queue", begun - request.since)
         try:
             answers = self._compute(batch, begun)
-        except InvalidArgument as exc:
-            if len(batch) == 1:
-                _fail(batch[0], exc)
-                return
-            for request in batch:  # one of them has values that the model refuses: which?
-                self._run([request])
-            return
         except Exception as exc:  # outermost in the compute thread: the callers get it, not stderr
+            if len(batch) > 1 and _blames_one(exc):
+                for request in batch:  # which of them was it?
+                    self._run([request])
+                return
             for request in batch:
                 _fail(request, exc)
             return
@@ -318,6 +317,11 @@ def _widen(array: Array, length: int, value: float) -> Array:
     wide = np.full(shape, value, array.dtype)
     wide[:, : array.shape[1]] = array
     return wide
+
+
+def _blames_one(exc: Exception) -> bool:
+    """Return whether a batch failed by what is in one of its requests."""
+    return isinstance(exc, InvalidArgument) or (isinstance(exc, LLMOSError) and exc.reason in _ONE)
 
 
 def _unloaded() -> LLMOSError:

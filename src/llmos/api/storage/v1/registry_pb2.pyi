@@ -41,6 +41,8 @@ class _FormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Format.ValueTy
     """torch.export (torch.export.save, .pt2), one file."""
     FORMAT_PIPELINE: _Format.ValueType  # 8
     """A pipeline of models: `pipeline.toml`, see docs/models.md."""
+    FORMAT_PYTHON: _Format.ValueType  # 9
+    """A Python class: `python.toml` and all files beside it, see docs/models.md."""
 
 class Format(_Format, metaclass=_FormatEnumTypeWrapper):
     """File format of a version, recognised by content."""
@@ -61,6 +63,8 @@ FORMAT_TORCH_EXPORT: Format.ValueType  # 5
 """torch.export (torch.export.save, .pt2), one file."""
 FORMAT_PIPELINE: Format.ValueType  # 8
 """A pipeline of models: `pipeline.toml`, see docs/models.md."""
+FORMAT_PYTHON: Format.ValueType  # 9
+"""A Python class: `python.toml` and all files beside it, see docs/models.md."""
 Global___Format: _TypeAlias = Format  # noqa: Y015
 
 class _Task:
