@@ -22,11 +22,11 @@ class Prefixes(Protocol):
     def wanted(self) -> bool:
         """Say whether blocks offered now are taken. Any thread may ask."""
 
-    async def find(self, tenant: str, keys: Sequence[bytes]) -> Sequence[memoryview]:
-        """Return the blocks of the first of `keys`, up to the first that is not held.
+    async def find(self, tenant: str, keys: Sequence[bytes], held: int = 0) -> Sequence[memoryview]:
+        """Return the blocks of `keys` after the first `held`, up to one that is not in the store.
 
-        keys: in the order of the text; those that the engine has itself are left out in front.
-        Each view is one block, read-only, and its memory stays while the view is held. To be
+        keys: in the order of the text, from its beginning. held: how many of these the engine has
+        itself; the store only learns that they are still of use. Each view is one block, read-only, and its memory stays while the view is held. To be
         awaited within the call that needs them. Never raises for want of a store: it is as if
         nothing was held.
         """

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from llmos.api.memory.v1 import buffers_pb2 as llmos_dot_api_dot_memory_dot_v1_dot_buffers__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n llmos/api/memory/v1/prefix.proto\x12\x13llmos.api.memory.v1\x1a!llmos/api/memory/v1/buffers.proto\"6\n\x05Space\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06layout\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\"r\n\x08\x42lockRun\x12\x31\n\x06handle\x18\x01 \x01(\x0b\x32!.llmos.api.memory.v1.BufferHandle\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06\x62locks\x18\x03 \x01(\r\x12\x13\n\x0b\x62lock_bytes\x18\x04 \x01(\x04\"K\n\x10GetBlocksRequest\x12)\n\x05space\x18\x01 \x01(\x0b\x32\x1a.llmos.api.memory.v1.Space\x12\x0c\n\x04keys\x18\x02 \x03(\x0c\"`\n\x11GetBlocksResponse\x12+\n\x04runs\x18\x01 \x03(\x0b\x32\x1d.llmos.api.memory.v1.BlockRun\x12\x0e\n\x06\x62locks\x18\x02 \x01(\r\x12\x0e\n\x06wanted\x18\x03 \x01(\x08\"\xb2\x01\n\x10PutBlocksRequest\x12)\n\x05space\x18\x01 \x01(\x0b\x32\x1a.llmos.api.memory.v1.Space\x12\x0c\n\x04keys\x18\x02 \x03(\x0c\x12\x31\n\x06handle\x18\x03 \x01(\x0b\x32!.llmos.api.memory.v1.BufferHandle\x12\x13\n\x0b\x62lock_bytes\x18\x04 \x01(\x04\x12\r\n\x05\x64\x65pth\x18\x05 \x01(\r\x12\x0e\n\x06\x63ost_s\x18\x06 \x01(\x01\"#\n\x11PutBlocksResponse\x12\x0e\n\x06stored\x18\x01 \x01(\r\"2\n\x11\x44ropBlocksRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\"3\n\x12\x44ropBlocksResponse\x12\x0e\n\x06\x62locks\x18\x01 \x01(\x04\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\"\x13\n\x11ListSpacesRequest\"\xa2\x01\n\tSpaceInfo\x12)\n\x05space\x18\x01 \x01(\x0b\x32\x1a.llmos.api.memory.v1.Space\x12\x12\n\nram_blocks\x18\x02 \x01(\x04\x12\x13\n\x0b\x64isk_blocks\x18\x03 \x01(\x04\x12\x13\n\x0b\x62lock_bytes\x18\x04 \x01(\x04\x12\x0c\n\x04hits\x18\x05 \x01(\x04\x12\x0e\n\x06misses\x18\x06 \x01(\x04\x12\x0e\n\x06idle_s\x18\x07 \x01(\x01\"\xa7\x01\n\x12ListSpacesResponse\x12.\n\x06spaces\x18\x01 \x03(\x0b\x32\x1e.llmos.api.memory.v1.SpaceInfo\x12\x11\n\tram_bytes\x18\x02 \x01(\x04\x12\x12\n\nram_budget\x18\x03 \x01(\x04\x12\x12\n\ndisk_bytes\x18\x04 \x01(\x04\x12\x13\n\x0b\x64isk_budget\x18\x05 \x01(\x04\x12\x11\n\tevictions\x18\x06 \x01(\x04\x32\x94\x03\n\x08Prefixes\x12_\n\tGetBlocks\x12%.llmos.api.memory.v1.GetBlocksRequest\x1a&.llmos.api.memory.v1.GetBlocksResponse\"\x03\x90\x02\x02\x12_\n\tPutBlocks\x12%.llmos.api.memory.v1.PutBlocksRequest\x1a&.llmos.api.memory.v1.PutBlocksResponse\"\x03\x90\x02\x02\x12\x62\n\nDropBlocks\x12&.llmos.api.memory.v1.DropBlocksRequest\x1a\'.llmos.api.memory.v1.DropBlocksResponse\"\x03\x90\x02\x02\x12\x62\n\nListSpaces\x12&.llmos.api.memory.v1.ListSpacesRequest\x1a\'.llmos.api.memory.v1.ListSpacesResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n llmos/api/memory/v1/prefix.proto\x12\x13llmos.api.memory.v1\x1a!llmos/api/memory/v1/buffers.proto\"6\n\x05Space\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06layout\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\"r\n\x08\x42lockRun\x12\x31\n\x06handle\x18\x01 \x01(\x0b\x32!.llmos.api.memory.v1.BufferHandle\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06\x62locks\x18\x03 \x01(\r\x12\x13\n\x0b\x62lock_bytes\x18\x04 \x01(\x04\"Y\n\x10GetBlocksRequest\x12)\n\x05space\x18\x01 \x01(\x0b\x32\x1a.llmos.api.memory.v1.Space\x12\x0c\n\x04keys\x18\x02 \x03(\x0c\x12\x0c\n\x04held\x18\x03 \x01(\r\"`\n\x11GetBlocksResponse\x12+\n\x04runs\x18\x01 \x03(\x0b\x32\x1d.llmos.api.memory.v1.BlockRun\x12\x0e\n\x06\x62locks\x18\x02 \x01(\r\x12\x0e\n\x06wanted\x18\x03 \x01(\x08\"\xb2\x01\n\x10PutBlocksRequest\x12)\n\x05space\x18\x01 \x01(\x0b\x32\x1a.llmos.api.memory.v1.Space\x12\x0c\n\x04keys\x18\x02 \x03(\x0c\x12\x31\n\x06handle\x18\x03 \x01(\x0b\x32!.llmos.api.memory.v1.BufferHandle\x12\x13\n\x0b\x62lock_bytes\x18\x04 \x01(\x04\x12\r\n\x05\x64\x65pth\x18\x05 \x01(\r\x12\x0e\n\x06\x63ost_s\x18\x06 \x01(\x01\"#\n\x11PutBlocksResponse\x12\x0e\n\x06stored\x18\x01 \x01(\r\"2\n\x11\x44ropBlocksRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\"3\n\x12\x44ropBlocksResponse\x12\x0e\n\x06\x62locks\x18\x01 \x01(\x04\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\"\x13\n\x11ListSpacesRequest\"\xa2\x01\n\tSpaceInfo\x12)\n\x05space\x18\x01 \x01(\x0b\x32\x1a.llmos.api.memory.v1.Space\x12\x12\n\nram_blocks\x18\x02 \x01(\x04\x12\x13\n\x0b\x64isk_blocks\x18\x03 \x01(\x04\x12\x13\n\x0b\x62lock_bytes\x18\x04 \x01(\x04\x12\x0c\n\x04hits\x18\x05 \x01(\x04\x12\x0e\n\x06misses\x18\x06 \x01(\x04\x12\x0e\n\x06idle_s\x18\x07 \x01(\x01\"\xa7\x01\n\x12ListSpacesResponse\x12.\n\x06spaces\x18\x01 \x03(\x0b\x32\x1e.llmos.api.memory.v1.SpaceInfo\x12\x11\n\tram_bytes\x18\x02 \x01(\x04\x12\x12\n\nram_budget\x18\x03 \x01(\x04\x12\x12\n\ndisk_bytes\x18\x04 \x01(\x04\x12\x13\n\x0b\x64isk_budget\x18\x05 \x01(\x04\x12\x11\n\tevictions\x18\x06 \x01(\x04\x32\x94\x03\n\x08Prefixes\x12_\n\tGetBlocks\x12%.llmos.api.memory.v1.GetBlocksRequest\x1a&.llmos.api.memory.v1.GetBlocksResponse\"\x03\x90\x02\x02\x12_\n\tPutBlocks\x12%.llmos.api.memory.v1.PutBlocksRequest\x1a&.llmos.api.memory.v1.PutBlocksResponse\"\x03\x90\x02\x02\x12\x62\n\nDropBlocks\x12&.llmos.api.memory.v1.DropBlocksRequest\x1a\'.llmos.api.memory.v1.DropBlocksResponse\"\x03\x90\x02\x02\x12\x62\n\nListSpaces\x12&.llmos.api.memory.v1.ListSpacesRequest\x1a\'.llmos.api.memory.v1.ListSpacesResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,23 +45,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BLOCKRUN']._serialized_start=148
   _globals['_BLOCKRUN']._serialized_end=262
   _globals['_GETBLOCKSREQUEST']._serialized_start=264
-  _globals['_GETBLOCKSREQUEST']._serialized_end=339
-  _globals['_GETBLOCKSRESPONSE']._serialized_start=341
-  _globals['_GETBLOCKSRESPONSE']._serialized_end=437
-  _globals['_PUTBLOCKSREQUEST']._serialized_start=440
-  _globals['_PUTBLOCKSREQUEST']._serialized_end=618
-  _globals['_PUTBLOCKSRESPONSE']._serialized_start=620
-  _globals['_PUTBLOCKSRESPONSE']._serialized_end=655
-  _globals['_DROPBLOCKSREQUEST']._serialized_start=657
-  _globals['_DROPBLOCKSREQUEST']._serialized_end=707
-  _globals['_DROPBLOCKSRESPONSE']._serialized_start=709
-  _globals['_DROPBLOCKSRESPONSE']._serialized_end=760
-  _globals['_LISTSPACESREQUEST']._serialized_start=762
-  _globals['_LISTSPACESREQUEST']._serialized_end=781
-  _globals['_SPACEINFO']._serialized_start=784
-  _globals['_SPACEINFO']._serialized_end=946
-  _globals['_LISTSPACESRESPONSE']._serialized_start=949
-  _globals['_LISTSPACESRESPONSE']._serialized_end=1116
-  _globals['_PREFIXES']._serialized_start=1119
-  _globals['_PREFIXES']._serialized_end=1523
+  _globals['_GETBLOCKSREQUEST']._serialized_end=353
+  _globals['_GETBLOCKSRESPONSE']._serialized_start=355
+  _globals['_GETBLOCKSRESPONSE']._serialized_end=451
+  _globals['_PUTBLOCKSREQUEST']._serialized_start=454
+  _globals['_PUTBLOCKSREQUEST']._serialized_end=632
+  _globals['_PUTBLOCKSRESPONSE']._serialized_start=634
+  _globals['_PUTBLOCKSRESPONSE']._serialized_end=669
+  _globals['_DROPBLOCKSREQUEST']._serialized_start=671
+  _globals['_DROPBLOCKSREQUEST']._serialized_end=721
+  _globals['_DROPBLOCKSRESPONSE']._serialized_start=723
+  _globals['_DROPBLOCKSRESPONSE']._serialized_end=774
+  _globals['_LISTSPACESREQUEST']._serialized_start=776
+  _globals['_LISTSPACESREQUEST']._serialized_end=795
+  _globals['_SPACEINFO']._serialized_start=798
+  _globals['_SPACEINFO']._serialized_end=960
+  _globals['_LISTSPACESRESPONSE']._serialized_start=963
+  _globals['_LISTSPACESRESPONSE']._serialized_end=1130
+  _globals['_PREFIXES']._serialized_start=1133
+  _globals['_PREFIXES']._serialized_end=1537
 # @@protoc_insertion_point(module_scope)

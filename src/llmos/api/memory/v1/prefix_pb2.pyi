@@ -97,23 +97,27 @@ class GetBlocksRequest(_message.Message):
 
     SPACE_FIELD_NUMBER: _builtins.int
     KEYS_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
+    held: _builtins.int
+    """How many of them, in front, the caller holds itself: they are marked as used, not returned."""
     @_builtins.property
     def space(self) -> Global___Space:
         """Where to look."""
 
     @_builtins.property
     def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """Keys in the order of the text. Those that the caller holds itself may be left out in front."""
+        """Keys in the order of the text, from its beginning."""
 
     def __init__(
         self,
         *,
         space: Global___Space | None = ...,
         keys: _abc.Iterable[_builtins.bytes] | None = ...,
+        held: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["space", b"space"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "space", b"space"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["held", b"held", "keys", b"keys", "space", b"space"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
