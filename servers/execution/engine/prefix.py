@@ -26,9 +26,9 @@ class Prefixes(Protocol):
         """Return the blocks of `keys` after the first `held`, up to one that is not in the store.
 
         keys: in the order of the text, from its beginning. held: how many of these the engine has
-        itself; the store only learns that they are still of use. Each view is one block, read-only, and its memory stays while the view is held. To be
-        awaited within the call that needs them. Never raises for want of a store: it is as if
-        nothing was held.
+        itself; the store only learns that they are still of use. Each view is one block,
+        read-only, and its memory stays while the view is held. To be awaited within the call that
+        needs them. Never raises for want of a store: it is as if nothing was held.
         """
 
     def offer(
