@@ -44,10 +44,14 @@ INTERACTIVE, NORMAL, BATCH = 2, 3, 4
 
 @dataclass(frozen=True)
 class ChatTurn:
-    """One message of a chat; role is `system`, `user` or `assistant`."""
+    """One message of a chat; role is `system`, `user`, `assistant` or `tool`.
+
+    tool_calls: what the assistant called, `{"name", "arguments"}` each.
+    """
 
     role: str
     content: str
+    tool_calls: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,8 @@ class Generation:
     json_schema: str | None = None  # at most one of these three: what the text has to match
     regex: str | None = None
     grammar: str | None = None  # Lark-like, as llguidance reads it
+    tools: Sequence[Mapping[str, Any]] = ()  # of a chat: functions, as in Chat of execution.proto
+    prompt_logprobs: bool = False  # also of the prompt's tokens, when logprobs is given
     speculate: int = 0  # tokens guessed ahead, 0..16: changes the speed, never the tokens
     rank: int = NORMAL  # the call's class
     tenant: str = ""  # prefixes are shared within a tenant only
@@ -108,6 +114,7 @@ class Piece:
     decode_s: float = 0.0
     logprobs: Sequence[TokenLogprob] = ()  # one per token, when asked for
     cached_tokens: int = 0  # of the prompt, found in the prefix cache; set in the last piece
+    prompt_logprobs: Sequence[TokenLogprob] = ()  # with the first token, when asked for
 
 
 @dataclass(frozen=True)

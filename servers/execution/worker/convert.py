@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import math
 import secrets
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from llmos.api.execution.v1 import execution_pb2 as pb
 from llmos.lib.errors import InvalidArgument, ResourceExhausted
-from llmos.servers.execution.engine.base import NORMAL, ChatTurn, Embeddings, Generation, Piece
+from llmos.servers.execution.engine.base import (
+    NORMAL,
+    ChatTurn,
+    Embeddings,
+    Generation,
+    Piece,
+    TokenLogprob,
+)
 
 MAX_TEXTS = 2048
 MAX_STOPS = 16
-_ROLES = ("system", "user", "assistant")
+_ROLES = ("system", "user", "assistant", "tool")
 _FINISH = {
     "": pb.FINISH_REASON_UNSPECIFIED,
     "stop": pb.FINISH_REASON_STOP,
@@ -49,7 +58,7 @@ def generation(
     empty = {
         "prompt": not request.prompt,
         "tokens": not request.tokens.ids,
-        "chat": not any(message.content for message in request.chat.messages),
+        "chat": not any(m.content or m.tool_calls for m in request.chat.messages),
         None: True,
     }
     if empty[kind]:
@@ -78,6 +87,8 @@ def generation(
         json_schema=request.json_schema if limits == "json_schema" else None,
         regex=request.regex if limits == "regex" else None,
         grammar=request.grammar if limits == "grammar" else None,
+        tools=[_object("tool", text) for text in request.chat.tools] if kind == "chat" else (),
+        prompt_logprobs=request.prompt_logprobs,
         speculate=request.speculate,
         rank=rank,
         tenant=tenant,
@@ -96,7 +107,20 @@ def _chat(chat: pb.Chat) -> list[ChatTurn]:
             )
     if chat.messages[-1].role == "assistant":
         raise InvalidArgument("BAD_CHAT", "The last message is the assistant's; add a user's.")
-    return [ChatTurn(m.role, m.content) for m in chat.messages]
+    return [
+        ChatTurn(m.role, m.content, [_object("tool call", text) for text in m.tool_calls])
+        for m in chat.messages
+    ]
+
+
+def _object(what: str, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+        raise InvalidArgument("BAD_CHAT", f"A {what} is not a JSON object with a `name`.")
+    return value
 
 
 def response(
@@ -106,9 +130,8 @@ def response(
     message = pb.GenerateResponse(
         text=piece.text, token_ids=piece.tokens, finish_reason=_FINISH[piece.finish]
     )
-    for one in piece.logprobs:
-        chances = (pb.TokenChance(token=t, logprob=p, text=spell(t)) for t, p in one.top)
-        message.logprobs.add(token=one.token, logprob=one.logprob, top=chances)
+    message.logprobs.extend(_logprob(one, spell) for one in piece.logprobs)
+    message.prompt_logprobs.extend(_logprob(one, spell) for one in piece.prompt_logprobs)
     if first or piece.finish:
         message.model = ref
         message.seed = seed
@@ -119,6 +142,11 @@ def response(
         message.usage.first_token_s = _finite(piece.first_token_s)
         message.usage.decode_s = _finite(piece.decode_s)
     return message
+
+
+def _logprob(one: TokenLogprob, spell: Callable[[int], str]) -> pb.TokenLogprob:
+    chances = (pb.TokenChance(token=t, logprob=p, text=spell(t)) for t, p in one.top)
+    return pb.TokenLogprob(token=one.token, logprob=one.logprob, top=chances, text=spell(one.token))
 
 
 def texts(request: pb.EmbedRequest) -> list[str]:

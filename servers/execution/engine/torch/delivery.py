@@ -85,4 +85,5 @@ def _joined(pieces: Sequence[Piece]) -> Piece:
         text=text,
         tokens=[t for piece in pieces for t in piece.tokens],
         logprobs=[p for piece in pieces for p in piece.logprobs],
+        prompt_logprobs=[p for piece in pieces for p in piece.prompt_logprobs],
     )

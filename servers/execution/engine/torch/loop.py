@@ -19,6 +19,8 @@ from llmos.servers.execution.engine.torch.kv import KVCache, Span
 from llmos.servers.execution.engine.torch.model import Model
 from llmos.servers.execution.engine.torch.sampling import Choice, Row, choose
 from llmos.servers.execution.engine.torch.schedule import Chunk, Job, Scheduler
+from llmos.servers.execution.engine.torch.scoring import score
+from llmos.servers.execution.engine.torch.sequence import Sequence
 
 log = logging.getLogger(__name__)
 
@@ -93,9 +95,15 @@ class StepLoop:
         wanted: list[int] = []
         speaking: list[Chunk] = []
         rows: list[Row] = []
+        scored: list[tuple[Sequence, range]] = []
+        scores: list[int] = []
         for chunk in chunks:
             sequence, job = chunk.job.sequence, chunk.job
             end = sequence.fed + chunk.count
+            if positions := sequence.unscored(end):
+                scored.append((sequence, positions))
+                ask = len(tokens) - sequence.fed
+                scores += [ask + position for position in positions]
             spans.append(Span(job.table, sequence.fed, chunk.count + len(chunk.draft)))
             tokens += sequence.tokens[sequence.fed : end]
             tokens += chunk.draft
@@ -103,11 +111,12 @@ class StepLoop:
                 wanted += range(len(tokens) - len(chunk.draft) - 1, len(tokens))
                 rows += [sequence.row(chunk.draft[:i]) for i in range(len(chunk.draft) + 1)]
                 speaking.append(chunk)
-        logits = self._model.forward(self._cache, tokens, spans, wanted)
+        logits = self._model.forward(self._cache, tokens, spans, [*wanted, *scores])
+        score(logits[len(wanted) :], scored)
         for chunk in chunks:
             chunk.job.sequence.fed += chunk.count
             chunk.job.register(self._cache.pages)  # before it may end and give its blocks back
-        self._speak(speaking, choose(logits, rows))
+        self._speak(speaking, choose(logits[: len(wanted)], rows))
 
     def _speak(self, chunks: list[Chunk], choices: list[Choice | None]) -> None:
         items: list[tuple[Outlet, Piece | LLMOSError]] = []

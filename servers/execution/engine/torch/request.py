@@ -48,6 +48,7 @@ def make_plan(
         request.speculate,
         request.rank,
         request.tenant,
+        request.prompt_logprobs,
     )
 
 
@@ -81,7 +82,7 @@ def _prompt(request: Generation, tokenizer: TextTokenizer, chat: ChatTemplate) -
         ids = tokenizer.encode(request.prompt)
     else:
         assert request.chat is not None
-        ids = tokenizer.encode(chat.render(request.chat), rendered=True)
+        ids = tokenizer.encode(chat.render(request.chat, request.tools), rendered=True)
     if not ids:
         raise InvalidArgument("EMPTY_PROMPT", "The prompt has no tokens; give some text.")
     return ids

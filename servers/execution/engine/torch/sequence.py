@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, replace
 
-from llmos.servers.execution.engine.base import Piece
+from llmos.servers.execution.engine.base import Piece, TokenLogprob
 from llmos.servers.execution.engine.torch.guide import Guide
 from llmos.servers.execution.engine.torch.lookup import Lookup
 from llmos.servers.execution.engine.torch.sampling import Choice, Row, Sampler
@@ -24,6 +24,7 @@ class Plan:
     speculate: int = 0  # tokens to guess ahead
     rank: int = 3  # the call's class
     tenant: str = ""
+    scored: bool = False  # the prompt's tokens are asked about, too
 
 
 class Sequence:
@@ -42,6 +43,11 @@ class Sequence:
         self.cached = 0  # how many of them were found there, at first
         self._guide, self._lookup = guide, Lookup()
         self.finish = ""
+        # Log probabilities of the prompt's tokens as far as it is read; None: nobody asked, or an
+        # earlier worker has told them.
+        self.scores: list[TokenLogprob] | None = None
+        if plan.scored and not plan.resume and plan.sampler.logprobs is not None:
+            self.scores = [TokenLogprob(plan.prompt[0], 0.0)]
         self._begun = False
         self._born = time.monotonic()
         self._first = 0.0
@@ -59,6 +65,12 @@ class Sequence:
         self.fed = cached
         if not self._begun:
             self._begun, self.cached = True, cached
+
+    def unscored(self, end: int) -> range:
+        """Return the positions up to `end` whose successors in the prompt are to be scored."""
+        if self.scores is None:
+            return range(0)
+        return range(len(self.scores) - 1, min(end, len(self.plan.prompt) - 1))
 
     def guess(self) -> list[int]:
         """Return tokens that may come next; computed together with the last one, they are free."""
@@ -83,6 +95,8 @@ class Sequence:
             piece = self.closing(text, [choice.token])
         if choice.logprob is not None:
             piece = replace(piece, logprobs=[choice.logprob])
+        if self.scores is not None:
+            piece, self.scores = replace(piece, prompt_logprobs=self.scores), None
         return piece
 
     def closing(self, text: str = "", tokens: Tokens[int] = ()) -> Piece:

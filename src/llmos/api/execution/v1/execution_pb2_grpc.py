@@ -35,6 +35,8 @@ class ExecutionStub(object):
     NOT_FOUND NO_SUCH_MODEL, NO_SUCH_VERSION: not in storage.
     FAILED_PRECONDITION NO_ENGINE: no engine can run this version; says what it is and which can.
     FAILED_PRECONDITION MISSING_EXTRA: the engine's package is not installed; names the extra.
+    FAILED_PRECONDITION CODE_NOT_ALLOWED, NO_ENVIRONMENT: the version brings Python code, which is
+    not allowed here, or whose environment is not there.
     RESOURCE_EXHAUSTED OVER_BUDGET: its memory cannot be granted.
     UNAVAILABLE LOAD_FAILED, CRASH_LOOP: loading failed; has the reason.
     FAILED_PRECONDITION WRONG_TASK: the model does not do this; says what it does.
@@ -113,6 +115,8 @@ class ExecutionServicer(object):
     NOT_FOUND NO_SUCH_MODEL, NO_SUCH_VERSION: not in storage.
     FAILED_PRECONDITION NO_ENGINE: no engine can run this version; says what it is and which can.
     FAILED_PRECONDITION MISSING_EXTRA: the engine's package is not installed; names the extra.
+    FAILED_PRECONDITION CODE_NOT_ALLOWED, NO_ENVIRONMENT: the version brings Python code, which is
+    not allowed here, or whose environment is not there.
     RESOURCE_EXHAUSTED OVER_BUDGET: its memory cannot be granted.
     UNAVAILABLE LOAD_FAILED, CRASH_LOOP: loading failed; has the reason.
     FAILED_PRECONDITION WRONG_TASK: the model does not do this; says what it does.
@@ -171,6 +175,10 @@ class ExecutionServicer(object):
         RESOURCE_EXHAUSTED TOO_MANY_SEQUENCES: as many sequences are open as may be.
         NOT_FOUND NO_SUCH_BUFFER: a buffer is gone. OUT_OF_RANGE BAD_RANGE: beyond its end.
         UNIMPLEMENTED DECOUPLED: the model answers a request several times; use PredictStream.
+        Of models that bring Python code, whose process is replaced where it was lost:
+        INTERNAL MODEL_CRASHED, MODEL_FAILED, BAD_OUTPUT: it died or raised on this request, or gave
+        something else than declared. RESOURCE_EXHAUSTED MODEL_MEMORY: it wanted more than it may.
+        DEADLINE_EXCEEDED MODEL_HUNG: it did nothing, or took too long, and was ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -214,7 +222,7 @@ class ExecutionServicer(object):
 
         With `dry_run` nothing is loaded: the answer says what it needs and what would have to go.
 
-        Errors: as of the keyed methods.
+        Errors: as of the keyed methods. INVALID_ARGUMENT BAD_PIN: both pin and unpin.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -237,7 +245,7 @@ class ExecutionServicer(object):
         client. Leases are counted; a model with one is not evicted, and not unloaded by others.
         Answers when the model is ready, and again when its worker died and a new one is ready.
 
-        Errors: as of the keyed methods.
+        Errors: as of the keyed methods. ABORTED UNLOADED: somebody unloaded it by force.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -318,6 +326,8 @@ class Execution(object):
     NOT_FOUND NO_SUCH_MODEL, NO_SUCH_VERSION: not in storage.
     FAILED_PRECONDITION NO_ENGINE: no engine can run this version; says what it is and which can.
     FAILED_PRECONDITION MISSING_EXTRA: the engine's package is not installed; names the extra.
+    FAILED_PRECONDITION CODE_NOT_ALLOWED, NO_ENVIRONMENT: the version brings Python code, which is
+    not allowed here, or whose environment is not there.
     RESOURCE_EXHAUSTED OVER_BUDGET: its memory cannot be granted.
     UNAVAILABLE LOAD_FAILED, CRASH_LOOP: loading failed; has the reason.
     FAILED_PRECONDITION WRONG_TASK: the model does not do this; says what it does.

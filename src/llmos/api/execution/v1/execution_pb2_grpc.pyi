@@ -36,6 +36,8 @@ class ExecutionStub:
       NOT_FOUND NO_SUCH_MODEL, NO_SUCH_VERSION: not in storage.
       FAILED_PRECONDITION NO_ENGINE: no engine can run this version; says what it is and which can.
       FAILED_PRECONDITION MISSING_EXTRA: the engine's package is not installed; names the extra.
+      FAILED_PRECONDITION CODE_NOT_ALLOWED, NO_ENVIRONMENT: the version brings Python code, which is
+        not allowed here, or whose environment is not there.
       RESOURCE_EXHAUSTED OVER_BUDGET: its memory cannot be granted.
       UNAVAILABLE LOAD_FAILED, CRASH_LOOP: loading failed; has the reason.
       FAILED_PRECONDITION WRONG_TASK: the model does not do this; says what it does.
@@ -86,6 +88,10 @@ class ExecutionStub:
       RESOURCE_EXHAUSTED TOO_MANY_SEQUENCES: as many sequences are open as may be.
       NOT_FOUND NO_SUCH_BUFFER: a buffer is gone. OUT_OF_RANGE BAD_RANGE: beyond its end.
       UNIMPLEMENTED DECOUPLED: the model answers a request several times; use PredictStream.
+      Of models that bring Python code, whose process is replaced where it was lost:
+      INTERNAL MODEL_CRASHED, MODEL_FAILED, BAD_OUTPUT: it died or raised on this request, or gave
+        something else than declared. RESOURCE_EXHAUSTED MODEL_MEMORY: it wanted more than it may.
+      DEADLINE_EXCEEDED MODEL_HUNG: it did nothing, or took too long, and was ended.
     """
     PredictStream: _grpc.UnaryStreamMultiCallable[_predict_pb2.PredictStreamRequest, _predict_pb2.PredictStreamResponse]
     """Runs a model that answers one request any number of times; others answer once.
@@ -107,7 +113,7 @@ class ExecutionStub:
 
     With `dry_run` nothing is loaded: the answer says what it needs and what would have to go.
 
-    Errors: as of the keyed methods.
+    Errors: as of the keyed methods. INVALID_ARGUMENT BAD_PIN: both pin and unpin.
     """
     UnloadModel: _grpc.UnaryUnaryMultiCallable[_execution_pb2.UnloadModelRequest, _execution_pb2.UnloadModelResponse]
     """Ends a model's worker after its running calls, which gives all its memory back. Unloading what
@@ -122,7 +128,7 @@ class ExecutionStub:
     client. Leases are counted; a model with one is not evicted, and not unloaded by others.
     Answers when the model is ready, and again when its worker died and a new one is ready.
 
-    Errors: as of the keyed methods.
+    Errors: as of the keyed methods. ABORTED UNLOADED: somebody unloaded it by force.
     """
 
 @_typing.type_check_only
@@ -135,6 +141,8 @@ class ExecutionAsyncStub(ExecutionStub):
       NOT_FOUND NO_SUCH_MODEL, NO_SUCH_VERSION: not in storage.
       FAILED_PRECONDITION NO_ENGINE: no engine can run this version; says what it is and which can.
       FAILED_PRECONDITION MISSING_EXTRA: the engine's package is not installed; names the extra.
+      FAILED_PRECONDITION CODE_NOT_ALLOWED, NO_ENVIRONMENT: the version brings Python code, which is
+        not allowed here, or whose environment is not there.
       RESOURCE_EXHAUSTED OVER_BUDGET: its memory cannot be granted.
       UNAVAILABLE LOAD_FAILED, CRASH_LOOP: loading failed; has the reason.
       FAILED_PRECONDITION WRONG_TASK: the model does not do this; says what it does.
@@ -182,6 +190,10 @@ class ExecutionAsyncStub(ExecutionStub):
       RESOURCE_EXHAUSTED TOO_MANY_SEQUENCES: as many sequences are open as may be.
       NOT_FOUND NO_SUCH_BUFFER: a buffer is gone. OUT_OF_RANGE BAD_RANGE: beyond its end.
       UNIMPLEMENTED DECOUPLED: the model answers a request several times; use PredictStream.
+      Of models that bring Python code, whose process is replaced where it was lost:
+      INTERNAL MODEL_CRASHED, MODEL_FAILED, BAD_OUTPUT: it died or raised on this request, or gave
+        something else than declared. RESOURCE_EXHAUSTED MODEL_MEMORY: it wanted more than it may.
+      DEADLINE_EXCEEDED MODEL_HUNG: it did nothing, or took too long, and was ended.
     """
     PredictStream: _aio.UnaryStreamMultiCallable[_predict_pb2.PredictStreamRequest, _predict_pb2.PredictStreamResponse]  # type: ignore[assignment]
     """Runs a model that answers one request any number of times; others answer once.
@@ -203,7 +215,7 @@ class ExecutionAsyncStub(ExecutionStub):
 
     With `dry_run` nothing is loaded: the answer says what it needs and what would have to go.
 
-    Errors: as of the keyed methods.
+    Errors: as of the keyed methods. INVALID_ARGUMENT BAD_PIN: both pin and unpin.
     """
     UnloadModel: _aio.UnaryUnaryMultiCallable[_execution_pb2.UnloadModelRequest, _execution_pb2.UnloadModelResponse]  # type: ignore[assignment]
     """Ends a model's worker after its running calls, which gives all its memory back. Unloading what
@@ -218,7 +230,7 @@ class ExecutionAsyncStub(ExecutionStub):
     client. Leases are counted; a model with one is not evicted, and not unloaded by others.
     Answers when the model is ready, and again when its worker died and a new one is ready.
 
-    Errors: as of the keyed methods.
+    Errors: as of the keyed methods. ABORTED UNLOADED: somebody unloaded it by force.
     """
 
 class ExecutionServicer(metaclass=_abc_1.ABCMeta):
@@ -230,6 +242,8 @@ class ExecutionServicer(metaclass=_abc_1.ABCMeta):
       NOT_FOUND NO_SUCH_MODEL, NO_SUCH_VERSION: not in storage.
       FAILED_PRECONDITION NO_ENGINE: no engine can run this version; says what it is and which can.
       FAILED_PRECONDITION MISSING_EXTRA: the engine's package is not installed; names the extra.
+      FAILED_PRECONDITION CODE_NOT_ALLOWED, NO_ENVIRONMENT: the version brings Python code, which is
+        not allowed here, or whose environment is not there.
       RESOURCE_EXHAUSTED OVER_BUDGET: its memory cannot be granted.
       UNAVAILABLE LOAD_FAILED, CRASH_LOOP: loading failed; has the reason.
       FAILED_PRECONDITION WRONG_TASK: the model does not do this; says what it does.
@@ -299,6 +313,10 @@ class ExecutionServicer(metaclass=_abc_1.ABCMeta):
           RESOURCE_EXHAUSTED TOO_MANY_SEQUENCES: as many sequences are open as may be.
           NOT_FOUND NO_SUCH_BUFFER: a buffer is gone. OUT_OF_RANGE BAD_RANGE: beyond its end.
           UNIMPLEMENTED DECOUPLED: the model answers a request several times; use PredictStream.
+          Of models that bring Python code, whose process is replaced where it was lost:
+          INTERNAL MODEL_CRASHED, MODEL_FAILED, BAD_OUTPUT: it died or raised on this request, or gave
+            something else than declared. RESOURCE_EXHAUSTED MODEL_MEMORY: it wanted more than it may.
+          DEADLINE_EXCEEDED MODEL_HUNG: it did nothing, or took too long, and was ended.
         """
 
     @_abc_1.abstractmethod
@@ -350,7 +368,7 @@ class ExecutionServicer(metaclass=_abc_1.ABCMeta):
 
         With `dry_run` nothing is loaded: the answer says what it needs and what would have to go.
 
-        Errors: as of the keyed methods.
+        Errors: as of the keyed methods. INVALID_ARGUMENT BAD_PIN: both pin and unpin.
         """
 
     @_abc_1.abstractmethod
@@ -377,7 +395,7 @@ class ExecutionServicer(metaclass=_abc_1.ABCMeta):
         client. Leases are counted; a model with one is not evicted, and not unloaded by others.
         Answers when the model is ready, and again when its worker died and a new one is ready.
 
-        Errors: as of the keyed methods.
+        Errors: as of the keyed methods. ABORTED UNLOADED: somebody unloaded it by force.
         """
 
 def add_ExecutionServicer_to_server(servicer: ExecutionServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
