@@ -3,8 +3,8 @@
 A replay without an operating system: it drives the very class that the memory server decides by
 (`llmos.servers.memory.policy.GreedyDual`). Sizes are log-normal (median 1 GiB), loading takes
 0.2 s + 1 s per GiB. Popularity is Zipf (1.0) and drifts: every hour 2 % of the models change their
-rank. Rates follow the time of day. Belady evicts what is wanted again last: it knows the future and is no
-bound where sizes differ, but no policy can be expected to pass it by much.
+rank. Rates follow the time of day. Belady evicts what is wanted again last: it knows the future
+and is no bound where sizes differ, but no policy can be expected to pass it by much.
 Last line is one JSON object: the share of calls that found their model, and hours spent loading.
 """
 
@@ -28,7 +28,7 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Trace:
-    """Calls in order. sizes: bytes, by model; wanted[i] is a model, at[i] seconds, next[i] a call."""
+    """Calls in order: wanted[i] is a model, at[i] seconds, next[i] the next one; sizes in bytes."""
 
     sizes: np.ndarray
     wanted: np.ndarray

@@ -11,13 +11,15 @@ import grpc
 from llmos.api.execution.v1 import execution_pb2 as pb
 from llmos.api.execution.v1 import execution_pb2_grpc, predict_pb2
 from llmos.api.kernel.v1 import admin_pb2, admin_pb2_grpc
-from llmos.lib.errors import FailedPrecondition, NotFound
+from llmos.lib import call
+from llmos.lib.errors import FailedPrecondition, InvalidArgument, NotFound
 from llmos.lib.rpc import from_rpc_error
 from llmos.servers.execution.manager.changes import Changes
 from llmos.servers.execution.manager.core import Manager
 from llmos.servers.execution.manager.listing import Row
-from llmos.servers.execution.manager.model import Ref
+from llmos.servers.execution.manager.model import Asker, Ref
 from llmos.servers.execution.manager.routing import DirectRouter
+from llmos.servers.execution.manager.starting import options_message, read_options
 
 
 class ExecutionService(execution_pb2_grpc.ExecutionServicer):
@@ -39,25 +41,51 @@ class ExecutionService(execution_pb2_grpc.ExecutionServicer):
 
     async def LoadModel(self, request: pb.LoadModelRequest, context: Any) -> pb.LoadModelResponse:
         """Load."""
-        worker = await self._manager.load(request.model, pin=request.pin)
+        if request.pin and request.unpin:
+            raise InvalidArgument("BAD_PIN", "Give either pin or unpin.")
+        if request.dry_run:
+            plan = await self._manager.plan(request.model)
+            return pb.LoadModelResponse(
+                model=await self._listed(plan.ref),
+                needed_bytes=plan.bytes,
+                device=plan.device,
+                evict=plan.evict,
+            )
+        pin = True if request.pin else False if request.unpin else None
+        options = read_options(request.options) if request.HasField("options") else None
+        worker = await self._manager.load(request.model, pin, _asker(context), options)
+        return pb.LoadModelResponse(model=await self._listed(worker.ref))
+
+    async def HoldModel(
+        self, request: pb.HoldModelRequest, context: Any
+    ) -> AsyncIterator[pb.HoldModelResponse]:
+        """Hold."""
+        held = self._manager.hold(request.model, _asker(context))
+        async with contextlib.aclosing(held) as workers:  # type: ignore[type-var]
+            async for worker in workers:
+                yield pb.HoldModelResponse(model=await self._listed(worker.ref))
+
+    async def _listed(self, ref: str) -> pb.Model:
         for row in await self._manager.rows():
-            if row.version.ref == worker.ref:
-                return pb.LoadModelResponse(model=_model(row))
-        raise NotFound("NO_SUCH_VERSION", f"{worker.ref} was deleted while it was loading.")
+            if row.version.ref == ref:
+                return _model(row)
+        raise NotFound("NO_SUCH_VERSION", f"{ref} was deleted meanwhile.")
 
     async def UnloadModel(
         self, request: pb.UnloadModelRequest, context: Any
     ) -> pb.UnloadModelResponse:
         """Unload."""
-        return pb.UnloadModelResponse(was_loaded=await self._manager.unload(request.model))
+        return pb.UnloadModelResponse(
+            was_loaded=await self._manager.unload(request.model, force=request.force)
+        )
 
     async def Generate(
         self, request: pb.GenerateRequest, context: Any
     ) -> AsyncIterator[pb.GenerateResponse]:
         """Pass on."""
         stub = await self._worker(request.model)
-        call = stub.Generate(request, timeout=context.time_remaining())
-        async for reply in _passed(call):
+        stream = stub.Generate(request, timeout=context.time_remaining())
+        async for reply in _passed(stream):
             yield reply
 
     async def Embed(self, request: pb.EmbedRequest, context: Any) -> pb.EmbedResponse:
@@ -84,8 +112,8 @@ class ExecutionService(execution_pb2_grpc.ExecutionServicer):
     ) -> AsyncIterator[predict_pb2.PredictStreamResponse]:
         """Pass on."""
         stub = await self._worker(request.model)
-        call = stub.PredictStream(request, timeout=context.time_remaining())
-        async for reply in _passed(call):
+        stream = stub.PredictStream(request, timeout=context.time_remaining())
+        async for reply in _passed(stream):
             yield reply
 
     async def WatchModels(
@@ -123,19 +151,23 @@ class PagerService(admin_pb2_grpc.PagerServicer):
 
     async def Fault(self, request: admin_pb2.FaultRequest, context: Any) -> admin_pb2.FaultResponse:
         """Make a key hot; all services of a worker have the same keys."""
-        await self._manager.fault(request.key)
+        await self._manager.fault(request.key, _asker(context))
         return admin_pb2.FaultResponse()
 
 
-async def _passed(call: Any) -> AsyncIterator[Any]:
+def _asker(context: Any) -> Asker:
+    return Asker(call.rank(context), call.tenant(context))
+
+
+async def _passed(stream: Any) -> AsyncIterator[Any]:
     """Yield what a worker streams; ends the worker's call when the caller goes away."""
     try:
-        async for reply in call:
+        async for reply in stream:
             yield reply
     except grpc.RpcError as exc:
         raise from_rpc_error(exc) from exc
     finally:
-        call.cancel()  # nothing happens when it has ended
+        stream.cancel()  # nothing happens when it has ended
 
 
 def _model(row: Row) -> pb.Model:
@@ -157,4 +189,9 @@ def _model(row: Row) -> pb.Model:
         message.used_bytes = worker.used_bytes
         message.context_length = worker.context_length or message.context_length
         message.keys[:] = worker.keys
+        message.options.CopyFrom(options_message(worker.options))
+        message.pinned = worker.pinned
+        message.leases = worker.leases
+        message.tenant = worker.tenant
+        message.load_s = worker.load_s
     return message

@@ -76,3 +76,6 @@ class Wish:
     tenant: str = ""
     reload_s: float = 0.0
     dry_run: bool = False
+
+
+PLAIN = Wish()

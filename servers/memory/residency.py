@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 from llmos.lib.errors import InvalidArgument, ResourceExhausted
 from llmos.servers.memory.devices import Device
-from llmos.servers.memory.grants import NORMAL, Grant, Report, Wish
+from llmos.servers.memory.grants import NORMAL, PLAIN, Grant, Report, Wish
 from llmos.servers.memory.line import Line, Place
 from llmos.servers.memory.policy import GreedyDual
 
@@ -37,7 +37,7 @@ class Ledger:
         self._policy = GreedyDual()
         self._line = Line(clock)
 
-    def acquire(self, id: str, device: str, size: int, wish: Wish = Wish()) -> list[str]:
+    def acquire(self, id: str, device: str, size: int, wish: Wish = PLAIN) -> list[str]:
         """Grant `size` bytes under `id` and return [], or return the ids to evict first.
 
         A held id changes its size or device, or keeps what it has when that is refused. Beside
@@ -68,7 +68,8 @@ class Ledger:
 
     def _hold(self, id: str, device: str, size: int, wish: Wish) -> None:
         now = self._clock()
-        grant = self._grants.setdefault(id, Grant(id, device, size, last_busy=now))
+        # Until its holder reports it, it is being loaded.
+        grant = self._grants.setdefault(id, Grant(id, device, size, moving=True, last_busy=now))
         grant.device, grant.bytes, grant.pinned, grant.reported = device, size, wish.pinned, now
         grant.rank, grant.tenant = wish.rank or NORMAL, wish.tenant or grant.tenant
         grant.reload_s = wish.reload_s or grant.reload_s
@@ -115,7 +116,7 @@ class Ledger:
         return chosen
 
     def _ordered(self, ids: list[str]) -> list[str]:
-        """Return grants, first to go first: by the policy, and where it says nothing by idleness."""
+        """Return grants, first to go first: by the policy, equal ones by idleness."""
         idle_first = sorted(ids, key=lambda id: self._grants[id].last_busy)
         places = {m: n for n, m in enumerate(self._policy.order([self._model(i) for i in ids]))}
         return sorted(idle_first, key=lambda id: places[self._model(id)])

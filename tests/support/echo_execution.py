@@ -197,6 +197,10 @@ class EchoService(execution_pb2_grpc.ExecutionServicer):
         raise Unimplemented("NOT_HERE", "The echo is not watched.")
         yield
 
+    async def HoldModel(self, request: Any, context: Any) -> Any:
+        raise Unimplemented("NOT_HERE", "The echo is not held.")
+        yield
+
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> Any:
         self._note(context)
         async for piece in self._model.generate(request):

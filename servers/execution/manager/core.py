@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 from llmos.lib.call import background
-from llmos.lib.errors import LLMOSError, NotFound
+from llmos.lib.errors import Aborted, FailedPrecondition, LLMOSError, NotFound
 from llmos.lib.publish import Tell, nobody
 from llmos.servers.execution.config import ExecutionConfig
-from llmos.servers.execution.manager.crashes import SOON_S, WINDOW_S
+from llmos.servers.execution.manager.accounts import Accounts
+from llmos.servers.execution.manager.crashes import SOON_S
+from llmos.servers.execution.manager.leases import Leases
 from llmos.servers.execution.manager.listing import Row, rows
-from llmos.servers.execution.manager.model import Ref, State, Version, Worker
+from llmos.servers.execution.manager.model import NOBODY, Asker, Plan, Ref, State, Version, Worker
+from llmos.servers.execution.manager.options import Options, Wishes
+from llmos.servers.execution.manager.reach import comes_back, drain
 from llmos.servers.execution.manager.seams import Catalog, Forge, Grants, Router
 from llmos.servers.execution.manager.starting import Starter
 
 _STOP_S = 15.0  # a worker lets running calls end for 10 s after SIGTERM
-_ATTACH_S = 5.0  # a port that lost its kernel is back within a second
-_REPORT_S = 5.0
 
 log = logging.getLogger(__name__)
 
@@ -52,10 +55,21 @@ class Manager:
         self._forge = forge
         self._progress = progress
         self._tell = tell
-        self._starter = Starter(
-            config, catalog, grants, router, forge, self._evict, self._report, progress
-        )
         self._workers: dict[str, Worker] = {}
+        self._leases = Leases()
+        self._accounts = Accounts(self._workers, grants, router, self._leases)
+        self._starter = Starter(
+            config,
+            catalog,
+            grants,
+            router,
+            forge,
+            self._evict,
+            self._accounts.report,
+            progress,
+            lambda: [w.pid for w in self._workers.values() if w.pid],
+        )
+        self._wishes = Wishes()
         self._loads: dict[str, asyncio.Task[Worker]] = {}
         self._endings: dict[str, asyncio.Task[None]] = {}
         self._failures: dict[str, str] = {}
@@ -67,9 +81,10 @@ class Manager:
         """Start answering, with the workers that an earlier manager has left."""
         for worker in adopted:
             self._workers[worker.ref] = worker
+            self._wishes.adopt(worker.ref, worker.options)
             self._watch(worker)
         self._open.set()
-        self._reporter = background(self._report_for_ever())
+        self._reporter = background(self._accounts.keep(self._starter.crashes))
 
     async def close(self) -> None:
         """Give up what is half done. Ready workers go on; the next manager adopts them."""
@@ -85,8 +100,16 @@ class Manager:
 
     # What callers ask for.
 
-    async def load(self, ref: str, pin: bool = False) -> Worker:
-        """Return a ready worker for a reference.
+    async def load(
+        self,
+        ref: str,
+        pin: bool | None = None,
+        asker: Asker = NOBODY,
+        options: Options | None = None,
+    ) -> Worker:
+        """Return a ready worker for a reference. pin: whether others may evict it; None = as it is.
+
+        options: how it is to run from now on; None = as it does, or by the configuration.
 
         A plain name means its newest version from now on, an alias what storage says now. Raises
         InvalidArgument BAD_NAME, and what storage, memory and engines raise.
@@ -94,28 +117,65 @@ class Manager:
         key = Ref.parse(ref).moves
         await self._open.wait()
         version = await self._catalog.resolve(ref)
-        worker = await self._ensure(version, key, pin)
+        if options is not None:
+            loaded = version.ref in self._workers
+            cores = len(os.sched_getaffinity(0))
+            self._wishes.give(version.ref, options, loaded=loaded, cores=cores)
+        worker = await self._ensure(version, key, bool(pin), asker)
         if key:
             await self._take_key(worker, key)
-        if pin and not worker.pinned:
-            await self._configure(worker, worker.keys[1:], pinned=True)
+        if pin is not None and pin != worker.pinned:
+            await self._configure(worker, worker.keys[1:], pinned=pin)
             await self._grants.acquire(worker, worker.granted_bytes)
         return worker
 
-    async def fault(self, key: str) -> None:
+    async def plan(self, ref: str) -> Plan:
+        """Return what loading would need and what would have to go. Raises as `load`."""
+        await self._open.wait()
+        version = await self._catalog.resolve(ref)
+        worker = self._workers.get(version.ref)
+        if worker is not None and worker.alive():
+            return Plan(version.ref, worker.device, 0, ())
+        worker = Worker(version.name, version.version, task=version.task)
+        needed, evict = await self._starter.plan(worker, version)
+        return Plan(version.ref, worker.device, needed, evict)
+
+    async def hold(self, ref: str, asker: Asker = NOBODY) -> AsyncIterator[Worker]:
+        """Keep a model loaded while this is iterated; yields its worker whenever it has a new one.
+
+        Raises as `load`; Aborted UNLOADED when it was unloaded by force.
+        """
+        version = await self._catalog.resolve(ref)
+        with self._leases.hold(version.ref) as revoked:
+            while not revoked.is_set():
+                worker = await self.load(ref, asker=asker)
+                if worker.ref != version.ref:
+                    worker = await self.load(version.ref, asker=asker)  # the name moved on
+                if worker.state is not State.READY or worker.process is None:
+                    continue
+                yield worker
+                gone = asyncio.ensure_future(revoked.wait())
+                ends = (gone, asyncio.shield(worker.process.exited))
+                try:
+                    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    gone.cancel()
+        raise Aborted("UNLOADED", f"{version.ref} was unloaded by force; call again to load it.")
+
+    async def fault(self, key: str, asker: Asker = NOBODY) -> None:
         """Make `key` hot; the kernel has just found that it is not. Raises as `load`."""
         Ref.parse(key)
         await self._open.wait()
         holder = next((w for w in self._workers.values() if key in w.keys and w.alive()), None)
         if holder is not None and holder.state is State.READY:
-            if await self._comes_back(holder, key):
+            if await comes_back(self._router, holder, key):
                 return
             if holder.process is not None and holder.state is State.READY and holder.alive():
                 log.error("killing a worker that lost the kernel", extra={"worker": holder.ref})
                 await holder.process.kill()
                 self._bury(holder)
         # Again when somebody unloads it at once: the answer must be true when it is sent.
-        while (await self.load(key)).state is not State.READY:
+        while (await self.load(key, asker=asker)).state is not State.READY:
             await asyncio.sleep(0)
 
     async def moved(self, key: str) -> None:
@@ -136,8 +196,10 @@ class Manager:
         """Return the aliases that workers answer to, `name@alias`."""
         return [k for w in self._workers.values() for k in w.keys if Ref.parse(k).alias]
 
-    async def unload(self, ref: str) -> bool:
+    async def unload(self, ref: str, *, force: bool = False) -> bool:
         """End a model's worker after its running calls; False when it was not loaded.
+
+        Raises FailedPrecondition HELD when clients hold it, unless `force`.
 
         A plain name means the version that has the name now, else the newest that is loaded. An
         alias means the version that was called by it.
@@ -158,6 +220,13 @@ class Manager:
             await asyncio.wait({loading})
         if self._workers.get(worker.ref) is not worker:
             return False
+        if (holders := self._leases.count(worker.ref)) and not force:
+            raise FailedPrecondition(
+                "HELD",
+                f"{worker.ref} is held by {holders} client(s); wait until they are done, or force.",
+            )
+        self._leases.revoke(worker.ref)
+        self._wishes.forget(worker.ref)
         await asyncio.shield(self._end(worker))
         return True
 
@@ -172,7 +241,7 @@ class Manager:
 
     # Loading.
 
-    async def _ensure(self, version: Version, key: str, pin: bool) -> Worker:
+    async def _ensure(self, version: Version, key: str, pin: bool, asker: Asker) -> Worker:
         ref = version.ref
         while True:
             if (ending := self._endings.get(ref)) is not None:
@@ -186,12 +255,14 @@ class Manager:
                 continue
             if (task := self._loads.get(ref)) is None:
                 # In the background: it is shared by all who wait, and outlives their calls.
-                task = self._loads[ref] = background(self._load(version, key, pin))
+                task = self._loads[ref] = background(self._load(version, key, pin, asker))
                 task.add_done_callback(lambda _: self._loads.pop(ref))
             return await asyncio.shield(task)
 
-    async def _load(self, version: Version, key: str, pin: bool) -> Worker:
+    async def _load(self, version: Version, key: str, pin: bool, asker: Asker) -> Worker:
         worker = Worker(version.name, version.version, task=version.task, pinned=pin)
+        worker.rank, worker.tenant = asker
+        worker.options = self._wishes.of(worker.ref)
         self._workers[worker.ref] = worker
         keys = [key] if key and self._holder(key) is None else []
         began = time.monotonic()
@@ -220,15 +291,6 @@ class Manager:
         )
         return worker
 
-    async def _comes_back(self, worker: Worker, key: str) -> bool:
-        """Return whether calls for `key` reach the worker within a moment."""
-        deadline = time.monotonic() + _ATTACH_S
-        while worker.alive() and worker.state is State.READY and time.monotonic() < deadline:
-            if await self._router.serves(worker, key):
-                return worker.state is State.READY
-            await asyncio.sleep(0.05)
-        return False
-
     # Names.
 
     def _holder(self, key: str) -> Worker | None:
@@ -256,7 +318,7 @@ class Manager:
             if key in worker.keys and worker.state is State.READY:
                 rest = [k for k in worker.keys[1:] if k != key]
                 await self._configure(worker, rest, worker.pinned)
-                if not rest:
+                if not rest and not self._leases.count(worker.ref):
                     self._end(worker)
 
     async def _configure(self, worker: Worker, keys: Sequence[str], pinned: bool) -> None:
@@ -293,7 +355,7 @@ class Manager:
         self._tell("model.failed", model=worker.ref, cause=cause)
         if worker.hung or lived < SOON_S:
             self._starter.crashes.add(worker.ref, cause)
-        await self._release(worker.grant)
+        await self._accounts.release(worker.grant)
 
     def _end(self, worker: Worker) -> asyncio.Task[None]:
         """Unload in the background; return the task."""
@@ -303,20 +365,11 @@ class Manager:
         return self._finish(worker, self._unload(worker))
 
     async def _unload(self, worker: Worker) -> None:
-        deadline = time.monotonic() + self._config.drain_s
-        try:
-            while worker.alive() and await self._router.drain(worker):
-                if time.monotonic() > deadline:
-                    log.warning("calls do not end", extra={"worker": worker.ref})
-                    break
-                self._progress()
-                await asyncio.sleep(0.1)
-        except LLMOSError as exc:  # no kernel now: SIGTERM drains as well, for a shorter time
-            log.warning("cannot drain", extra={"worker": worker.ref, "cause": exc.message})
+        await drain(self._router, worker, self._config.drain_s, self._progress)
         if worker.process is not None:
             await worker.process.end(_STOP_S)
         del self._workers[worker.ref]
-        await self._release(worker.grant)
+        await self._accounts.release(worker.grant)
         log.info("unloaded", extra={"worker": worker.ref})
         self._tell("model.unloaded", model=worker.ref)
 
@@ -333,36 +386,8 @@ class Manager:
     async def _evict(self, grant: str) -> None:
         worker = next((w for w in self._workers.values() if w.grant == grant), None)
         if worker is None:
-            await self._release(grant)
-        elif worker.state is State.LOADING:
-            await asyncio.sleep(0.2)  # it will be reported as busy; ask again
+            await self._accounts.release(grant)
+        elif worker.state is State.LOADING or self._leases.count(worker.ref):
+            await asyncio.sleep(0.1)  # it will be reported so; ask again
         else:
             await asyncio.shield(self._end(worker))
-
-    # Memory.
-
-    async def _release(self, grant: str) -> None:
-        try:
-            await self._grants.release(grant)
-        except LLMOSError as exc:  # memory is away: what is not reported is dropped there
-            log.warning("cannot release", extra={"grant": grant, "cause": exc.message})
-
-    async def _report(self) -> None:
-        """Tell memory who holds what, and who is busy; loading and unloading count as busy."""
-        workers = [w for w in self._workers.values() if w.granted_bytes]
-        try:
-            busy = dict(await self._router.running())
-            busy.update({w.ref: 1 for w in workers if w.state is not State.READY})
-            await self._grants.report(workers, busy)
-        except LLMOSError as exc:
-            log.warning("cannot report grants", extra={"cause": exc.message})
-
-    async def _report_for_ever(self) -> None:
-        while True:
-            for worker in list(self._workers.values()):
-                if worker.process is not None:
-                    worker.used_bytes = await asyncio.to_thread(worker.process.used_bytes)
-                if time.monotonic() - worker.ready_at > WINDOW_S:
-                    self._starter.crashes.lived(worker.ref)
-            await self._report()
-            await asyncio.sleep(_REPORT_S)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import grpc
 
@@ -28,10 +28,17 @@ class MemoryGrants:
         )
         return [d.name for d in answer.devices]
 
-    async def acquire(self, worker: Worker, bytes: int) -> Sequence[str]:
+    async def acquire(self, worker: Worker, bytes: int, *, dry_run: bool = False) -> Sequence[str]:
         """See seams.Grants."""
         request = pb.AcquireGrantRequest(
-            id=worker.grant, device=worker.device, bytes=bytes, pinned=worker.pinned
+            id=worker.grant,
+            device=worker.device,
+            bytes=bytes,
+            pinned=worker.pinned,
+            rank=worker.rank,
+            tenant=worker.tenant,
+            reload_s=worker.load_s,
+            dry_run=dry_run,
         )
         answer = await patient(
             lambda: self._residency.AcquireGrant(request, timeout=CALL_S), self._patience_s
@@ -43,7 +50,7 @@ class MemoryGrants:
         request = pb.ReleaseGrantRequest(id=grant)
         await once(self._residency.ReleaseGrant(request, timeout=CALL_S))
 
-    async def report(self, workers: Sequence[Worker], busy: Mapping[str, int]) -> None:
+    async def report(self, workers: Sequence[Worker]) -> None:
         """See seams.Grants."""
         grants = [
             pb.Grant(
@@ -51,8 +58,14 @@ class MemoryGrants:
                 device=w.device,
                 bytes=w.granted_bytes,
                 used_bytes=w.used_bytes,
-                busy=busy.get(w.ref, 0) > 0,
+                busy=w.running > 0,
                 pinned=w.pinned,
+                moving=w.moving,
+                leases=w.leases,
+                served=w.served,
+                reload_s=w.load_s,
+                rank=w.rank,
+                tenant=w.tenant,
             )
             for w in workers
         ]

@@ -7,8 +7,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
-from llmos.lib.errors import InvalidArgument
+from llmos.lib.errors import InvalidArgument, ResourceExhausted
+from llmos.servers.execution.manager.options import NONE, Options
 from llmos.servers.execution.manager.process import Process
 
 _REF = re.compile(
@@ -77,6 +79,26 @@ class Version:
         return f"{self.name}@{self.version}"
 
 
+class Asker(NamedTuple):
+    """On whose behalf a model is loaded: class (1 SYSTEM to 4 BATCH) and tenant."""
+
+    rank: int = 3
+    tenant: str = ""
+
+
+NOBODY = Asker()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What loading a version would need; bytes is 0 when it is loaded."""
+
+    ref: str
+    device: str
+    bytes: int
+    evict: Sequence[str]
+
+
 class State(Enum):
     """Life of a worker; the values are those of ModelState in execution.proto."""
 
@@ -102,9 +124,18 @@ class Worker:
     used_bytes: int = 0
     keys: list[str] = field(default_factory=list)  # `ref` included
     pinned: bool = False
+    leases: int = 0  # clients that hold it
+    moving: bool = False  # loading, unloading, or its first call is on the way
+    running: int = 0  # calls
+    served: int = 0  # calls that ended
+    rank: int = 3  # class of the call it was loaded for: 1 SYSTEM to 4 BATCH
+    tenant: str = ""  # that it was loaded for
+    load_s: float = 0.0  # its last load, without the wait for room
     context_length: int = 0
     listen: str = ""
     ready_at: float = field(default_factory=time.monotonic)
+    refused: ResourceExhausted | None = None  # why it has to wait for room
+    options: Options = NONE
     hung: str = ""  # how it hung, when it was killed for that
 
     @property

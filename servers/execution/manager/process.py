@@ -50,13 +50,6 @@ class Process:
         """Kill it; returns when it has ended."""
         await self.end(0)
 
-    def used_bytes(self) -> int:
-        """Return its proportional set size, bytes; 0 when it has ended. Takes milliseconds."""
-        try:
-            return int(psutil.Process(self.pid).memory_full_info().pss)
-        except psutil.Error:
-            return 0
-
     def activity(self) -> tuple[float, int]:
         """Return what grows while it works: CPU seconds used, and bytes read from disks."""
         try:

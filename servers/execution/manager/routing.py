@@ -16,6 +16,7 @@ from llmos.lib.errors import Unavailable
 from llmos.lib.serve import OPTIONS
 from llmos.servers.execution.manager.model import Worker
 from llmos.servers.execution.manager.peers import once, patient
+from llmos.servers.execution.manager.seams import Load
 
 _CONTROL_S = 5.0
 _PREFIX = "worker/"
@@ -32,10 +33,10 @@ class KernelRouter:
         self._control = worker_pb2_grpc.WorkerControlStub(channel)
         self._inference = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
 
-    async def running(self) -> Mapping[str, int]:
+    async def loads(self) -> Mapping[str, Load]:
         """See seams.Router."""
         ports = await self._ports()
-        return {p.name.removeprefix(_PREFIX): p.running for p in ports}
+        return {p.name.removeprefix(_PREFIX): Load(p.running, p.served) for p in ports}
 
     async def serves(self, worker: Worker, key: str) -> bool:
         """See seams.Router."""
@@ -107,7 +108,7 @@ class DirectRouter:
         for channel in self._channels.values():
             await channel.close()
 
-    async def running(self) -> Mapping[str, int]:
+    async def loads(self) -> Mapping[str, Load]:
         """Return nothing: nobody counts calls here. Unloading still lets them end."""
         return {}
 

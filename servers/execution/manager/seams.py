@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -31,17 +32,26 @@ class Grants(Protocol):
     async def devices(self) -> list[str]:
         """Return the names of the devices."""
 
-    async def acquire(self, worker: Worker, bytes: int) -> Sequence[str]:
+    async def acquire(self, worker: Worker, bytes: int, *, dry_run: bool = False) -> Sequence[str]:
         """Hold `bytes` for a worker; return ids of grants to give up first ([] = it is held).
 
-        Raises ResourceExhausted OVER_BUDGET.
+        dry_run: only ask what would have to go. Raises ResourceExhausted OVER_BUDGET, with a time
+        to retry when waiting may help.
         """
 
     async def release(self, grant: str) -> None:
         """Give room back."""
 
-    async def report(self, workers: Sequence[Worker], busy: Mapping[str, int]) -> None:
-        """Tell that grants are still held; `busy` counts the running calls of refs."""
+    async def report(self, workers: Sequence[Worker]) -> None:
+        """Tell that the workers' grants are still held, and how they are."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """Calls of a worker: running now, and ended so far."""
+
+    running: int
+    served: int
 
 
 class Router(Protocol):
@@ -49,8 +59,8 @@ class Router(Protocol):
 
     kernel: str  # address that workers attach to; `none` without a kernel
 
-    async def running(self) -> Mapping[str, int]:
-        """Return the number of running calls of every attached worker, by ref."""
+    async def loads(self) -> Mapping[str, Load]:
+        """Return what every attached worker has to do, by ref."""
 
     async def serves(self, worker: Worker, key: str) -> bool:
         """Return whether calls for `key` get to the worker now."""

@@ -6,15 +6,17 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from llmos.api.execution.v1 import execution_pb2
 from llmos.api.execution.v1 import zygote_pb2 as pb
 from llmos.lib.errors import FailedPrecondition, LLMOSError, ResourceExhausted, Unavailable
 from llmos.servers.execution.config import ExecutionConfig
 from llmos.servers.execution.engine.select import require
 from llmos.servers.execution.manager.crashes import CrashLog, describe_exit, last_line
 from llmos.servers.execution.manager.model import State, Version, Worker
+from llmos.servers.execution.manager.options import Options, check_device, own_cores
 from llmos.servers.execution.manager.process import waiting_for
 from llmos.servers.execution.manager.seams import (
     Catalog,
@@ -26,7 +28,6 @@ from llmos.servers.execution.manager.seams import (
     ZygoteLost,
 )
 
-_EVICTION_ROUNDS = 20
 _ZYGOTES = 3  # how many zygotes may die under one load
 
 log = logging.getLogger(__name__)
@@ -45,10 +46,11 @@ class Starter:
         evict: Callable[[str], Awaitable[None]],
         report: Callable[[], Awaitable[None]],
         progress: Callable[[], None],
+        pids: Callable[[], Iterable[int]],
     ) -> None:
         """Take what is needed; `evict` ends the holder of a grant, `report` reports all.
 
-        progress: called while a worker is seen to load.
+        progress: called while a worker is seen to load. pids: of all workers.
         """
         self._progress = progress
         self.crashes = CrashLog(time.monotonic)
@@ -59,6 +61,8 @@ class Starter:
         self._forge = forge
         self._evict = evict
         self._report = report
+        self._pids = pids
+        self._load_s: dict[str, float] = {}  # how long loads took, by ref
 
     async def start(self, worker: Worker, version: Version, keys: Sequence[str]) -> None:
         """Make `worker` ready under its ref and `keys`, or leave nothing behind.
@@ -80,6 +84,8 @@ class Starter:
             async with asyncio.timeout(self._config.load_timeout_s):
                 await self._persist(worker, order)
         except TimeoutError:
+            if worker.refused is not None:
+                raise worker.refused from None
             raise Unavailable(
                 "LOAD_FAILED",
                 f"Loading {worker.ref} took over {self._config.load_timeout_s:g} s and was given "
@@ -110,7 +116,9 @@ class Starter:
             worker.process = child.process
             async with waiting_for(child.process, self._progress):
                 await self._acquire(worker, await child.planned())
+                began = time.monotonic()
                 info = await child.go(worker.granted_bytes)
+                self._load_s[worker.ref] = worker.load_s = time.monotonic() - began
         except BaseException:
             # Shielded: whoever cancels a load must not leave a process or a grant behind.
             await asyncio.shield(self._undo(worker, child))
@@ -129,26 +137,56 @@ class Starter:
                 log.warning("cannot release", extra={"grant": worker.grant, "cause": exc.message})
 
     async def _acquire(self, worker: Worker, needed: int) -> None:
-        for _ in range(_EVICTION_ROUNDS):
+        """Get room, however long it takes: memory keeps our place while we ask again."""
+        while True:
             await self._report()  # who is idle by now can be evicted
-            evict = await self._grants.acquire(worker, needed)
+            try:
+                evict = await self._grants.acquire(worker, needed)
+            except ResourceExhausted as exc:
+                if exc.retry_after_s is None:
+                    raise
+                worker.refused = exc
+                self._progress()  # it was asked and did answer
+                await asyncio.sleep(exc.retry_after_s)
+                continue
             if not evict:
-                worker.granted_bytes = needed
-                await self._report()  # who loads cannot
+                worker.granted_bytes, worker.refused = needed, None
                 return
-            for grant in evict:
-                log.info("evicting", extra={"grant": grant, "for": worker.ref})
-                await self._evict(grant)
-        raise ResourceExhausted(
-            "OVER_BUDGET",
-            f"{worker.ref} needs {needed:,} bytes on {worker.device}, which others keep taking; "
-            "unload some models.",
-        )
+            log.info("evicting", extra={"grants": ", ".join(evict), "for": worker.ref})
+            await asyncio.gather(*map(self._evict, evict))
+
+    async def plan(self, worker: Worker, version: Version) -> tuple[int, Sequence[str]]:
+        """Return the bytes that a worker needs, and what would have to go; loads nothing.
+
+        Raises as `start`.
+        """
+        require(worker.ref, version.format, version.task)
+        files = await self._catalog.fetch(version)
+        child = await self._forge.fork(await self._order(worker, version, files, []))
+        try:
+            needed = await child.planned()
+        except Crashed as exc:
+            cause = self.cause(worker.ref, exc.args[0])
+            raise Unavailable("LOAD_FAILED", f"The worker of {worker.ref} {cause}.") from None
+        except ZygoteLost:
+            raise Unavailable("LOAD_FAILED", "The zygote died; try again.") from None
+        finally:
+            await asyncio.shield(child.process.kill())
+        await self._report()
+        return needed, await self._grants.acquire(worker, needed, dry_run=True)
 
     async def _order(
         self, worker: Worker, version: Version, files: Mapping[str, Path], keys: Sequence[str]
     ) -> pb.WorkerOrder:
-        worker.device = self._config.device or _best(await self._grants.devices())
+        devices = await self._grants.devices()
+        check_device(worker.options, devices)
+        worker.device = worker.options.device or self._config.device or _best(devices)
+        threads = self._config.threads
+        cpus: list[int] = []
+        if worker.options.threads:
+            threads = worker.options.threads
+            cpus = own_cores(threads, self._pids()) if worker.device == "cpu" else []
+        worker.load_s = self._load_s.get(worker.ref, 0.0)
         listen = ""
         if self._router.kernel == "none":
             digest = hashlib.sha256(worker.ref.encode()).hexdigest()[:12]
@@ -160,8 +198,10 @@ class Starter:
             files=[pb.WorkerFile(name=n, path=str(p)) for n, p in files.items()],
             context_length=version.context_length,
             device=worker.device,
-            threads=self._config.threads,
-            precision=self._config.precision,
+            threads=threads,
+            cpus=cpus,
+            precision=worker.options.precision or self._config.precision,
+            options=options_message(worker.options),
             keys=keys,
             pinned=worker.pinned,
             kernel=self._router.kernel,
@@ -188,8 +228,21 @@ def describe(worker: Worker, info: pb.WorkerInfo) -> None:
     worker.pinned = info.pinned
     worker.context_length = info.context_length
     worker.listen = info.listen
+    worker.options = read_options(info.options)
     worker.ready_at = time.monotonic()
     worker.state = State.READY
+
+
+def options_message(options: Options) -> execution_pb2.LoadOptions:
+    """Return options as they travel."""
+    return execution_pb2.LoadOptions(
+        precision=options.precision, threads=options.threads, device=options.device
+    )
+
+
+def read_options(message: execution_pb2.LoadOptions) -> Options:
+    """Return options that travelled."""
+    return Options(message.precision, message.threads, message.device)
 
 
 def _best(devices: Sequence[str]) -> str:

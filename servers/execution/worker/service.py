@@ -97,6 +97,11 @@ class WorkerExecution(execution_pb2_grpc.ExecutionServicer):
         raise _not_here()
         yield
 
+    async def HoldModel(self, request: pb.HoldModelRequest, context: Any) -> AsyncIterator[Any]:
+        """Refuse."""
+        raise _not_here()
+        yield
+
     async def _response(
         self, results: Any, request: predict_pb2.PredictRequest
     ) -> predict_pb2.PredictResponse:

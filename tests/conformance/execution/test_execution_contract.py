@@ -68,30 +68,32 @@ class LocalGrants:
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self.held: dict[str, Worker] = {}
-        self.busy: dict[str, int] = {}
+        self.reported: list[str] = []
 
     async def devices(self) -> list[str]:
         return ["cpu"]
 
-    async def acquire(self, worker: Worker, bytes: int) -> Sequence[str]:
+    async def acquire(self, worker: Worker, bytes: int, *, dry_run: bool = False) -> Sequence[str]:
         others = {g: w for g, w in self.held.items() if g != worker.grant}
         short = bytes + sum(w.granted_bytes for w in others.values()) - self.budget
         chosen = []
         for grant, other in others.items():
-            if short > 0 and not other.pinned and not self.busy.get(other.ref):
+            if short > 0 and not other.pinned and not other.leases and not other.moving:
                 chosen.append(grant)
                 short -= other.granted_bytes
         if short > 0:
-            raise ResourceExhausted("OVER_BUDGET", f"{short} bytes are missing.")
-        if not chosen:
+            retry = 0.05 if any(w.moving for w in others.values()) else None
+            why = f"{short} bytes are missing."
+            raise ResourceExhausted("OVER_BUDGET", why, retry_after_s=retry)
+        if not chosen and not dry_run:
             self.held[worker.grant] = worker
         return chosen
 
     async def release(self, grant: str) -> None:
         self.held.pop(grant, None)
 
-    async def report(self, workers: Sequence[Worker], busy: Mapping[str, int]) -> None:
-        self.busy.update({w.ref: busy.get(w.ref, 0) for w in workers})
+    async def report(self, workers: Sequence[Worker]) -> None:
+        self.reported = [w.ref for w in workers]
 
 
 class Face(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llmos.servers.execution.engine.base import ModelSpec
 from llmos.servers.execution.engine.torch.config import LlamaConfig, RopeScaling
+from llmos.servers.execution.engine.torch.image import BadImage
 from llmos.servers.execution.engine.torch.linear import Linear
 from llmos.servers.execution.engine.torch.model import Layer, Llama, Model
 from llmos.servers.execution.engine.torch.native.build import library
@@ -21,6 +23,8 @@ from llmos.servers.execution.engine.torch.native.layout import PackedLinear, dec
 from llmos.servers.execution.engine.torch.native.model import Int8Layer, Int8Llama
 from llmos.servers.execution.engine.torch.native.selftest import works
 from llmos.servers.execution.engine.torch.native.step import NativeAttention, suits
+from llmos.servers.execution.engine.torch.packed import model_over, tensors_of
+from llmos.servers.execution.engine.torch.shelf import Shelf
 from llmos.servers.execution.engine.torch.weights import Float32, Weights
 
 log = logging.getLogger(__name__)
@@ -42,11 +46,17 @@ class _Raw:
 
 
 def build(
-    config: LlamaConfig, weights: Weights, device: torch.device, precision: str, threads: int
+    config: LlamaConfig,
+    weights: Weights,
+    device: torch.device,
+    precision: str,
+    threads: int,
+    spec: ModelSpec | None = None,
 ) -> Model:
     """Read, check and repack all weights. precision: `float32`, `bfloat16` or `int8`.
 
-    Raises Unavailable LOAD_FAILED when a tensor is missing, misshapen or not finite.
+    spec: where they come from, if what is repacked is to be shared by all workers of the version
+    (see `image`). Raises Unavailable LOAD_FAILED when a tensor is missing, misshapen or not finite.
     """
     kernels = library() if device.type == "cpu" and suits(config) else None
     if kernels is not None:
@@ -55,12 +65,43 @@ def build(
             log.error("the compiled kernels compute wrongly on this CPU; going on without them")
             kernels = None
     packing = _Packing(config, weights, device, threads)
-    if precision != "int8":
-        return packing.plain(getattr(torch, precision), kernels)
-    if kernels is not None:
-        return packing.int8(kernels)
-    log.warning("int8 without compiled kernels: its weights are computed with in float32")
-    return packing.plain(torch.float32, None, rounded=True)
+
+    def make() -> Model:
+        if precision != "int8":
+            return packing.plain(getattr(torch, precision), kernels)
+        if kernels is not None:
+            return packing.int8(kernels)
+        log.warning("int8 without compiled kernels: its weights are computed with in float32")
+        return packing.plain(torch.float32, None, rounded=True)
+
+    if spec is None or not spec.state_dir:
+        return make()
+    return _shared(make, Shelf(spec.state_dir), spec, config, device, precision, kernels, threads)
+
+
+def _shared(
+    make: Callable[[], Model],
+    shelf: Shelf,
+    spec: ModelSpec,
+    config: LlamaConfig,
+    device: torch.device,
+    precision: str,
+    kernels: ctypes.CDLL | None,
+    threads: int,
+) -> Model:
+    """Return the model over its image, made now if need be; without one where there is no room."""
+    key = shelf.key(spec, precision, compiled=kernels is not None, device=device.type)
+    image = shelf.find(key)
+    if image is None:
+        model = make()
+        image = shelf.keep(key, *tensors_of(model))
+        if image is None or device.type != "cpu":
+            return model
+    try:
+        return model_over(image, config, device, kernels, threads)
+    except BadImage as error:
+        shelf.drop(key, str(error))
+        return make()
 
 
 class _Packing:

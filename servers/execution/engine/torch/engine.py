@@ -147,7 +147,7 @@ def load(spec: ModelSpec, precision: str = "") -> TorchEngine:
         why = f"its tokenizer has {text.size} tokens, its embedding {config.vocab}"
         raise damaged(Path(spec.ref), why)
     with torch.inference_mode():
-        model = build(config, weights, torch.device(spec.device), dtype, threads)
+        model = build(config, weights, torch.device(spec.device), dtype, threads, spec)
     log.info(
         "loaded %s: %s on %s with %d threads in %.2f s; %s",
         *(spec.ref, dtype, spec.device, threads, time.monotonic() - began),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +19,21 @@ class Linear:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        """Take over `weight` [out, in], contiguous on its device, and `bias` [out]."""
+        """Take over `weight` [out, in], contiguous on its device or repacked, and `bias` [out]."""
         self._bias = bias
-        self._packed = _pack(weight)
+        self._packed = weight if weight.is_mkldnn else _pack(weight)
         self._weight = weight if self._packed is None else None
+
+    @classmethod
+    def of(cls, parts: Mapping[str, Tensor]) -> Linear:
+        """Return the layer that had these `parts`."""
+        return cls(parts["weight"], parts.get("bias"))
+
+    def parts(self) -> dict[str, Tensor]:
+        """Return what another one can be made of: `weight`, perhaps repacked, and `bias`."""
+        weight = self._weight if self._packed is None else self._packed
+        assert weight is not None
+        return {"weight": weight} if self._bias is None else {"weight": weight, "bias": self._bias}
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return [rows, out] for contiguous `x` [rows, in]."""

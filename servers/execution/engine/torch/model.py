@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,9 @@ class Model(abc.ABC):
     """
 
     exact: bool
+    _layers: Sequence[Any]
+    _norm: Tensor
+    _head: Any
 
     def __init__(
         self, config: LlamaConfig, geometry: Geometry, embedding: Tensor, frequencies: Tensor
@@ -66,6 +70,11 @@ class Model(abc.ABC):
         return self._body(
             cache, self._embedding[ids], positions[:, None] * self._frequencies, spans
         )
+
+    def parts(self) -> tuple[dict[str, Any], Sequence[Any]]:
+        """Return all weights: those of the whole by name, and the layers."""
+        whole = {"embedding": self._embedding, "frequencies": self._frequencies}
+        return {**whole, "norm": self._norm, "head": self._head}, self._layers
 
     @abc.abstractmethod
     def _body(self, cache: KVCache, x: Tensor, angles: Tensor, spans: Sequence[Span]) -> Tensor:

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from llmos.servers.execution.manager.measuring import pss
 from llmos.servers.execution.manager.process import Process
 
 STUBBORN = (
@@ -23,14 +24,14 @@ async def test_it_sees_the_end_of_a_process() -> None:
     child = start("input()", stdin=subprocess.PIPE)
     process = Process(child.pid)
     assert process.alive()
-    assert process.used_bytes() > 0
+    assert pss(process.pid) > 0
     assert child.stdin is not None
     child.stdin.close()
     await asyncio.wait_for(process.exited, 20)
     assert not process.alive()
     assert child.wait() != 0
     process.signal(signal.SIGKILL)  # nobody is hit
-    assert process.used_bytes() == 0
+    assert pss(process.pid) == 0
 
 
 async def test_one_that_ignores_sigterm_is_killed() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping
 from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
 
 import torch
@@ -120,13 +121,26 @@ class PackedLinear:
         self._bias = None
         if bias is not None:
             self._bias = F.pad(bias.float(), (0, outputs - self.width)).contiguous()
-        self.c = CLinear(
-            self._weight.data_ptr(),
-            self._scale.data_ptr(),
-            None if self._bias is None else self._bias.data_ptr(),
-            outputs,
-            padded,
-        )
+        self._point(outputs, padded)
+
+    @classmethod
+    def of(cls, width: int, parts: Mapping[str, Tensor]) -> PackedLinear:
+        """Return the matrix of `width` outputs that had these `parts`."""
+        made = cls.__new__(cls)
+        made.width = width
+        made._weight, made._scale, made._bias = parts["weight"], parts["scale"], parts.get("bias")
+        tiles, half = made._weight.shape[:2]
+        made._point(tiles * TILE, 2 * half)
+        return made
+
+    def parts(self) -> dict[str, Tensor]:
+        """Return what it is made of, for `of`."""
+        parts = {"weight": self._weight, "scale": self._scale}
+        return parts if self._bias is None else {**parts, "bias": self._bias}
+
+    def _point(self, outputs: int, inputs: int) -> None:
+        bias = None if self._bias is None else self._bias.data_ptr()
+        self.c = CLinear(self._weight.data_ptr(), self._scale.data_ptr(), bias, outputs, inputs)
 
     @property
     def inputs(self) -> int:

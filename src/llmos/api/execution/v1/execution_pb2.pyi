@@ -758,6 +758,7 @@ class Model(_message.Message):
     LEASES_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
     LOAD_S_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Model name."""
     version: _builtins.int
@@ -796,6 +797,10 @@ class Model(_message.Message):
     def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Keys its worker exports."""
 
+    @_builtins.property
+    def options(self) -> Global___LoadOptions:
+        """What was asked for when it was loaded."""
+
     def __init__(
         self,
         *,
@@ -817,10 +822,11 @@ class Model(_message.Message):
         leases: _builtins.int = ...,
         tenant: _builtins.str = ...,
         load_s: _builtins.float = ...,
+        options: Global___LoadOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "created_unix_s", b"created_unix_s", "device", b"device", "engine", b"engine", "granted_bytes", b"granted_bytes", "is_default", b"is_default", "keys", b"keys", "leases", b"leases", "load_s", b"load_s", "name", b"name", "pid", b"pid", "pinned", b"pinned", "reason", b"reason", "state", b"state", "task", b"task", "tenant", b"tenant", "used_bytes", b"used_bytes", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "created_unix_s", b"created_unix_s", "device", b"device", "engine", b"engine", "granted_bytes", b"granted_bytes", "is_default", b"is_default", "keys", b"keys", "leases", b"leases", "load_s", b"load_s", "name", b"name", "options", b"options", "pid", b"pid", "pinned", b"pinned", "reason", b"reason", "state", b"state", "task", b"task", "tenant", b"tenant", "used_bytes", b"used_bytes", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -877,6 +883,7 @@ class LoadModelRequest(_message.Message):
     PIN_FIELD_NUMBER: _builtins.int
     UNPIN_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Model reference."""
     pin: _builtins.bool
@@ -885,6 +892,10 @@ class LoadModelRequest(_message.Message):
     """Let it be evicted again. Not together with `pin`."""
     dry_run: _builtins.bool
     """Load nothing; say what loading would need."""
+    @_builtins.property
+    def options(self) -> Global___LoadOptions:
+        """How to run it, until it is unloaded; unset: as it is loaded, or by the configuration."""
+
     def __init__(
         self,
         *,
@@ -892,14 +903,49 @@ class LoadModelRequest(_message.Message):
         pin: _builtins.bool = ...,
         unpin: _builtins.bool = ...,
         dry_run: _builtins.bool = ...,
+        options: Global___LoadOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "model", b"model", "pin", b"pin", "unpin", b"unpin"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "model", b"model", "options", b"options", "pin", b"pin", "unpin", b"unpin"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LoadModelRequest: _TypeAlias = LoadModelRequest  # noqa: Y015
+
+@_typing.final
+class LoadOptions(_message.Message):
+    """How a version is run. It holds until the version is unloaded, also for the workers that replace
+    one that died, and for those that a later execution manager adopts.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRECISION_FIELD_NUMBER: _builtins.int
+    THREADS_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    precision: _builtins.str
+    """Precision of a causal model: `fp32`, `bf16` or `int8`; empty: by the configuration."""
+    threads: _builtins.int
+    """Compute threads; 0: by the configuration. On a CPU the worker gets as many cores for itself,
+    those that the fewest other workers were given.
+    """
+    device: _builtins.str
+    """Device, e.g. `cpu` or `cuda:0`; empty: by the configuration."""
+    def __init__(
+        self,
+        *,
+        precision: _builtins.str = ...,
+        threads: _builtins.int = ...,
+        device: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "precision", b"precision", "threads", b"threads"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoadOptions: _TypeAlias = LoadOptions  # noqa: Y015
 
 @_typing.final
 class LoadModelResponse(_message.Message):

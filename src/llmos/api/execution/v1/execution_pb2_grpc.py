@@ -223,6 +223,8 @@ class ExecutionServicer(object):
         With `dry_run` nothing is loaded: the answer says what it needs and what would have to go.
 
         Errors: as of the keyed methods. INVALID_ARGUMENT BAD_PIN: both pin and unpin.
+        INVALID_ARGUMENT BAD_OPTION: no such precision or device, or more threads than cores.
+        FAILED_PRECONDITION LOADED_OTHERWISE: it is loaded with other options; unload it first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -114,6 +114,8 @@ class ExecutionStub:
     With `dry_run` nothing is loaded: the answer says what it needs and what would have to go.
 
     Errors: as of the keyed methods. INVALID_ARGUMENT BAD_PIN: both pin and unpin.
+      INVALID_ARGUMENT BAD_OPTION: no such precision or device, or more threads than cores.
+      FAILED_PRECONDITION LOADED_OTHERWISE: it is loaded with other options; unload it first.
     """
     UnloadModel: _grpc.UnaryUnaryMultiCallable[_execution_pb2.UnloadModelRequest, _execution_pb2.UnloadModelResponse]
     """Ends a model's worker after its running calls, which gives all its memory back. Unloading what
@@ -216,6 +218,8 @@ class ExecutionAsyncStub(ExecutionStub):
     With `dry_run` nothing is loaded: the answer says what it needs and what would have to go.
 
     Errors: as of the keyed methods. INVALID_ARGUMENT BAD_PIN: both pin and unpin.
+      INVALID_ARGUMENT BAD_OPTION: no such precision or device, or more threads than cores.
+      FAILED_PRECONDITION LOADED_OTHERWISE: it is loaded with other options; unload it first.
     """
     UnloadModel: _aio.UnaryUnaryMultiCallable[_execution_pb2.UnloadModelRequest, _execution_pb2.UnloadModelResponse]  # type: ignore[assignment]
     """Ends a model's worker after its running calls, which gives all its memory back. Unloading what
@@ -369,6 +373,8 @@ class ExecutionServicer(metaclass=_abc_1.ABCMeta):
         With `dry_run` nothing is loaded: the answer says what it needs and what would have to go.
 
         Errors: as of the keyed methods. INVALID_ARGUMENT BAD_PIN: both pin and unpin.
+          INVALID_ARGUMENT BAD_OPTION: no such precision or device, or more threads than cores.
+          FAILED_PRECONDITION LOADED_OTHERWISE: it is loaded with other options; unload it first.
         """
 
     @_abc_1.abstractmethod

@@ -22,6 +22,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from llmos.api.execution.v1 import execution_pb2 as _execution_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -138,6 +139,8 @@ class WorkerOrder(_message.Message):
     CREDITS_FIELD_NUMBER: _builtins.int
     STALL_MS_FIELD_NUMBER: _builtins.int
     PRECISION_FIELD_NUMBER: _builtins.int
+    CPUS_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
     ref: _builtins.str
     """Model version, `name@version`."""
     format: _builtins.str
@@ -176,6 +179,14 @@ class WorkerOrder(_message.Message):
     def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Keys to export beside `ref`."""
 
+    @_builtins.property
+    def cpus(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Cores that it runs on; none = all that the zygote may use."""
+
+    @_builtins.property
+    def options(self) -> _execution_pb2.LoadOptions:
+        """Kept for DescribeWorker."""
+
     def __init__(
         self,
         *,
@@ -195,10 +206,12 @@ class WorkerOrder(_message.Message):
         credits: _builtins.int = ...,
         stall_ms: _builtins.int = ...,
         precision: _builtins.str = ...,
+        cpus: _abc.Iterable[_builtins.int] | None = ...,
+        options: _execution_pb2.LoadOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "credits", b"credits", "device", b"device", "files", b"files", "format", b"format", "kernel", b"kernel", "keys", b"keys", "listen", b"listen", "log_level", b"log_level", "pinned", b"pinned", "precision", b"precision", "ref", b"ref", "stall_ms", b"stall_ms", "state_dir", b"state_dir", "task", b"task", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "cpus", b"cpus", "credits", b"credits", "device", b"device", "files", b"files", "format", b"format", "kernel", b"kernel", "keys", b"keys", "listen", b"listen", "log_level", b"log_level", "options", b"options", "pinned", b"pinned", "precision", b"precision", "ref", b"ref", "stall_ms", b"stall_ms", "state_dir", b"state_dir", "task", b"task", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -541,6 +554,7 @@ class WorkerInfo(_message.Message):
     PINNED_FIELD_NUMBER: _builtins.int
     CONTEXT_LENGTH_FIELD_NUMBER: _builtins.int
     LISTEN_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
     ref: _builtins.str
     """Model version, `name@version`."""
     pid: _builtins.int
@@ -563,6 +577,10 @@ class WorkerInfo(_message.Message):
     def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Keys it exports, `ref` included."""
 
+    @_builtins.property
+    def options(self) -> _execution_pb2.LoadOptions:
+        """What was asked for when it was loaded."""
+
     def __init__(
         self,
         *,
@@ -576,10 +594,11 @@ class WorkerInfo(_message.Message):
         pinned: _builtins.bool = ...,
         context_length: _builtins.int = ...,
         listen: _builtins.str = ...,
+        options: _execution_pb2.LoadOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "device", b"device", "engine", b"engine", "granted_bytes", b"granted_bytes", "keys", b"keys", "listen", b"listen", "pid", b"pid", "pinned", b"pinned", "ref", b"ref", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "device", b"device", "engine", b"engine", "granted_bytes", b"granted_bytes", "keys", b"keys", "listen", b"listen", "options", b"options", "pid", b"pid", "pinned", b"pinned", "ref", b"ref", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
