@@ -18,6 +18,7 @@ from llmos.api.optimizer.v1 import jobs_pb2, process_pb2
 from llmos.lib.errors import FailedPrecondition, NotFound
 from llmos.lib.publish import Tell, nobody
 from llmos.servers.optimizer.entry import Entry
+from llmos.servers.optimizer.files import Files
 from llmos.servers.optimizer.folder import Folder
 from llmos.servers.optimizer.kinds import table
 from llmos.servers.optimizer.launcher import new_id
@@ -144,6 +145,8 @@ class Jobs:
             stage="waits for its turn",
             submitted_unix_s=time.time(),
             log=str(folder.log),
+            sources=sources,
+            datasets=datasets,
         )
         record = process_pb2.JobRecord(
             job=job,
@@ -179,7 +182,7 @@ class Jobs:
     async def cancel(self, id: str) -> jobs_pb2.Job:
         """Stop a job and return it when it has ended. Raises NotFound NO_SUCH_JOB."""
         entry = self._entry(id)
-        if entry.job.state == jobs_pb2.JOB_STATE_QUEUED:
+        if entry.job.state == jobs_pb2.JOB_STATE_QUEUED or entry.paused:
             entry.end(jobs_pb2.JOB_STATE_CANCELLED)
         elif not entry.ended:
             entry.record.cancelling = True
@@ -187,6 +190,42 @@ class Jobs:
         while not entry.ended:
             await entry.changed.wait()
         return entry.snapshot()
+
+    async def pause(self, id: str) -> jobs_pb2.Job:
+        """Stop a job's process and return it when it is paused.
+
+        Raises NotFound NO_SUCH_JOB; FailedPrecondition JOB_ENDED, also when it ends meanwhile.
+        """
+        entry = self._going(id)
+        if entry.job.state == jobs_pb2.JOB_STATE_QUEUED:
+            entry.pause()
+        elif not entry.paused:
+            entry.record.pausing = True
+            entry.save()
+        while not entry.paused:
+            self._going(id)
+            await entry.changed.wait()
+        return entry.snapshot()
+
+    def resume(self, id: str) -> jobs_pb2.Job:
+        """Queue a paused job again. Raises NotFound NO_SUCH_JOB; FailedPrecondition JOB_ENDED."""
+        entry = self._going(id)
+        if entry.paused:
+            entry.resume()
+        answer = entry.snapshot()
+        self._pump()
+        return answer
+
+    def files(self, id: str) -> Files:
+        """Return a job's files for people. Raises NotFound NO_SUCH_JOB."""
+        return Files(self._entry(id))
+
+    def _going(self, id: str) -> Entry:
+        entry = self._entry(id)
+        if entry.ended:
+            state = jobs_pb2.JobState.Name(entry.job.state).removeprefix("JOB_STATE_").lower()
+            raise FailedPrecondition("JOB_ENDED", f"Job {id} has {state}; submit it again.")
+        return entry
 
     def _entry(self, id: str) -> Entry:
         if id not in self._entries:

@@ -37,6 +37,22 @@ class Entry:
         """Return whether nothing will change any more."""
         return self.job.state in _ENDED
 
+    @property
+    def paused(self) -> bool:
+        """Return whether it waits to be resumed."""
+        return self.job.state == jobs_pb2.JOB_STATE_PAUSED
+
+    def pause(self) -> None:
+        """Note that it waits to be resumed; its working files stay."""
+        self.job.state, self.job.stage, self.job.pid = jobs_pb2.JOB_STATE_PAUSED, "paused", 0
+        self.record.pausing = False
+        self.save()
+
+    def resume(self) -> None:
+        """Note that it waits for its turn."""
+        self.job.state, self.job.stage = jobs_pb2.JOB_STATE_QUEUED, "waits for its turn"
+        self.save()
+
     def snapshot(self) -> jobs_pb2.Job:
         """Return a copy of the job."""
         copy = jobs_pb2.Job()
@@ -76,6 +92,8 @@ class Entry:
                 others = [c for c in job.comparisons if c.label != message.comparison.label]
                 del job.comparisons[:]
                 job.comparisons.extend([*others, message.comparison])
+            if message.HasField("training"):
+                job.training.CopyFrom(message.training)
             if message.HasField("end"):
                 end = message.end
             self.tell()

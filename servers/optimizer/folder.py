@@ -4,6 +4,7 @@ job.pb        the record, by the server            launch.pb   what to do, for t
 progress.<n>  reports of the n-th try, by the process; append-only
 job.log       what the process printed             lock        held while a process runs
 work/         files of the job; gone when it has ended
+artifacts/    files of the job for people; they stay
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from google.protobuf.proto import parse_length_prefixed, serialize_length_prefix
 
 from llmos.api.optimizer.v1 import process_pb2 as pb
 
+ARTIFACTS = "artifacts"
+
 
 class Folder:
     """Reads and writes the files of one job."""
@@ -29,6 +32,7 @@ class Folder:
         self.path = path
         self.log = path / "job.log"
         self.work = path / "work"
+        self.artifacts = path / ARTIFACTS
 
     def create(self, record: pb.JobRecord) -> None:
         """Make the folder with its record; nothing is left when that fails (raises OSError)."""

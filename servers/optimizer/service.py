@@ -35,3 +35,31 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
     async def CancelJob(self, request: pb.CancelJobRequest, context: Any) -> pb.CancelJobResponse:
         """Stop a job."""
         return pb.CancelJobResponse(job=await self._core.cancel(request.id))
+
+    async def PauseJob(self, request: pb.PauseJobRequest, context: Any) -> pb.PauseJobResponse:
+        """Stop a job's process; keep its work."""
+        return pb.PauseJobResponse(job=await self._core.pause(request.id))
+
+    async def ResumeJob(self, request: pb.ResumeJobRequest, context: Any) -> pb.ResumeJobResponse:
+        """Queue a paused job again."""
+        return pb.ResumeJobResponse(job=self._core.resume(request.id))
+
+    async def ReadJobLog(
+        self, request: pb.ReadJobLogRequest, context: Any
+    ) -> AsyncIterator[pb.ReadJobLogResponse]:
+        """Stream a log."""
+        async for piece in self._core.files(request.id).log(request.lines, request.follow):
+            yield pb.ReadJobLogResponse(data=piece)
+
+    async def ListArtifacts(
+        self, request: pb.ListArtifactsRequest, context: Any
+    ) -> pb.ListArtifactsResponse:
+        """List artefacts."""
+        return pb.ListArtifactsResponse(artifacts=self._core.files(request.id).list())
+
+    async def ReadArtifact(
+        self, request: pb.ReadArtifactRequest, context: Any
+    ) -> AsyncIterator[pb.ReadArtifactResponse]:
+        """Stream an artefact."""
+        for piece in self._core.files(request.id).read(request.name):
+            yield pb.ReadArtifactResponse(data=piece)

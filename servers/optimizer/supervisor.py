@@ -48,7 +48,7 @@ class Supervisor:
             if process is None and entry.job.attempts:
                 # Its process ended while no server watched: with a last word, or not.
                 self._conclude(entry, entry.read(entry.tail()), None)
-            while not entry.ended:
+            while not (entry.ended or entry.paused):
                 if process is None:
                     process = self._start(entry)
                 entry.job.pid = process.pid()
@@ -56,7 +56,7 @@ class Supervisor:
                 end = await self._follow(entry, process)
                 self._conclude(entry, end, process)
                 process = None
-                if not entry.ended:
+                if not (entry.ended or entry.paused):
                     await self._pause(entry)
         except OSError as exc:  # its folder cannot be written: no room, or it is gone
             if process is not None:
@@ -88,9 +88,10 @@ class Supervisor:
             if not entry.job.pid and (pid := process.pid()):
                 entry.job.pid = pid
                 entry.save()
-            if asked is None and (end is not None or entry.record.cancelling):
+            stopping = entry.record.cancelling or entry.record.pausing
+            if asked is None and (end is not None or stopping):
                 asked = time.monotonic()
-                if entry.record.cancelling:
+                if stopping:
                     process.signal(signal.SIGTERM)
             elif asked is not None and time.monotonic() - asked > self._grace_s:
                 process.signal(signal.SIGKILL)
@@ -107,6 +108,8 @@ class Supervisor:
             entry.end(jobs_pb2.JOB_STATE_CANCELLED)
         elif end is not None:
             entry.end(jobs_pb2.JOB_STATE_FAILED, end.error)
+        elif entry.record.pausing:
+            entry.pause()
         elif process is not None:
             entry.record.crashes += 1
             how = process.ending()
@@ -125,3 +128,5 @@ class Supervisor:
         await asyncio.sleep(_PAUSE_S)
         if entry.record.cancelling:
             entry.end(jobs_pb2.JOB_STATE_CANCELLED)
+        elif entry.record.pausing:
+            entry.pause()

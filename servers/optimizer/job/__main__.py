@@ -15,7 +15,7 @@ from llmos.lib.errors import LLMOSError
 from llmos.lib.host import ProcessRecord
 from llmos.lib.serve import Server
 from llmos.servers.optimizer.folder import Folder, Report
-from llmos.servers.optimizer.job.context import JobContext
+from llmos.servers.optimizer.job.context import JobContext, Stopped
 from llmos.servers.optimizer.job.storage import Storage
 from llmos.servers.optimizer.kinds import table
 
@@ -50,6 +50,8 @@ def main() -> None:
     report = Report(folder.progress(launch.attempt))  # open to the end of the process
     try:
         asyncio.run(_run(launch, folder, report))
+    except Stopped:
+        log.info("stopped; it can go on from here")
     except LLMOSError as exc:
         log.warning("failed", extra={"reason": exc.reason, "error": exc.message})
         report.send(pb.JobProgress(end=pb.JobEnd(error=exc.message)))

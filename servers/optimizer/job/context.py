@@ -11,8 +11,12 @@ import grpc
 
 from llmos.api.optimizer.v1 import jobs_pb2, process_pb2
 from llmos.api.storage.v1 import registry_pb2
-from llmos.servers.optimizer.folder import Report
+from llmos.servers.optimizer.folder import ARTIFACTS, Report
 from llmos.servers.optimizer.job.storage import Storage
+
+
+class Stopped(Exception):
+    """The job was asked to stop, and has kept what it needs to go on: no end is reported."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,11 @@ class JobContext:
     def spec(self) -> Any:
         """Return the message of the job's kind."""
         return getattr(self.launch.spec, self.launch.spec.WhichOneof("kind") or "")
+
+    @property
+    def artifacts(self) -> Path:
+        """Return the folder of files for people; it stays when the job has ended."""
+        return self.work.parent / ARTIFACTS
 
     def tell(self, stage: str, progress: float = 0.0) -> None:
         """Say what is done now (for people), and how far all is, 0 to 1; 0 = as before."""

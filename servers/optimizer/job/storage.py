@@ -42,7 +42,7 @@ class Storage:
             request = pb.GetVersionRequest(ref=ref, load=True)
             return await self._registry.GetVersion(request, timeout=_CHECK_S)
 
-        return (await _patiently(call)).version
+        return (await patiently(call)).version
 
     async def lay_out(self, version: pb.ModelVersion, folder: Path) -> dict[str, Path]:
         """Put a version's files under `folder` by their names: as links where storage is near.
@@ -51,16 +51,20 @@ class Storage:
         """
         paths = {}
         for file in version.files:
-            target = paths[file.name] = folder / file.name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if target.exists():
-                continue
-            target.unlink(missing_ok=True)  # a link to what is gone
-            if file.path and Path(file.path).is_file():
-                target.symlink_to(file.path)
-            else:
-                await _patiently(functools.partial(self._read, file, target))
+            paths[file.name] = folder / file.name
+            await self.fetch(file, paths[file.name])
         return paths
+
+    async def fetch(self, file: pb.File, target: Path) -> None:
+        """Put a file at `target`, if it is not there: as a link where storage is near."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists():
+            return
+        target.unlink(missing_ok=True)  # a link to what is gone
+        if file.path and Path(file.path).is_file():
+            target.symlink_to(file.path)
+        else:
+            await patiently(functools.partial(self._read, file, target))
 
     async def _read(self, file: pb.File, target: Path) -> None:
         digest = hashlib.sha256()
@@ -86,7 +90,7 @@ class Storage:
         async def call() -> pb.WriteBlobResponse:
             return await self._blobs.WriteBlob(messages())
 
-        await _patiently(call)
+        await patiently(call)
         return sha256
 
     async def register(self, version: pb.ModelVersion, request_id: str) -> str:
@@ -96,11 +100,11 @@ class Storage:
             request = pb.CreateVersionRequest(version=version, request_id=request_id)
             return await self._registry.CreateVersion(request, timeout=_TIMEOUT_S)
 
-        made = (await _patiently(call)).version
+        made = (await patiently(call)).version
         return f"{made.name}@{made.version}"
 
 
-async def _patiently(call: Callable[[], Awaitable[T]]) -> T:
+async def patiently(call: Callable[[], Awaitable[T]]) -> T:
     """Make an idempotent call, again while storage is not there."""
     loop = asyncio.get_running_loop()
     until, pause = loop.time() + _PATIENCE_S, 0.2
