@@ -63,7 +63,8 @@ class Budgets:
                 raise ResourceExhausted(
                     "PRIVACY_BUDGET_EXHAUSTED",
                     f"The job would spend epsilon {epsilon:.4g} of {dataset}, and "
-                    f"{max(left, 0):.4g} of {now.epsilon:.4g} is left; ask for less, or raise the budget.",
+                    f"{max(left, 0):.4g} of {now.epsilon:.4g} is left; ask for less, or "
+                    "raise the budget.",
                 )
             if await self._write(
                 dataset, Budget(now.epsilon, {**now.jobs, job: epsilon}), revision

@@ -115,7 +115,9 @@ class Place:
         """Set what `gather` returned; every process must call it, the first one with tensors."""
         options = _SPREAD if self.world > 1 else _SET
         begin = "model."
-        model: dict[str, Any] = {k.removeprefix(begin): v for k, v in tensors.items() if k.startswith(begin)}
+        model: dict[str, Any] = {
+            k.removeprefix(begin): v for k, v in tensors.items() if k.startswith(begin)
+        }
         set_model_state_dict(network, model, options=options)
         if optimizer is None:
             return

@@ -1,4 +1,7 @@
-"""Transformers: fresh ones from a spec, registered ones from their files. No network, no foreign code."""
+"""Transformers: fresh ones from a spec, registered ones from their files.
+
+No network is asked, and no code of theirs is run.
+"""
 
 from __future__ import annotations
 
