@@ -6,9 +6,12 @@ BIN := .venv/bin
 READY := .venv/.ready
 STATE ?= .llmos
 CTL := $(BIN)/llmos-ctl --state-dir $(STATE)
+CONSOLE := servers/gateway/console
+PAGES := $(CONSOLE)/dist/index.html
+PAGE_SOURCES := $(shell find $(CONSOLE)/src $(CONSOLE)/*.json $(CONSOLE)/*.ts $(CONSOLE)/*.html -type f)
 export PROMPT ?= What is the capital of France?
 
-.PHONY: help run up down test check check-format check-lint check-types check-imports \
+.PHONY: help console run up down test check check-format check-lint check-types check-imports \
   check-protos bench bench-peers protos system-deps env clean
 
 help: ## list the targets
@@ -17,14 +20,21 @@ help: ## list the targets
 run: $(READY) ## boot, let a real model answer $PROMPT, show the processes, stop
 	@$(CTL) demo -- "$$PROMPT"
 
-up: $(READY) ## boot LLM OS and keep it running (state in STATE=.llmos)
+up: $(READY) $(PAGES) ## boot LLM OS and keep it running (state in STATE=.llmos)
 	@$(CTL) up
 	@echo "Talk to it: $(CTL) ps"
+
+console: ## build the web console (needs Node.js)
+	@sh scripts/console.sh
+
+# The same where it is possible, and only when something has changed.
+$(PAGES): $(PAGE_SOURCES)
+	@sh scripts/console.sh --if-possible
 
 down: $(READY) ## stop it
 	@$(CTL) down
 
-test: $(READY) ## run the whole test suite (ARGS="-k name" for a part)
+test: $(READY) $(PAGES) ## run the whole test suite (ARGS="-k name" for a part)
 	$(BIN)/pytest $(ARGS)
 
 check: check-format check-lint check-types check-imports check-protos ## all static checks
@@ -59,5 +69,5 @@ $(READY): pyproject.toml constraints.txt models.txt scripts/setup.sh
 
 clean: ## remove the environment, caches and build outputs (not the state in .llmos)
 	rm -rf .venv build dist src/*.egg-info bench/.peers .pytest_cache .mypy_cache .ruff_cache \
-	  .hypothesis .import_linter_cache
+	  .hypothesis .import_linter_cache $(CONSOLE)/dist $(CONSOLE)/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

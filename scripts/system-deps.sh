@@ -12,6 +12,7 @@ need curl curl
 need gcc "gcc libc6-dev"
 need spin spin
 need nginx nginx-light
+need chromium "chromium fonts-noto-cjk"
 need docker-registry docker-registry
 need h2load nghttp2-client
 [ -d /usr/share/datasets/fashion-mnist ] || missing="$missing dataset-fashion-mnist"

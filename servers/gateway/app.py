@@ -15,7 +15,7 @@ from llmos.servers.gateway.admin import Admin, Channels
 from llmos.servers.gateway.api import OpenAI
 from llmos.servers.gateway.backend import Backend
 from llmos.servers.gateway.config import GatewayConfig
-from llmos.servers.gateway.console import Console
+from llmos.servers.gateway.webconsole import Console
 from llmos.servers.gateway.metrics import Metrics
 from llmos.servers.gateway.observe import Observed
 from llmos.servers.gateway.ops import Ops

@@ -1,0 +1,127 @@
+// Calls of the gateway: JSON, server-sent events, and streamed chats. Only its public APIs.
+
+/** An error with the cause and the cure as the OS says them. */
+export class ApiError extends Error {
+  constructor(
+    message: string,
+    readonly status: number,
+  ) {
+    super(message);
+  }
+}
+
+type ErrorBody = { error?: { message?: string } };
+
+async function failure(response: Response): Promise<ApiError> {
+  const text = await response.text();
+  try {
+    const said = (JSON.parse(text) as ErrorBody).error?.message;
+    if (said) return new ApiError(said, response.status);
+  } catch {
+    // Not ours: what a proxy says is shown as it is.
+  }
+  return new ApiError(text.slice(0, 300) || `HTTP ${response.status}`, response.status);
+}
+
+async function json<T>(url: string, init?: RequestInit): Promise<T> {
+  const response = await fetch(url, init);
+  if (!response.ok) throw await failure(response);
+  return (await response.json()) as T;
+}
+
+const BASE = "/llmos/v1";
+const JSON_HEADERS = { "content-type": "application/json" };
+
+export function get<T>(path: string, signal?: AbortSignal): Promise<T> {
+  return json<T>(BASE + path, { signal: signal ?? null });
+}
+
+export function post<T>(path: string, members: object = {}): Promise<T> {
+  return json<T>(BASE + path, {
+    method: "POST",
+    headers: JSON_HEADERS,
+    body: JSON.stringify(members),
+  });
+}
+
+/** Calls the OpenAI API of the gateway. */
+export function openai<T>(path: string, members: object): Promise<T> {
+  return json<T>(`/v1${path}`, {
+    method: "POST",
+    headers: JSON_HEADERS,
+    body: JSON.stringify(members),
+  });
+}
+
+export async function metricsText(signal?: AbortSignal): Promise<string> {
+  const response = await fetch("/metrics", { signal: signal ?? null });
+  if (!response.ok) throw await failure(response);
+  return response.text();
+}
+
+type Event = { name: string; data: string };
+
+/** Yields the events of a stream until it ends; aborting `signal` ends it, too. */
+async function* events(response: Response): AsyncGenerator<Event> {
+  const reader = response.body!.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    const blocks = (rest + value).split("\n\n");
+    rest = blocks.pop() ?? "";
+    for (const block of blocks) {
+      let name = "message";
+      const data: string[] = [];
+      for (const line of block.split("\n")) {
+        if (line.startsWith("event: ")) name = line.slice(7);
+        if (line.startsWith("data: ")) data.push(line.slice(6));
+      }
+      if (data.length) yield { name, data: data.join("\n") };
+    }
+  }
+}
+
+/** Yields the values of a feed of /llmos/v1. Throws ApiError when it ends with one. */
+export async function* feed<T>(path: string, signal: AbortSignal): AsyncGenerator<T> {
+  const response = await fetch(BASE + path, { signal });
+  if (!response.ok) throw await failure(response);
+  for await (const event of events(response)) {
+    if (event.name === "end") return;
+    const value = JSON.parse(event.data) as T & ErrorBody;
+    if (event.name === "error") throw new ApiError(value.error?.message ?? "", response.status);
+    yield value as Awaited<T>;
+  }
+}
+
+export type Usage = { prompt_tokens: number; completion_tokens: number };
+export type Piece = { text: string; finish: string | null; usage: Usage | null; model: string };
+type Chunk = ErrorBody & {
+  model: string;
+  usage?: Usage | null;
+  choices: { delta: { content?: string }; finish_reason: string | null }[];
+};
+
+/** Yields the pieces of a streamed chat answer. Throws ApiError. */
+export async function* chat(request: object, signal: AbortSignal): AsyncGenerator<Piece> {
+  const response = await fetch("/v1/chat/completions", {
+    method: "POST",
+    headers: JSON_HEADERS,
+    body: JSON.stringify({ ...request, stream: true, stream_options: { include_usage: true } }),
+    signal,
+  });
+  if (!response.ok) throw await failure(response);
+  for await (const event of events(response)) {
+    if (event.data === "[DONE]") return;
+    const chunk = JSON.parse(event.data) as Chunk;
+    if (chunk.error) throw new ApiError(chunk.error.message ?? "", response.status);
+    const choice = chunk.choices[0];
+    yield {
+      text: choice?.delta.content ?? "",
+      finish: choice?.finish_reason ?? null,
+      usage: chunk.usage ?? null,
+      model: chunk.model,
+    };
+  }
+  throw new ApiError("The stream broke before its end.", response.status);
+}

@@ -1,0 +1,130 @@
+// One job as it goes on: progress, curves, and how its results compare with the original.
+import type { JSX } from "preact";
+import { useRef, useState } from "preact/hooks";
+import { post } from "../lib/api";
+import { bytes, percent } from "../lib/format";
+import { useFeed } from "../lib/hooks";
+import { t } from "../lib/i18n";
+import type { Job } from "../lib/types";
+import { DoButton } from "../ui/actions";
+import { Chart, type Line } from "../ui/chart";
+import { Badge, Meter, Panel, Table, Trouble } from "../ui/parts";
+import { kindOf, took } from "./jobs";
+
+const ENDED = new Set(["succeeded", "failed", "cancelled"]);
+
+export function JobPanel(props: { id: string; again: () => void }): JSX.Element {
+  const { id } = props;
+  const [job, setJob] = useState<Job | null>(null);
+  const progress = useRef<[number[], number[]]>([[], []]);
+  const error = useFeed<{ job: Job }>(
+    `/jobs/${id}/watch`,
+    (reply) => {
+      progress.current[0].push(Date.now() / 1000);
+      progress.current[1].push(reply.job.progress);
+      setJob(reply.job);
+      if (ENDED.has(reply.job.state)) props.again();
+    },
+    !(job && ENDED.has(job.state)),
+  );
+  if (!job) return error ? <Trouble error={error} /> : <p class="dim">{t("waiting")}</p>;
+  const [kind, model] = kindOf(job);
+  const curves = curvesOf(job);
+  const running = !ENDED.has(job.state);
+  return (
+    <Panel title={`${kind} ${model}`} side={running && <CancelButton id={id} />}>
+      <p>
+        <Badge state={job.state} /> {job.stage} · {took(job)}
+        {job.attempts > 1 && ` · ${t("attempts", { count: job.attempts })}`}
+      </p>
+      <p class="progress">
+        <Meter share={job.progress} label={t("progress")} /> {percent(job.progress)}
+      </p>
+      {job.error && <p class="trouble" role="alert">{job.error}</p>}
+      {job.results.length > 0 && (
+        <p>
+          {t("result")}:{" "}
+          {job.results.map((ref) => (
+            <a key={ref} class="button small" href={`#models/${ref}`}>
+              {ref}
+            </a>
+          ))}
+        </p>
+      )}
+      {curves.map((curve) => (
+        <section key={curve.name} aria-label={curve.name}>
+          <h3>{curve.name}</h3>
+          <Chart title={curve.name} lines={[{ label: curve.name, colour: 1 } satisfies Line]} data={curve.data} time={false} />
+        </section>
+      ))}
+      {!curves.length && running && (
+        <Chart title={t("progress")} lines={[{ label: t("progress"), colour: 1 }]} data={progress.current.map((c) => [...c])} />
+      )}
+      {job.comparisons.length > 0 && <Comparisons job={job} />}
+    </Panel>
+  );
+}
+
+type Curve = { name: string; data: number[][] };
+type Point = { name: string; step: number; value: number };
+
+const isPoint = (row: unknown): row is Point => {
+  const point = row as Partial<Point> | null;
+  return typeof point?.name === "string" && typeof point.step === "number" && typeof point.value === "number";
+};
+
+/** Every list of (name, step, value) in a job, e.g. its losses, as one curve for each name. */
+export function curvesOf(job: Job): Curve[] {
+  const found = new Map<string, [number[], number[]]>();
+  for (const member of Object.values(job)) {
+    if (!Array.isArray(member)) continue;
+    for (const row of member as unknown[]) {
+      if (!isPoint(row)) continue;
+      const curve = found.get(row.name) ?? [[], []];
+      curve[0].push(row.step);
+      curve[1].push(row.value);
+      found.set(row.name, curve);
+    }
+  }
+  return [...found].map(([name, data]) => ({ name, data }));
+}
+
+function Comparisons(props: { job: Job }): JSX.Element {
+  return (
+    <>
+      <h3>{t("comparisons")}</h3>
+      <Table
+        label={t("comparisons")}
+        rows={props.job.comparisons}
+        id={(one) => one.label}
+        columns={[
+          { title: t("version"), cell: (one) => one.label },
+          { title: t("model"), cell: (one) => <a href={`#models/${one.ref}`}>{one.ref}</a> },
+          { title: t("cosineMin"), number: true, cell: (one) => one.cosine_min.toFixed(5) },
+          { title: t("cosineMean"), number: true, cell: (one) => one.cosine_mean.toFixed(5) },
+          { title: t("size"), number: true, cell: (one) => bytes(one.size_bytes) },
+          { title: t("latencyOne"), number: true, cell: (one) => `${(one.latency_s * 1000).toFixed(1)} ms` },
+        ]}
+      />
+    </>
+  );
+}
+
+function CancelButton(props: { id: string }): JSX.Element {
+  const { id } = props;
+  return (
+    <DoButton
+      deed={() => ({
+        verb: t("cancelJob"),
+        ask: t("cancelJobAsk", { id }),
+        why: t("cancelJobWhy"),
+        run: async () => {
+          const { job } = await post<{ job: Job }>(`/jobs/${id}/cancel`);
+          return t("cancelledJob", { id, state: job.state });
+        },
+      })}
+    >
+      {t("cancelJob")}
+    </DoButton>
+  );
+}

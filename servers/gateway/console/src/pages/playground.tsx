@@ -1,0 +1,63 @@
+// Trying models: chat, embeddings, images and sounds.
+import type { JSX } from "preact";
+import { get } from "../lib/api";
+import { usePoll } from "../lib/hooks";
+import { t } from "../lib/i18n";
+import type { Model } from "../lib/types";
+import { Tabs, Trouble } from "../ui/parts";
+import { ChatTab } from "./chat";
+import { EmbedTab } from "./embed";
+import { MediaTab } from "./media";
+
+type Tab = "chat" | "embeddings" | "media";
+
+export function PlaygroundPage(props: { rest: string }): JSX.Element {
+  const [name = "chat", ref = ""] = props.rest.split("/");
+  const tab: Tab = name === "embeddings" || name === "media" ? name : "chat";
+  const polled = usePoll((signal) => get<{ models: Model[] }>("/models", signal), 5);
+  const of = (task: string): string[] =>
+    (polled.value?.models ?? [])
+      .filter((model) => model.task === task && model.engine)
+      .map((model) => `${model.name}@${model.version}`)
+      .reverse();
+  return (
+    <>
+      <Tabs<Tab>
+        tabs={[
+          ["chat", t("chat")],
+          ["embeddings", t("embeddings")],
+          ["media", t("media")],
+        ]}
+        chosen={tab}
+        choose={(next) => (location.hash = `playground/${next}`)}
+      />
+      <Trouble error={polled.error} />
+      {!polled.value && <p class="dim">{t("waiting")}</p>}
+      {polled.value && tab === "chat" && <ChatTab models={of("generate")} first={ref} />}
+      {polled.value && tab === "embeddings" && <EmbedTab models={of("embed")} />}
+      {polled.value && tab === "media" && <MediaTab models={of("predict")} />}
+    </>
+  );
+}
+
+export function ModelChoice(props: {
+  label: string;
+  models: string[];
+  value: string;
+  none?: string;
+  choose: (ref: string) => void;
+}): JSX.Element {
+  return (
+    <label>
+      {props.label}
+      <select value={props.value} onChange={(event) => props.choose(event.currentTarget.value)}>
+        {props.none !== undefined && <option value="">{props.none}</option>}
+        {props.models.map((ref) => (
+          <option key={ref} value={ref}>
+            {ref}
+          </option>
+        ))}
+      </select>
+    </label>
+  );
+}
