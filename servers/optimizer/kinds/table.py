@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmos.api.optimizer.v1 import jobs_pb2
-from llmos.servers.optimizer.kinds import distil, export_onnx, fine_tune, train
+from llmos.servers.optimizer.kinds import compress, distil, evaluate, export_onnx, fine_tune, train
 from llmos.servers.optimizer.kinds.base import Kind, bad
 
 KINDS: Mapping[str, Kind] = {
@@ -14,6 +14,10 @@ KINDS: Mapping[str, Kind] = {
     "train": train.KIND,
     "fine_tune": fine_tune.KIND,
     "distil": distil.KIND,
+    "prune": compress.PRUNE,
+    "quantise": compress.QUANTISE,
+    "export": compress.EXPORT,
+    "evaluate": evaluate.KIND,
 }
 
 

@@ -1,0 +1,1 @@
+"""The work of the kinds prune, quantise and export. Imported by job processes only."""
