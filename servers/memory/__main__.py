@@ -8,6 +8,7 @@ import sys
 import uvloop
 
 from llmos.api.memory.v1.buffers_pb2_grpc import add_BuffersServicer_to_server
+from llmos.api.memory.v1.prefix_pb2_grpc import add_PrefixesServicer_to_server
 from llmos.api.memory.v1.residency_pb2_grpc import add_ResidencyServicer_to_server
 from llmos.lib import log
 from llmos.lib.config import load_or_exit
@@ -17,6 +18,8 @@ from llmos.lib.serve import Server
 from llmos.servers.memory import devices, shm, watch
 from llmos.servers.memory.buffers import BufferStore
 from llmos.servers.memory.config import MemoryConfig
+from llmos.servers.memory.prefix.service import PrefixesService
+from llmos.servers.memory.prefix.store import PrefixStore
 from llmos.servers.memory.reclaim import Reclaimer
 from llmos.servers.memory.residency import Ledger
 from llmos.servers.memory.service import BuffersService, ResidencyService
@@ -29,15 +32,23 @@ async def serve(config: MemoryConfig) -> None:
         shm.Directory(path, config.state_dir),
         budget=config.buffer_bytes,
         max_size=config.max_buffer_bytes,
+        quota=config.tenant_buffer_bytes,
         progress=lambda: server.progress(),
     )
     ledger = Ledger(
         devices.probe(config.ram_fraction, config.vram_fraction), ttl_s=config.grant_ttl_s
     )
+    prefixes = PrefixStore(
+        store,
+        config.state_dir / "memory",
+        ram_budget=int(store.budget * config.prefix_ram_fraction),
+        disk_budget=config.prefix_disk_bytes,
+    )
     server = Server("memory", config)
     stall_ms = int(config.stall_s * 1000)
     server.add(add_BuffersServicer_to_server, BuffersService(store), stall_ms=stall_ms)
     server.add(add_ResidencyServicer_to_server, ResidencyService(ledger), stall_ms=stall_ms)
+    server.add(add_PrefixesServicer_to_server, PrefixesService(prefixes), stall_ms=stall_ms)
     reclaimer = Reclaimer(
         store,
         watching=server.port is not None,
@@ -48,6 +59,7 @@ async def serve(config: MemoryConfig) -> None:
 
     def ready() -> None:
         tasks.append(asyncio.create_task(watch.tick(reclaimer)))
+        tasks.append(asyncio.create_task(watch.keep(prefixes)))
         if server.port is not None:
             feed = watch.watch_ports(server.channel("kernel"), reclaimer)
             tasks.append(asyncio.create_task(feed))
@@ -60,6 +72,7 @@ async def serve(config: MemoryConfig) -> None:
         for task in tasks:
             task.cancel()
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        await prefixes.close()
         store.close()
     for outcome in outcomes:
         if not isinstance(outcome, asyncio.CancelledError) and outcome is not None:

@@ -8,6 +8,7 @@ import grpc
 
 from llmos.api.kernel.v1 import admin_pb2
 from llmos.lib.ports import port_changes
+from llmos.servers.memory.prefix import store as prefix
 from llmos.servers.memory.reclaim import Reclaimer
 
 TICK_S = 0.5
@@ -19,6 +20,13 @@ async def tick(reclaimer: Reclaimer) -> None:
     while True:
         reclaimer.tick()
         await asyncio.sleep(TICK_S)
+
+
+async def keep(prefixes: prefix.PrefixStore) -> None:
+    """Keep the blocks of prefixes in their budget, for ever."""
+    while True:
+        await prefixes.tick()
+        await asyncio.sleep(prefix.TICK_S)
 
 
 async def watch_ports(channel: grpc.aio.Channel, reclaimer: Reclaimer) -> None:

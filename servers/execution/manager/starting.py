@@ -191,11 +191,15 @@ class Starter:
         if self._router.kernel == "none":
             digest = hashlib.sha256(worker.ref.encode()).hexdigest()[:12]
             listen = f"unix:{self._config.run_dir()}/w{digest}.sock"
+        sums = {file.name: file.sha256 for file in version.files}
         return pb.WorkerOrder(
             ref=worker.ref,
             format=version.format,
             task=version.task,
-            files=[pb.WorkerFile(name=n, path=str(p)) for n, p in files.items()],
+            files=[
+                pb.WorkerFile(name=n, path=str(p), sha256=sums.get(n, ""))
+                for n, p in files.items()
+            ],
             context_length=version.context_length,
             device=worker.device,
             threads=threads,

@@ -14,10 +14,12 @@ from llmos.api.inference import open_inference_pb2, open_inference_pb2_grpc
 from llmos.lib.config import ServerConfig
 from llmos.lib.serve import Server
 from llmos.servers.execution.engine.base import Engine
+from llmos.servers.execution.engine.prefix import SharesPrefixes
 from llmos.servers.execution.oip.worker import WorkerInference
 from llmos.servers.execution.worker.control import WorkerControl, info_of
 from llmos.servers.execution.worker.memory import SharedMemory
 from llmos.servers.execution.worker.models import OtherModels
+from llmos.servers.execution.worker.prefix import WorkerPrefixes, digest_of
 from llmos.servers.execution.worker.service import WorkerExecution
 
 if TYPE_CHECKING:
@@ -48,6 +50,10 @@ async def _serve(order: WorkerOrder, engine: Engine, granted: int, parent: Paren
     memory = SharedMemory(channel)
     if channel is not None:
         engine.connect(OtherModels(channel, memory))
+    prefixes: WorkerPrefixes | None = None
+    if channel is not None and isinstance(engine, SharesPrefixes) and (model := digest_of(order)):
+        prefixes = WorkerPrefixes(channel, model, engine.layout, engine.block_bytes)
+        engine.share(prefixes)
     server.add(
         execution_pb2_grpc.add_ExecutionServicer_to_server,
         WorkerExecution(engine, order.ref, memory),
@@ -72,6 +78,8 @@ async def _serve(order: WorkerOrder, engine: Engine, granted: int, parent: Paren
         await server.run(ready=lambda: parent.ready(info))
     finally:
         telling.cancel()
+        if prefixes is not None:
+            await prefixes.close()
         await memory.close()
 
 

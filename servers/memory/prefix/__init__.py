@@ -1,0 +1,1 @@
+"""Keys and values of prefixes: in memory, then on disk. See README.md."""
