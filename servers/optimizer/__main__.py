@@ -31,7 +31,7 @@ def build(config: OptimizerConfig, server: Server) -> Jobs:
     launch = process_pb2.JobLaunch(
         state_dir=str(config.state_dir),
         kernel=config.kernel or config.socket("kernel"),
-        peers=config.peers,
+        peers=_peers(config),
         threads=config.threads or len(os.sched_getaffinity(0)),
     )
     return Jobs(
@@ -42,6 +42,12 @@ def build(config: OptimizerConfig, server: Server) -> Jobs:
         keep=config.keep_jobs,
         tell=Publisher(server.port.channel if server.port is not None else None).tell,
     )
+
+
+def _peers(config: OptimizerConfig) -> str:
+    """Return the servers that jobs call without a kernel: also this one, for jobs of a job."""
+    own = config.listen or config.socket("optimizer")
+    return ",".join(filter(None, (config.peers, f"optimizer={own}")))
 
 
 async def serve(config: OptimizerConfig) -> None:

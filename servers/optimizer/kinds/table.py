@@ -6,10 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmos.api.optimizer.v1 import jobs_pb2
-from llmos.servers.optimizer.kinds import compress, distil, evaluate, export_onnx, fine_tune, train
+from llmos.servers.optimizer.kinds import (
+    chains,
+    compress,
+    distil,
+    evaluate,
+    export_onnx,
+    fine_tune,
+    train,
+)
 from llmos.servers.optimizer.kinds.base import Kind, bad
 
-KINDS: Mapping[str, Kind] = {
+_STEPS: Mapping[str, Kind] = {
     "export_onnx": export_onnx.KIND,
     "train": train.KIND,
     "fine_tune": fine_tune.KIND,
@@ -19,6 +27,7 @@ KINDS: Mapping[str, Kind] = {
     "export": compress.EXPORT,
     "evaluate": evaluate.KIND,
 }
+KINDS: Mapping[str, Kind] = {**_STEPS, **chains.chains(_STEPS)}
 
 
 def find(spec: jobs_pb2.JobSpec) -> tuple[Kind, Any]:

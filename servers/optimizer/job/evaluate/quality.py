@@ -41,7 +41,8 @@ def probabilities(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     """Return rows that sum to 1: as they are if they do, else by softmax."""
     values = scores.astype(np.float64)
     if (values >= 0).all() and np.allclose(values.sum(axis=1), 1, atol=1e-3):
-        return values / values.sum(axis=1, keepdims=True)
+        scaled: npt.NDArray[np.float64] = values / values.sum(axis=1, keepdims=True)
+        return scaled
     grown = np.exp(values - values.max(axis=1, keepdims=True))
     result: npt.NDArray[np.float64] = grown / grown.sum(axis=1, keepdims=True)
     return result

@@ -229,7 +229,6 @@ class Promotion(_message.Message):
     CANARY_FIELD_NUMBER: _builtins.int
     WATCH_S_FIELD_NUMBER: _builtins.int
     MAX_FAILED_FIELD_NUMBER: _builtins.int
-    MAX_P99_MS_FIELD_NUMBER: _builtins.int
     alias: _builtins.str
     """Alias of the result's model that is moved in the end, e.g. `prod`."""
     canary: _builtins.str
@@ -242,8 +241,6 @@ class Promotion(_message.Message):
     """Largest share of calls that may fail in that time, 0 to 1; beyond it the alias is rolled back
     and the job fails with ROLLED_BACK. 0 = 0.01.
     """
-    max_p99_ms: _builtins.float
-    """Largest p99 of these calls, ms; beyond it likewise. 0 = no limit."""
     @_builtins.property
     def gates(self) -> _containers.RepeatedCompositeFieldContainer[_measure_pb2.Gate]:
         """What must hold of the result: of the figures that its steps measured, the last one's first."""
@@ -256,11 +253,10 @@ class Promotion(_message.Message):
         canary: _builtins.str = ...,
         watch_s: _builtins.float = ...,
         max_failed: _builtins.float = ...,
-        max_p99_ms: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "canary", b"canary", "gates", b"gates", "max_failed", b"max_failed", "max_p99_ms", b"max_p99_ms", "watch_s", b"watch_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "canary", b"canary", "gates", b"gates", "max_failed", b"max_failed", "watch_s", b"watch_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

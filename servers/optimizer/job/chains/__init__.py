@@ -1,0 +1,1 @@
+"""The work of the kinds that run jobs of their own: pipelines and searches."""
