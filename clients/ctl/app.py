@@ -14,11 +14,14 @@ from llmos.clients.ctl import (
     job,
     kernel,
     lock,
+    mem,
     model,
     model_about,  # noqa: F401  # more commands of model
     model_alias,  # noqa: F401  # the same
+    model_memory,  # noqa: F401  # the same
     model_places,  # noqa: F401  # the same
     model_sign,  # noqa: F401  # the same
+    model_swap,  # noqa: F401  # the same
     quota,
     run,
     state,
@@ -78,6 +81,7 @@ def build() -> typer.Typer:
     app.add_typer(model.app, name="model")
     app.add_typer(dataset.app, name="dataset")
     app.add_typer(job.app, name="job")
+    app.add_typer(mem.app, name="mem")
     app.add_typer(kernel.app, name="kernel")
     app.add_typer(state.app, name="state")
     app.add_typer(lock.app, name="lock")

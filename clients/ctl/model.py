@@ -232,31 +232,54 @@ def rm(
     session.out.say(f"Removed {ref}; {size(reply.freed_bytes)} are free again.", as_value(reply))
 
 
-@command(app)
+@command(
+    app,
+    examples=[
+        "llmos-ctl model load smollm2 --pin",
+        "llmos-ctl model load smollm2 --precision int8 --threads 1",
+    ],
+)
 def load(
     session: Session,
     ref: Ref,
     pin: Annotated[bool, typer.Option("--pin", help="Never evict it for other models.")] = False,
+    precision: Annotated[
+        str, typer.Option(help="fp32, bf16 or int8; of language models.", show_default=False)
+    ] = "",
+    threads: Annotated[
+        int, typer.Option(min=0, help="Compute threads, on as many cores of its own; 0 = default.")
+    ] = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda:0 ...", show_default=False)] = "",
 ) -> None:
-    """Load a model before its first call, and wait until it is ready."""
+    """Load a model before its first call, and wait until it is ready.
+
+    Options hold until it is unloaded, also when its worker dies and is replaced.
+    """
     from llmos.api.execution.v1 import execution_pb2, execution_pb2_grpc
 
     stub = session.kernel(execution_pb2_grpc.ExecutionStub)
     with status(f"loading {ref}"):
         request = execution_pb2.LoadModelRequest(model=ref, pin=pin)
+        if precision or threads or device:
+            options = execution_pb2.LoadOptions(precision=precision, threads=threads, device=device)
+            request.options.CopyFrom(options)
         model = stub.LoadModel(request, timeout=session.limit()).model
     where = f"{model.name}@{model.version} is loaded on {model.device} by {model.engine}"
     session.out.say(f"{where}, pid {model.pid}, {size(model.used_bytes)}.", as_value(model))
 
 
 @command(app)
-def unload(session: Session, ref: Ref) -> None:
+def unload(
+    session: Session,
+    ref: Ref,
+    force: Annotated[bool, typer.Option("--force", help="Also when clients hold it.")] = False,
+) -> None:
     """Unload a model after its running calls; its next call loads it again."""
     from llmos.api.execution.v1 import execution_pb2, execution_pb2_grpc
 
     stub = session.kernel(execution_pb2_grpc.ExecutionStub)
     with status(f"unloading {ref}"):
-        request = execution_pb2.UnloadModelRequest(model=ref)
+        request = execution_pb2.UnloadModelRequest(model=ref, force=force)
         reply = stub.UnloadModel(request, timeout=session.limit())
     said = f"{ref} is unloaded." if reply.was_loaded else f"{ref} was not loaded."
     session.out.say(said, as_value(reply))

@@ -10,9 +10,10 @@ import uvloop
 from llmos.api.memory.v1.buffers_pb2_grpc import add_BuffersServicer_to_server
 from llmos.api.memory.v1.prefix_pb2_grpc import add_PrefixesServicer_to_server
 from llmos.api.memory.v1.residency_pb2_grpc import add_ResidencyServicer_to_server
+from llmos.api.memory.v1.sessions_pb2_grpc import add_SessionsServicer_to_server
 from llmos.lib import log
 from llmos.lib.config import load_or_exit
-from llmos.lib.errors import LLMOSError
+from llmos.lib.errors import FailedPrecondition, LLMOSError
 from llmos.lib.rpc import from_exception
 from llmos.lib.serve import Server
 from llmos.servers.memory import devices, shm, watch
@@ -23,6 +24,10 @@ from llmos.servers.memory.prefix.store import PrefixStore
 from llmos.servers.memory.reclaim import Reclaimer
 from llmos.servers.memory.residency import Ledger
 from llmos.servers.memory.service import BuffersService, ResidencyService
+from llmos.servers.memory.sessions.models import ExecutionModels, Models, NoModels
+from llmos.servers.memory.sessions.service import SessionsService
+from llmos.servers.memory.sessions.sessions import Sessions
+from llmos.servers.memory.sessions.store import SessionStore
 
 
 async def serve(config: MemoryConfig) -> None:
@@ -49,6 +54,13 @@ async def serve(config: MemoryConfig) -> None:
     server.add(add_BuffersServicer_to_server, BuffersService(store), stall_ms=stall_ms)
     server.add(add_ResidencyServicer_to_server, ResidencyService(ledger), stall_ms=stall_ms)
     server.add(add_PrefixesServicer_to_server, PrefixesService(prefixes), stall_ms=stall_ms)
+    sessions = Sessions(
+        SessionStore(config.state_dir / "memory" / "sessions.db"),
+        _models(server),
+        config.session_embedder,
+    )
+    # No stall time: a context may wait for a model to be loaded, which others watch over.
+    server.add(add_SessionsServicer_to_server, SessionsService(sessions))
     reclaimer = Reclaimer(
         store,
         watching=server.port is not None,
@@ -60,6 +72,7 @@ async def serve(config: MemoryConfig) -> None:
     def ready() -> None:
         tasks.append(asyncio.create_task(watch.tick(reclaimer)))
         tasks.append(asyncio.create_task(watch.keep(prefixes)))
+        tasks.append(asyncio.create_task(watch.expire(sessions)))
         if server.port is not None:
             feed = watch.watch_ports(server.channel("kernel"), reclaimer)
             tasks.append(asyncio.create_task(feed))
@@ -72,11 +85,19 @@ async def serve(config: MemoryConfig) -> None:
         for task in tasks:
             task.cancel()
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        await sessions.close()
         await prefixes.close()
         store.close()
     for outcome in outcomes:
         if not isinstance(outcome, asyncio.CancelledError) and outcome is not None:
             raise outcome
+
+
+def _models(server: Server) -> Models:
+    try:
+        return ExecutionModels(server.channel("execution"))
+    except FailedPrecondition:  # alone: sessions do without
+        return NoModels()
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ import logging
 import os
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 from llmos.lib.errors import (
@@ -43,10 +44,11 @@ class BufferStore:
         *,
         budget: int = 0,
         max_size: int = 0,
+        quota: int = 0,
         clock: Callable[[], float] = time.monotonic,
         progress: Callable[[], None] = lambda: None,
     ) -> None:
-        """Recover. budget, max_size: bytes; 0 = half of the file system, the budget.
+        """Recover. Bytes: budget (0 = half of the file system), max_size, quota of a tenant.
 
         progress: called on the event loop while a large buffer is being allocated.
 
@@ -61,26 +63,35 @@ class BufferStore:
         self._held: dict[str, set[str]] = {}  # lessee -> ids
         self._requests: dict[tuple[str, str], str] = {}
         self._creating: dict[tuple[str, str], asyncio.Task[Buffer]] = {}
+        self.quota = min(quota or self.budget, self.budget)
         self._used = 0  # with what is being allocated
+        self._used_by: Counter[str] = Counter()  # the same, by tenant
         for record in directory.load():
             self._adopt(record)
         if self._buffers:
             log.info("recovered", extra={"buffers": len(self._buffers), "bytes": self._used})
 
     async def create(
-        self, lessee: str, size: int, label: str = "", lease_s: float = 0, request: str = ""
+        self,
+        lessee: str,
+        size: int,
+        label: str = "",
+        lease_s: float = 0,
+        request: str = "",
+        *,
+        tenant: str = "",
     ) -> Buffer:
         """Make a zeroed buffer with a lease of `lessee`, or return the one `request` made before.
 
         Goes on when cancelled, so that a retry finds what was made.
-        Raises InvalidArgument BAD_SIZE, ResourceExhausted NO_ROOM.
+        Raises InvalidArgument BAD_SIZE, ResourceExhausted NO_ROOM, QUOTA.
         """
         key = (lessee, request)
         if request and (known := self._requests.get(key)):
             return self._again(self._buffers[known], lessee, size, lease_s)
         if request and (running := self._creating.get(key)):
             return self._again(await asyncio.shield(running), lessee, size, lease_s)
-        self._check(size)
+        self._check(size, tenant)
         record = Record(
             id=secrets.token_hex(16),
             token=secrets.token_hex(16),
@@ -89,11 +100,12 @@ class BufferStore:
             label=label[:_MAX_LABEL],
             created=self._clock(),
             request=request,
+            tenant=tenant,
             leases={lessee: lease_time(lease_s)},
         )
-        self._used += charge(size)
+        self._charge(record, charge(size))
         if size <= _INLINE:
-            with self._refund(size):
+            with self._refund(record):
                 self._dir.allocate(record.id, size)
                 return self._commit(record)
         task = asyncio.ensure_future(self._create_large(record))
@@ -104,7 +116,7 @@ class BufferStore:
         return await asyncio.shield(task)
 
     async def _create_large(self, record: Record) -> Buffer:
-        with self._refund(record.size):
+        with self._refund(record):
             loop = asyncio.get_running_loop()
 
             def tick() -> None:
@@ -119,16 +131,22 @@ class BufferStore:
         except BaseException:
             self._dir.remove(record.id)
             raise
-        self._used -= charge(record.size)  # `_adopt` counts it for good
+        self._charge(record, -charge(record.size))  # `_adopt` counts it for good
         return self._adopt(record)
 
     @contextlib.contextmanager
-    def _refund(self, size: int) -> Iterator[None]:
+    def _refund(self, record: Record) -> Iterator[None]:
         try:
             yield
         except BaseException:
-            self._used -= charge(size)
+            self._charge(record, -charge(record.size))
             raise
+
+    def _charge(self, record: Record, size: int) -> None:
+        self._used += size
+        self._used_by[record.tenant] += size
+        if not self._used_by[record.tenant]:
+            del self._used_by[record.tenant]
 
     def _again(self, buffer: Buffer, lessee: str, size: int, lease_s: float) -> Buffer:
         if buffer.record.size != size:
@@ -246,7 +264,7 @@ class BufferStore:
         """Let go of the directory; the buffers stay."""
         self._dir.close()
 
-    def _check(self, size: int) -> None:
+    def _check(self, size: int, tenant: str) -> None:
         if not 0 < size <= self.max_size:
             raise InvalidArgument(
                 "BAD_SIZE",
@@ -258,6 +276,13 @@ class BufferStore:
                 "NO_ROOM",
                 f"No room for {size:,} bytes: buffers use {self._used:,} of their budget of "
                 f"{self.budget:,}; free some or raise buffer_bytes of the memory server.",
+            )
+        if self._used_by[tenant] + charge(size) > self.quota:
+            raise ResourceExhausted(
+                "QUOTA",
+                f"No room for {size:,} bytes: buffers of tenant {tenant!r} use "
+                f"{self._used_by[tenant]:,} of the {self.quota:,} bytes that a tenant may have; "
+                "free some or raise tenant_buffer_bytes of the memory server.",
             )
         if (room := self._dir.room()) < charge(size):
             raise ResourceExhausted(
@@ -296,7 +321,7 @@ class BufferStore:
         now = self._clock()
         buffer = Buffer(record, {lessee: now + s for lessee, s in record.leases.items()})
         self._buffers[record.id] = buffer
-        self._used += charge(record.size)
+        self._charge(record, charge(record.size))
         for lessee in record.leases:
             self._held.setdefault(lessee, set()).add(record.id)
         if record.request:
@@ -313,6 +338,6 @@ class BufferStore:
             self._save(record)
             return
         del self._buffers[record.id]
-        self._used -= charge(record.size)
+        self._charge(record, -charge(record.size))
         self._requests.pop((record.creator, record.request), None)
         self._dir.remove(record.id)

@@ -25,6 +25,9 @@ class MemoryConfig(ServerConfig):
     prefix_disk_bytes: int = option(
         4 << 30, "disk for blocks of prefixes that memory has no room for; 0 = none"
     )
+    session_embedder: str = option(
+        "", "model that makes vectors for the recall of turns; empty = only where a session says"
+    )
     detach_grace_s: float = option(2.0, "time for a detached process to attach again")
     sync_grace_s: float = option(10.0, "the same after the kernel itself was away")
     stall_s: float = option(

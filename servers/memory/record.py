@@ -22,6 +22,7 @@ class Record:
     created: float  # time.monotonic(), which all processes of one boot share
     request: str = ""
     sealed: bool = False
+    tenant: str = ""
     leases: dict[str, float] = field(default_factory=dict)
 
     @property

@@ -47,7 +47,12 @@ class BuffersService(buffers_pb2_grpc.BuffersServicer):
     ) -> buffers_pb2.CreateBufferResponse:
         """See the proto."""
         buffer = await self._store.create(
-            lessee(context), request.size, request.label, request.lease_s, request.request_id
+            lessee(context),
+            request.size,
+            request.label,
+            request.lease_s,
+            request.request_id,
+            tenant=call.tenant(context),
         )
         record = buffer.record
         handle = buffers_pb2.BufferHandle(
@@ -108,6 +113,7 @@ class BuffersService(buffers_pb2_grpc.BuffersServicer):
                 sealed=b.record.sealed,
                 age_s=self._store.age(b),
                 label=b.record.label,
+                tenant=b.record.tenant,
             )
             for b in self._store.buffers()
         ]

@@ -39,6 +39,7 @@ from llmos.lib.rpc import from_rpc_error
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
 CLIENT_KEY = "llmos-client"  # metadata by which the clients of one process or socket are told apart
 _CALL_S = 10.0
@@ -97,6 +98,28 @@ class Mapping:
             )
         array: np.ndarray = np.asarray(view[offset:end]).view(kind).reshape(shape)
         return array
+
+    def tensor(self, dtype: Any, shape: Sequence[int] | None = None, offset: int = 0) -> Tensor:
+        """Return a torch tensor over the bytes, without a copy (DLPack); as `array`.
+
+        dtype: of numpy, or `bfloat16`. torch has no read-only tensors: what is not `writable` ends
+        the process with SIGSEGV when it is written to.
+        """
+        import ctypes
+
+        import torch
+        from torch.utils.dlpack import from_dlpack
+
+        brain = str(dtype).removeprefix("torch.") == "bfloat16"
+        array = self.array("uint16" if brain else dtype, shape, offset)
+        if not array.flags.writeable:  # DLPack refuses to export what nobody may write to
+            flat = (ctypes.c_char * array.nbytes).from_address(array.ctypes.data)
+            flat._keep = array  # type: ignore[attr-defined]
+            import numpy as np
+
+            array = np.frombuffer(memoryview(flat), array.dtype).reshape(array.shape)
+        made: Tensor = from_dlpack(array)
+        return made.view(torch.bfloat16) if brain else made
 
     def freeze(self) -> None:
         """Let nobody write through views and arrays taken from now on."""

@@ -155,3 +155,26 @@ async def test_patience_ends(tmp_path: Any) -> None:
     async with grpc.aio.insecure_channel(f"unix:{tmp_path}/nobody.sock") as channel:
         with pytest.raises(Unavailable):
             await BufferClient(channel, patience_s=0.2).create(10)
+
+
+async def test_torch_tensors_share_the_memory(near_and_far: Any) -> None:
+    torch = pytest.importorskip("torch")
+    _, near, far = near_and_far
+    async with BufferClient(near) as maker, BufferClient(near) as user, BufferClient(far) as afar:
+        mine = await maker.create(MIB)
+        numbers = mine.tensor(np.float32, (4, 1024), offset=4096)
+        numbers[:] = torch.arange(4096).view(4, 1024)
+        theirs = (await user.open(mine.handle)).tensor("float32", (4, 1024), offset=4096)
+        assert torch.equal(theirs, numbers)
+        numbers[1, 1] = -1
+        assert theirs[1, 1] == -1 and theirs.data_ptr() != numbers.data_ptr()
+        half = mine.tensor("bfloat16", (2048,), offset=4096)
+        assert half.dtype is torch.bfloat16 and half.data_ptr() == numbers.data_ptr()
+        copied = await afar.open(mine.handle)  # from another host the same handle is streamed
+        assert copied.private
+        assert torch.equal(copied.tensor(np.float32, (4, 1024), offset=4096), numbers)
+        await maker.free(mine)
+        gc.collect()
+        assert numbers[1, 1] == -1  # the tensor keeps the memory
+        with pytest.raises(ValueError, match="closed"):
+            mine.tensor("float32")

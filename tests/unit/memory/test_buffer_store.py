@@ -247,3 +247,19 @@ def test_left_behind_directories_are_swept(tmp_path: Path) -> None:
         Directory(kept.path, tmp_path).close()
         Directory(used.path, tmp_path).close()
         ours.close()
+
+
+async def test_a_tenant_has_its_share(make_store: Make) -> None:
+    store = make_store(budget=100 * PAGE, quota=2 * charge(PAGE))
+    first = await store.create("a", PAGE, request="1", tenant="red")
+    await store.create("b", PAGE, tenant="red")
+    with pytest.raises(ResourceExhausted, match="tenant 'red' use") as caught:
+        await store.create("a", PAGE, tenant="red")
+    assert caught.value.reason == "QUOTA"
+    await store.create("a", PAGE, tenant="blue")
+    assert (await store.create("a", PAGE, request="1", tenant="red")).record.id == first.record.id
+    store = make_store(budget=100 * PAGE, quota=2 * charge(PAGE))  # the next server knows, too
+    with pytest.raises(ResourceExhausted, match="tenant 'red' use"):
+        await store.create("a", PAGE, tenant="red")
+    store.free("a", *key(first))
+    await store.create("a", PAGE, tenant="red")

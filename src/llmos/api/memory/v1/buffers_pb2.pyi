@@ -65,6 +65,7 @@ class BufferInfo(_message.Message):
     SEALED_FIELD_NUMBER: _builtins.int
     AGE_S_FIELD_NUMBER: _builtins.int
     LABEL_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id."""
     size: _builtins.int
@@ -79,6 +80,8 @@ class BufferInfo(_message.Message):
     """Seconds since it was created."""
     label: _builtins.str
     """What its owner said it is for."""
+    tenant: _builtins.str
+    """Tenant whose quota it counts against."""
     def __init__(
         self,
         *,
@@ -89,10 +92,11 @@ class BufferInfo(_message.Message):
         sealed: _builtins.bool = ...,
         age_s: _builtins.float = ...,
         label: _builtins.str = ...,
+        tenant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_s", b"age_s", "id", b"id", "label", b"label", "leases", b"leases", "owner", b"owner", "sealed", b"sealed", "size", b"size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_s", b"age_s", "id", b"id", "label", b"label", "leases", b"leases", "owner", b"owner", "sealed", b"sealed", "size", b"size", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

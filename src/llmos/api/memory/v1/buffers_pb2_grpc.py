@@ -90,6 +90,7 @@ class BuffersServicer(object):
         Errors:
         INVALID_ARGUMENT BAD_SIZE: size is 0 or over the limit, which is named.
         RESOURCE_EXHAUSTED NO_ROOM: the file system or the budget has not that much room.
+        RESOURCE_EXHAUSTED QUOTA: the caller's tenant has its share of the budget.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

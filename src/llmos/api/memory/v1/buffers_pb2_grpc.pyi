@@ -44,6 +44,7 @@ class BuffersStub:
     Errors:
       INVALID_ARGUMENT BAD_SIZE: size is 0 or over the limit, which is named.
       RESOURCE_EXHAUSTED NO_ROOM: the file system or the budget has not that much room.
+      RESOURCE_EXHAUSTED QUOTA: the caller's tenant has its share of the budget.
     """
     OpenBuffer: _grpc.UnaryUnaryMultiCallable[_buffers_pb2.OpenBufferRequest, _buffers_pb2.OpenBufferResponse]
     """Gives the caller a lease on a buffer, and the path to map when it is on the same host.
@@ -86,6 +87,7 @@ class BuffersAsyncStub(BuffersStub):
     Errors:
       INVALID_ARGUMENT BAD_SIZE: size is 0 or over the limit, which is named.
       RESOURCE_EXHAUSTED NO_ROOM: the file system or the budget has not that much room.
+      RESOURCE_EXHAUSTED QUOTA: the caller's tenant has its share of the budget.
     """
     OpenBuffer: _aio.UnaryUnaryMultiCallable[_buffers_pb2.OpenBufferRequest, _buffers_pb2.OpenBufferResponse]  # type: ignore[assignment]
     """Gives the caller a lease on a buffer, and the path to map when it is on the same host.
@@ -131,6 +133,7 @@ class BuffersServicer(metaclass=_abc_1.ABCMeta):
         Errors:
           INVALID_ARGUMENT BAD_SIZE: size is 0 or over the limit, which is named.
           RESOURCE_EXHAUSTED NO_ROOM: the file system or the budget has not that much room.
+          RESOURCE_EXHAUSTED QUOTA: the caller's tenant has its share of the budget.
         """
 
     @_abc_1.abstractmethod
