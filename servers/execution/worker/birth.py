@@ -81,6 +81,8 @@ def be_worker(order: pb.WorkerOrder, sock: socket.socket) -> NoReturn:
         logs.setup(f"worker/{order.ref}", order.log_level)
         faulthandler.enable()
         threading.excepthook = _thread_died
+        if order.cpus:
+            os.sched_setaffinity(0, order.cpus)
         random.seed()  # else every worker continues the zygote's sequence
         log.info("born", extra={"pid": os.getpid(), "device": order.device})
         code = _run(order, Parent(sock))

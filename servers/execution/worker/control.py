@@ -27,6 +27,7 @@ def info_of(order: WorkerOrder, engine: EngineInfo, granted: int) -> WorkerInfo:
         pinned=order.pinned,
         context_length=engine.context_length or order.context_length,
         listen=order.listen,
+        options=order.options,
     )
 
 

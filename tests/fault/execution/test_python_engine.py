@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -24,8 +25,8 @@ def make(tmp_path: Path) -> Iterator[Make]:
     """Load versions of the unruly model; all are closed afterwards."""
     made: list[Engine] = []
 
-    def load(**options: object) -> Engine:
-        folder = unruly(tmp_path / f"m{len(made)}", **options)  # type: ignore[arg-type]
+    def load(**options: Any) -> Engine:
+        folder = unruly(tmp_path / f"m{len(made)}", **options)
         files = {p.name: p for p in sorted(folder.iterdir())}
         spec = ModelSpec(
             f"{folder.name}@1", "python", "predict", files, threads=1, state_dir=str(tmp_path / "s")
