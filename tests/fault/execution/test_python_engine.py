@@ -39,7 +39,7 @@ def make(tmp_path: Path) -> Iterator[Make]:
         engine.close()
 
 
-async def ask(engine: Engine, *numbers: float) -> tuple[np.ndarray, list[str]]:  # type: ignore[type-arg]
+async def ask(engine: Engine, *numbers: float) -> tuple[np.ndarray, list[str]]:
     x = np.array([[n, 0, 0, 0] for n in numbers], np.float32)
     answer = await engine.predict(Prediction({"x": x}))
     return answer["y"], list(answer["who"])
