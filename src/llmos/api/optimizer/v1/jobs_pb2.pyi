@@ -190,7 +190,7 @@ class Pipeline(_message.Message):
 
     MODEL_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
-    PROMOTE_FIELD_NUMBER: _builtins.int
+    PROMOTION_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """What the first step starts from; empty when the first step trains."""
     @_builtins.property
@@ -200,7 +200,7 @@ class Pipeline(_message.Message):
         """
 
     @_builtins.property
-    def promote(self) -> Global___Promotion:
+    def promotion(self) -> Global___Promotion:
         """What to do with the result."""
 
     def __init__(
@@ -208,11 +208,11 @@ class Pipeline(_message.Message):
         *,
         model: _builtins.str = ...,
         steps: _abc.Iterable[Global___JobSpec] | None = ...,
-        promote: Global___Promotion | None = ...,
+        promotion: Global___Promotion | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["promote", b"promote"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["promotion", b"promotion"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "promote", b"promote", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "promotion", b"promotion", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
