@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from llmos.api.kernel.v1 import port_pb2 as pb
-from llmos.lib.cargo import Cargo, varint
+from llmos.lib.cargo import LARGE, Cargo, varint
 from llmos.lib.h2.stream import Stream
 
 FRAME_BYTES = 256 << 10  # a frame is filled up to this; with one more chunk it stays < 1 MiB
@@ -32,6 +32,9 @@ class Queued(NamedTuple):
     size: int  # of both, bytes
 
 
+_new = tuple.__new__  # half the time of the class's own
+
+
 def _queued(envelope: pb.Envelope) -> Queued:
     if isinstance(envelope, Cargo):
         inner = envelope.head()
@@ -41,15 +44,22 @@ def _queued(envelope: pb.Envelope) -> Queued:
     data = envelope.SerializeToString()
     size = len(data)
     head = _HEADS[size] if size < 4096 else _ENVELOPES + varint(size)
-    return Queued(envelope.call, envelope.kind, head, data, size + len(head))
+    return _new(Queued, (envelope.call, envelope.kind, head, data, size + len(head)))
 
 
 class Outbox:
-    """A queue of envelopes with one writer."""
+    """A queue of envelopes with one writer.
+
+    Pieces of large messages wait apart, with whatever follows them in their calls, and every frame
+    takes the others first and then a piece: a call is in order, and no small one waits for the
+    pieces of others that came before it.
+    """
 
     def __init__(self) -> None:
         """Start empty and held: nothing is sent before `start`."""
         self._queue: deque[Queued] = deque()
+        self._bulk: deque[Queued] = deque()
+        self._bulky: dict[int, int] = {}  # calls with something in `_bulk`: how much
         self._bytes = 0
         self._stream: Stream | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -74,7 +84,7 @@ class Outbox:
 
     def put_again(self, queued: Queued) -> None:
         """Queue what `restart` returned."""
-        self._queue.append(queued)
+        self._add(queued)
         self._bytes += queued.size
         if len(self._queue) >= BATCH:
             self._flush()
@@ -85,18 +95,27 @@ class Outbox:
 
     def put_all(self, envelopes: Iterable[pb.Envelope]) -> int:
         """Queue envelopes in order; return how many bytes are queued now."""
-        queue = self._queue
         size = 0
         for envelope in envelopes:
             queued = _queued(envelope)
-            queue.append(queued)
+            self._add(queued)
             size += queued.size
         self._bytes += size
-        if len(queue) >= BATCH:
+        if len(self._queue) >= BATCH:
             self._flush()
         elif not self._due and self._stream is not None:
             self._schedule()
         return self._bytes
+
+    def _add(self, queued: Queued) -> None:
+        call = queued.call
+        if queued.size < LARGE and call not in self._bulky:
+            self._queue.append(queued)
+        elif call:
+            self._bulk.append(queued)
+            self._bulky[call] = self._bulky.get(call, 0) + 1
+        else:  # about the port itself
+            self._queue.append(queued)
 
     def _schedule(self) -> None:
         # After everything that is ready now has run, so that its envelopes go out together.
@@ -110,7 +129,7 @@ class Outbox:
 
     def _flush(self) -> None:
         stream = self._stream
-        while self._queue and stream is not None and stream.writable:
+        while (self._queue or self._bulk) and stream is not None and stream.writable:
             stream.send_parts(*self.take())
             stream.connection.flush()
 
@@ -121,53 +140,57 @@ class Outbox:
 
     def holds(self, call: int) -> bool:
         """Return whether the OPEN of a call is still here, so that nobody has seen it."""
-        return any(q.call == call and q.kind == pb.KIND_OPEN for q in self._queue)
+        return any(q.call == call and q.kind == pb.KIND_OPEN for q in self._all())
+
+    def _all(self) -> list[Queued]:
+        return [*self._queue, *self._bulk]
 
     def hold(self) -> None:
         """Forget what means nothing to another kernel; keep calls that were not opened yet."""
-        unseen = {q.call for q in self._queue if q.kind == pb.KIND_OPEN}
-        self._queue = deque(
-            q
-            for q in self._queue
-            if q.call in unseen and q.kind not in (pb.KIND_EXPORT, pb.KIND_DRAIN)
-        )
-        self._recount()
+        unseen = {q.call for q in self._all() if q.kind == pb.KIND_OPEN}
+        for queued in self.restart():
+            if queued.call in unseen and queued.kind not in (pb.KIND_EXPORT, pb.KIND_DRAIN):
+                self._add(queued)
+                self._bytes += queued.size
+        self._relieve()
 
     def restart(self) -> list[Queued]:
         """Empty the queue and return what was in it."""
-        waiting = list(self._queue)
+        waiting = self._all()
         self._queue.clear()
-        self._recount()
+        self._bulk.clear()
+        self._bulky.clear()
+        self._bytes = 0
+        self._relieve()
         return waiting
 
-    def _recount(self) -> None:
-        self._bytes = sum(q.size for q in self._queue)
+    def _relieve(self) -> None:
         if self._full and self._bytes <= HIGH_WATER // 2:
             self._set_full(False)
 
     async def flushed(self) -> None:
         """Return when everything queued has been sent."""
-        while self._queue or (self._stream is not None and not self._stream.writable):
+        while self._bytes or (self._stream is not None and not self._stream.writable):
             await asyncio.sleep(0.001)
 
     def take(self) -> tuple[list[bytes | memoryview], int]:
         """Return the next frame's bytes, in parts, and their number."""
-        queue = self._queue
+        queue, bulk = self._queue, self._bulk
         parts: list[bytes | memoryview] = []
-        if self._bytes <= FRAME_BYTES:
-            for _, _, head, data, _ in queue:
-                parts.append(head)
-                parts.append(data)
-            size = self._bytes
-            queue.clear()
-        else:
-            size = 0
-            while queue and size < FRAME_BYTES:
-                queued = queue.popleft()
-                parts.append(queued.head)
-                parts.append(queued.data)
-                size += queued.size
+        size = 0
+        while queue and size < FRAME_BYTES:
+            _, _, head, data, length = queue.popleft()
+            parts.append(head)
+            parts.append(data)
+            size += length
+        if bulk:
+            call, _, head, data, length = bulk.popleft()
+            left = self._bulky.pop(call) - 1
+            if left:
+                self._bulky[call] = left
+            parts.append(head)
+            parts.append(data)
+            size += length
         self._bytes -= size
-        if self._full and self._bytes <= HIGH_WATER // 2:
-            self._set_full(False)
+        self._relieve()
         return parts, size

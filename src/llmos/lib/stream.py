@@ -19,7 +19,7 @@ from llmos.lib.errors import Cancelled, ResourceExhausted
 if TYPE_CHECKING:
     from llmos.lib.session import Session
 
-CHUNK = 256 << 10
+CHUNK = 512 << 10
 FIRST = 4 << 10  # of a longer message, with the OPEN: enough to find the key in
 MAX_MESSAGE = 64 << 20
 

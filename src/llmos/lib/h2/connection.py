@@ -20,6 +20,7 @@ MAX_BLOCK = 2 << 20  # a larger header block ends the connection, not the call a
 WINDOW = 4 << 20  # bytes of one stream taken before its reader has seen them
 CONNECTION_WINDOW = 1 << 30  # in all; the streams' windows are what bounds memory
 MAX_STREAMS = 10_000
+HIGH_WATER = 256 << 10  # unsent bytes from which streams wait, where they can be put in order
 MAX_UNREAD = 16 << 20  # unsent bytes from which PINGs of one that does not read end it
 BUFFER = 64 << 10  # bytes read at once, unless a larger frame is under way
 _HEAD = wire.HEAD.unpack_from
@@ -77,7 +78,7 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Send the preface."""
         self._transport = transport
-        cast(Any, transport).set_write_buffer_limits(high=1 << 20)
+        cast(Any, transport).set_write_buffer_limits(high=HIGH_WATER)
         self._output = Output(transport)
         self.write = self._output.write
         hello = wire.settings(

