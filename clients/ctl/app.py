@@ -12,6 +12,8 @@ from llmos.clients.ctl import (
     demo,
     embed,
     job,
+    job_control,  # noqa: F401  # more commands of job
+    job_train,  # noqa: F401  # the same
     kernel,
     lock,
     mem,

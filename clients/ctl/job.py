@@ -1,4 +1,4 @@
-"""Jobs of the optimizer: submit, list, watch, cancel."""
+"""Jobs of the optimizer: submit, list, watch, cancel. More of them: job_train, job_control."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llmos.clients.ctl import complete
 from llmos.clients.ctl.output import as_value, duration, size, when
 from llmos.clients.ctl.progress import note, status
 from llmos.clients.ctl.session import QUICK_S, Session, command
-from llmos.lib.errors import Aborted, Cancelled
+from llmos.lib.errors import Aborted, Cancelled, InvalidArgument
 
 if TYPE_CHECKING:
     from llmos.api.optimizer.v1 import jobs_pb2
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Make new model versions out of old ones.", no_args_is_help=True)
 submit = typer.Typer(help="Queue a job.", no_args_is_help=True)
 app.add_typer(submit, name="submit")
-JobId = Annotated[str, typer.Argument(help="A job's id; see `llmos-ctl job ls`.")]
+JobId = Annotated[
+    str,
+    typer.Argument(help="A job's id; see `llmos-ctl job ls`.", autocompletion=complete.jobs),
+]
 
 _EXPORT = ["llmos-ctl job submit export-onnx minilm --watch"]
 
@@ -40,20 +44,29 @@ def export_onnx(
     watch_: Annotated[bool, typer.Option("--watch", "-w", help="Wait for its end.")] = False,
 ) -> None:
     """Export a text encoder to ONNX, quantise a copy, compare both with the original."""
+    spec = {
+        "model": model,
+        "skip_int8": skip_int8,
+        "min_cosine": min_cosine,
+        "min_cosine_int8": min_cosine_int8,
+    }
+    queue(session, {"export_onnx": spec}, watch_)
+
+
+def queue(session: Session, spec: dict[str, Any], then_watch: bool) -> None:
+    """Submit a job of plain values: the kind's name, and its fields as in the proto."""
+    from google.protobuf import json_format
+
     from llmos.api.optimizer.v1 import jobs_pb2, jobs_pb2_grpc
 
-    spec = jobs_pb2.JobSpec(
-        export_onnx=jobs_pb2.ExportOnnx(
-            model=model,
-            skip_int8=skip_int8,
-            min_cosine=min_cosine,
-            min_cosine_int8=min_cosine_int8,
-        )
-    )
+    try:
+        message = json_format.ParseDict(spec, jobs_pb2.JobSpec())
+    except (json_format.ParseError, AttributeError, TypeError) as exc:
+        raise InvalidArgument("BAD_SPEC", f"The spec is wrong: {exc}") from exc
     stub = session.kernel(jobs_pb2_grpc.JobsStub)
-    request = jobs_pb2.SubmitJobRequest(spec=spec, request_id=uuid.uuid4().hex)
+    request = jobs_pb2.SubmitJobRequest(spec=message, request_id=uuid.uuid4().hex)
     job = stub.SubmitJob(request, timeout=session.limit(QUICK_S)).job
-    if not watch_:
+    if not then_watch:
         said = f"Queued job {job.id}; follow it by `llmos-ctl job watch {job.id}`."
         session.out.say(said, as_value(job))
         return
@@ -61,7 +74,7 @@ def export_onnx(
     watch(session, job.id)
 
 
-@command(app)
+@command(app, watch=True)
 def ls(session: Session) -> None:
     """List jobs, newest first."""
     from llmos.api.optimizer.v1 import jobs_pb2, jobs_pb2_grpc
@@ -72,7 +85,7 @@ def ls(session: Session) -> None:
     for job in reply.jobs:
         members = as_value(job)
         kind = job.spec.WhichOneof("kind") or ""
-        model = getattr(job.spec, kind).model if kind else ""
+        model = ", ".join(job.sources) or getattr(getattr(job.spec, kind, None), "name", "")
         result = job.error or ", ".join(job.results) or job.stage
         progress = f"{job.progress:.0%}"
         stamp = when(job.submitted_unix_s)
@@ -96,16 +109,37 @@ def watch(session: Session, id: JobId) -> None:
                 print(json.dumps(members, ensure_ascii=False), flush=True)
             elif (job.state, job.stage) != (last.state, last.stage):
                 note(f"  {job.progress:4.0%} {members['state']}: {job.stage}")
-            doing(f"{job.progress:.0%} {job.stage}")
+            doing(f"{job.progress:.0%} {job.stage} {training(job)}")
             last = job
     if last.state == jobs_pb2.JOB_STATE_FAILED:
         raise Aborted("JOB_FAILED", f"Job {id} failed: {last.error} (log: {last.log})")
     if last.state == jobs_pb2.JOB_STATE_CANCELLED:
         raise Cancelled("JOB_CANCELLED", f"Job {id} was cancelled.")
     if not session.json:
+        if last.HasField("training"):
+            note(f"  {training(last)}")
         took = duration(last.ended_unix_s - last.submitted_unix_s)
         print(f"Job {id} made {', '.join(last.results) or 'nothing'} in {took}.")
         _compare(session, last)
+
+
+def training(job: jobs_pb2.Job) -> str:
+    """Return in a line how training goes; empty for other kinds."""
+    if not job.HasField("training"):
+        return ""
+    now = job.training
+    parts = [f"step {now.step}/{now.steps}", f"loss {now.loss:.4g}"]
+    if now.validation_loss == now.validation_loss and now.validation_loss:
+        parts.append(f"validation {now.validation_loss:.4g}")
+    if now.rate:
+        parts.append(f"{now.rate:,.0f} {now.rate_unit}/s")
+    if now.memory_bytes:
+        parts.append(size(now.memory_bytes))
+    if now.epsilon:
+        parts.append(f"epsilon {now.epsilon:.3g}")
+    if now.eta_s:
+        parts.append(f"{duration(now.eta_s)} left")
+    return ", ".join(parts)
 
 
 def _states(session: Session, id: str) -> Iterator[jobs_pb2.Job]:
