@@ -10,6 +10,7 @@ from llmos.api.kernel.v1 import admin_pb2
 from llmos.lib.ports import port_changes
 from llmos.servers.memory.prefix import store as prefix
 from llmos.servers.memory.reclaim import Reclaimer
+from llmos.servers.memory.sessions import sessions
 
 TICK_S = 0.5
 _Event = admin_pb2.WatchPortsResponse
@@ -27,6 +28,13 @@ async def keep(prefixes: prefix.PrefixStore) -> None:
     while True:
         await prefixes.tick()
         await asyncio.sleep(prefix.TICK_S)
+
+
+async def expire(kept: sessions.Sessions) -> None:
+    """Delete sessions whose time is over, for ever."""
+    while True:
+        await kept.tick()
+        await asyncio.sleep(sessions.TICK_S)
 
 
 async def watch_ports(channel: grpc.aio.Channel, reclaimer: Reclaimer) -> None:

@@ -31,7 +31,7 @@ def data(key: bytes) -> bytes:
 class Box:
     """A buffer store with a prefix store over it, both as of one memory server."""
 
-    def __init__(self, make: Callable[..., BufferStore], path: Path, **budgets: int) -> None:
+    def __init__(self, make: Callable[..., BufferStore], path: Path, **budgets: Any) -> None:
         self.buffers = make(budget=1 << 20)
         budgets.setdefault("ram_budget", 8 * BLOCK)
         self.prefixes = PrefixStore(self.buffers, path / "memory", **budgets)
