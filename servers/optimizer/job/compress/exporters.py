@@ -66,9 +66,21 @@ def exported(module: torch.nn.Module, names: Module, batch: Batch, path: Path) -
         program = torch.export.export(
             module, arguments(names, batch), dynamic_shapes=(_free(names),), strict=False
         )
+        _rename(program)
         temporary = path.with_name("tmp-" + path.name)
         torch.export.save(program, temporary)
     temporary.replace(path)
+
+
+def _rename(program: torch.export.ExportedProgram) -> None:
+    """Call `&` and `|` by names without underscores: storage refuses such names in a graph."""
+    aten: Any = torch.ops.aten
+    other = {
+        aten.__and__.Tensor: aten.bitwise_and.Tensor,
+        aten.__or__.Tensor: aten.bitwise_or.Tensor,
+    }
+    for node in program.graph.nodes:
+        node.target = other.get(node.target, node.target)
 
 
 def scripted(module: Module, batch: Batch, path: Path) -> None:
