@@ -145,7 +145,7 @@ async def test_what_is_near_to_the_query_is_recalled_with_its_answer(
     assert recalled[0].score > 0.5
     assert {item.reason for item in context.items[3:]} == {Reason.RECENT}
     assert models.embedded["My dog Rex eats apples."] == 1
-    await sessions.append(ME, "a", [Turn("user", "Which capital did I name?")])
+    await sessions.append(ME, "a", [Turn("user", "Which is the capital I named?")])
     context = await sessions.context(ME, "a", 80)  # for the newest turn of the user
     assert 3 in [i.number for i in context.items if i.reason is Reason.RECALLED]
     assert models.embedded["My dog Rex eats apples."] == 1
