@@ -17,7 +17,7 @@ from torch import Tensor
 from llmos.servers.execution.engine.base import TokenLogprob
 
 # The likeliest so many tokens, among which a cut is looked for before all are sorted.
-_HEADS = (64, 1024)
+_HEAD = 128
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def _sample(logits: Tensor, rows: Sequence[Row], whole: bool) -> list[int]:
         return _pick(likely.double().cumsum(-1), luck, None)
     result = [0] * len(rows)
     open_ = list(range(len(rows)))
-    for head in (*_HEADS, likely.shape[1]):
+    for head in (_HEAD, likely.shape[1]):
         part, mine = likely[open_], [rows[i] for i in open_]
         width = min(head, part.shape[1])
         values, ids = part.topk(width) if width < part.shape[1] else _sorted(part)
@@ -194,8 +194,18 @@ def _decided(s: Sampler, width: int, count: int) -> bool:
 
 
 def _sorted(likely: Tensor) -> tuple[Tensor, Tensor]:
-    values, ids = likely.sort(dim=-1, descending=True, stable=True)
-    return values, ids
+    """Return probabilities falling, and their indices; of equals the lower index first."""
+    if likely.device.type != "cpu":
+        values, ids = likely.sort(dim=-1, descending=True, stable=True)
+        return values, ids
+    # Numbers that are not negative are in the order of their bits: two passes of numpy's radix
+    # sort over 16 bits each take a twentieth of the time of torch's sort by comparison.
+    order = np.empty(likely.shape, np.int64)
+    for line, keys in zip(order, ~likely.numpy().view(np.uint32), strict=True):
+        low = np.argsort(keys.astype(np.uint16), kind="stable")
+        line[:] = low[np.argsort((keys >> 16).astype(np.uint16)[low], kind="stable")]
+    ids = torch.from_numpy(order)
+    return likely.gather(1, ids), ids
 
 
 def _kept(values: Tensor, rows: Sequence[Row]) -> Tensor:
