@@ -6,13 +6,18 @@ import typer
 
 from llmos.clients.ctl import (
     audit,
+    bench,
     chat,
+    dashboard,
     dataset,
     dataset_rows,  # noqa: F401  # more commands of dataset
     demo,
+    doctor,
     embed,
+    init,
     job,
     job_control,  # noqa: F401  # more commands of job
+    job_optimize,  # noqa: F401  # the same
     job_train,  # noqa: F401  # the same
     kernel,
     lock,
@@ -49,9 +54,11 @@ Start it, give it a model and ask it something:
   llmos-ctl ps
   llmos-ctl down
 
--o json prints any result for programs. A command that fails says why in one sentence and exits
-with a code that tells the kind of error: 2 wrong input, 3 not found, 4 conflict, 5 not allowed,
-6 out of room, 7 not possible now, 8 not reachable, 9 too late.
+-o json and -o yaml print any result for programs; --watch 2, where a command has it, shows its
+result again every two seconds. `llmos-ctl doctor` says what is wrong with the machine. A command
+that fails says why in one sentence and exits with a code that tells the kind of error: 2 wrong
+input, 3 not found, 4 conflict, 5 not allowed, 6 out of room, 7 not possible now, 8 not reachable,
+9 too late.
 """
 
 
@@ -80,6 +87,10 @@ def build() -> typer.Typer:
     chat.register(app)
     embed.register(app)
     demo.register(app)
+    dashboard.register(app)
+    doctor.register(app)
+    bench.register(app)
+    init.register(app)
     app.add_typer(model.app, name="model")
     app.add_typer(dataset.app, name="dataset")
     app.add_typer(job.app, name="job")

@@ -2,15 +2,48 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from llmos.clients.ctl import run
+from llmos.clients.ctl import complete, run
 from llmos.clients.ctl.progress import note
 from llmos.clients.ctl.session import Session, command
-from llmos.lib.errors import Cancelled
+from llmos.lib.errors import Cancelled, LLMOSError
+
+HELP = """\
+/model NAME     go on with another model; without a name, say which one it is
+/system TEXT    begin every request with this message; without a text, with none
+/new            forget the talk
+/history        show the talk
+/retry          ask the last question again
+/set KEY VALUE  temperature, top_p, top_k, seed or max_tokens
+/quit           end, as Ctrl-D does
+A line that ends with \\ goes on in the next one; so does everything between two lines of \"\"\".
+Ctrl-C stops an answer."""
+_FENCE = '"""'
+_HISTORY = 1000  # lines
+_NUMBERS = {"temperature": float, "top_p": float, "top_k": int, "seed": int, "max_tokens": int}
+
+
+@dataclass
+class Talk:
+    """What has been said, and how to go on."""
+
+    model: str
+    settings: run.Settings
+    system: str = ""
+    turns: list[tuple[str, str]] = field(default_factory=list)
+
+    def messages(self) -> list[tuple[str, str]]:
+        """Return all messages as (role, content)."""
+        return ([("system", self.system)] if self.system else []) + self.turns
 
 
 def register(app: typer.Typer) -> None:
@@ -20,7 +53,10 @@ def register(app: typer.Typer) -> None:
 
 def chat(
     session: Session,
-    model: Annotated[str, typer.Argument(help="A model, `name` or `name@version`.")],
+    model: Annotated[
+        str,
+        typer.Argument(help="A model, `name` or `name@version`.", autocompletion=complete.models),
+    ],
     max_tokens: run.MaxTokens = None,
     temperature: run.Temperature = None,
     top_p: run.TopP = None,
@@ -28,38 +64,135 @@ def chat(
     seed: run.Seed = None,
     system: run.System = "",
 ) -> None:
-    """Talk with a model. Ctrl-C stops an answer, Ctrl-D ends the chat; `/new` starts it afresh."""
-    settings = run.Settings(max_tokens, temperature, top_p, top_k, seed)
-    opening = [("system", system)] if system else []
-    turns: list[tuple[str, str]] = []
-    while (said := _ask()) is not None:
-        if said == "/new":
-            turns.clear()
-        if said in ("", "/new"):
-            continue
-        turns.append(("user", said))
-        try:
-            answer = run.stream(session, run.build(model, opening + turns, settings), show=True)
-        except Cancelled:
-            turns.pop()  # an answer that nobody heard to the end is not part of the talk
-            note("[stopped]")
-            continue
-        turns.append(("assistant", answer.text))
-        if run.finish(answer) == "length":
-            note("[cut: --max-tokens or the context is reached]")
+    """Talk with a model. Ctrl-C stops an answer, Ctrl-D ends the chat, `/help` tells the rest."""
+    talk = Talk(model, run.Settings(max_tokens, temperature, top_p, top_k, seed), system)
+    with _history(session.state_dir / "chat_history"):
+        while (said := _ask()) is not None:
+            if said.startswith("/"):
+                if _obey(talk, said) == "end":
+                    return
+                if said.split()[0] != "/retry" or not talk.turns:
+                    continue
+            elif said:
+                talk.turns.append(("user", said))
+            else:
+                continue
+            _answer(session, talk)
+
+
+def _answer(session: Session, talk: Talk) -> None:
+    """Ask for the answer to the last turn; a failed one leaves the talk as it was before it."""
+    import grpc
+
+    from llmos.lib.rpc import from_exception
+
+    request = run.build(talk.model, talk.messages(), talk.settings)
+    try:
+        answer = run.stream(session, request, show=True)
+    except Cancelled:
+        talk.turns.pop()  # an answer that nobody heard to the end is not part of the talk
+        note("[stopped]")
+        return
+    except (LLMOSError, grpc.RpcError) as exc:
+        talk.turns.pop()
+        if not sys.stdin.isatty():
+            raise
+        note(f"[{from_exception(exc).message}]")
+        return
+    talk.turns.append(("assistant", answer.text))
+    if run.finish(answer) == "length":
+        note("[cut: --max-tokens or the context is reached]")
+    if sys.stderr.isatty():
+        note(f"[{answer.rate()}]")
+
+
+def _obey(talk: Talk, said: str) -> str:
+    """Do what a line with a slash says; return "end" when the chat is over."""
+    verb, _, rest = said.partition(" ")
+    rest = rest.strip()
+    if verb in ("/quit", "/exit", "/bye"):
+        return "end"
+    if verb == "/new":
+        talk.turns.clear()
+    elif verb == "/model":
+        talk.model = rest or talk.model
+        note(f"[{talk.model} answers]")
+    elif verb == "/system":
+        talk.system = rest
+        note("[the system message is set]" if rest else "[no system message]")
+    elif verb == "/history":
+        for role, text in talk.messages():
+            note(f"{role}: {text}")
+    elif verb == "/set":
+        _set(talk, rest)
+    elif verb == "/retry":
+        while talk.turns and talk.turns[-1][0] == "assistant":
+            talk.turns.pop()
+    else:
+        note(HELP if verb == "/help" else f"[there is no {verb}]\n{HELP}")
+    return ""
+
+
+def _set(talk: Talk, words: str) -> None:
+    name, _, text = words.partition(" ")
+    try:
+        value = _NUMBERS[name](text)
+    except (KeyError, ValueError):
+        note(f"[/set takes one of {', '.join(_NUMBERS)} and a number]")
+        return
+    talk.settings = dataclasses.replace(talk.settings, **{name: value})
+    note(f"[{name} is {value}]")
 
 
 def _ask() -> str | None:
-    """Return what the person says; None at the end of input."""
+    """Return what the person says, maybe of several lines; None at the end of input."""
+    line = _line("> ")
+    if line is None:
+        return None
+    said: list[str] = []
+    if line.strip() == _FENCE:
+        while (line := _line("| ")) is not None and line.strip() != _FENCE:
+            said.append(line)
+    else:
+        while line is not None and line.endswith("\\"):
+            said.append(line[:-1])
+            line = _line("| ")
+        said.append(line or "")
+    return "\n".join(said).strip()
+
+
+def _line(prompt: str) -> str | None:
     if not sys.stdin.isatty():
         line = sys.stdin.readline()
-        return line.strip() if line else None
+        return line.rstrip("\n") if line else None
+    while True:
+        try:
+            return input(prompt)
+        except EOFError:
+            print()
+            return None
+        except KeyboardInterrupt:
+            print()
+            note("[Ctrl-D ends the chat]")
+
+
+@contextlib.contextmanager
+def _history(file: Path) -> Iterator[None]:
+    """Keep what is typed in `file`, for the next chat; only on a terminal."""
+    if not sys.stdin.isatty():
+        yield
+        return
     try:
-        import readline  # noqa: F401  # gives input() line editing and history
-    except ImportError:
-        pass  # a Python built without it has plain input
+        import readline
+    except ImportError:  # a Python built without it has plain input
+        yield
+        return
+    with contextlib.suppress(OSError):  # the first chat, or a file that is not ours to read
+        readline.read_history_file(file)
+    readline.set_history_length(_HISTORY)
     try:
-        return input("> ").strip()
-    except (EOFError, KeyboardInterrupt):
-        print()
-        return None
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # a chat does not fail for its history
+            file.touch(mode=0o600)
+            readline.write_history_file(file)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from llmos.clients.ctl import complete
 from llmos.clients.ctl.output import as_value
 from llmos.clients.ctl.progress import status
 from llmos.clients.ctl.session import INTERACTIVE, Session, command
@@ -20,7 +21,10 @@ def register(app: typer.Typer) -> None:
 
 def embed(
     session: Session,
-    model: Annotated[str, typer.Argument(help="A model, `name` or `name@version`.")],
+    model: Annotated[
+        str,
+        typer.Argument(help="A model, `name` or `name@version`.", autocompletion=complete.models),
+    ],
     texts: Annotated[list[str], typer.Argument(help="One or more texts.")],
 ) -> None:
     """Turn texts into vectors; the table has their first components and their cosines."""

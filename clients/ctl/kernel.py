@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from llmos.clients.ctl import events, limits, replay, top
+from llmos.clients.ctl import complete, events, limits, replay, top
 from llmos.clients.ctl.frame import flags_of, services_of
 from llmos.clients.ctl.output import as_value, duration
 from llmos.clients.ctl.session import QUICK_S, UINT64, Session, command
@@ -14,7 +14,7 @@ from llmos.clients.ctl.session import QUICK_S, UINT64, Session, command
 app = typer.Typer(help="Look into the kernel and steer it.", no_args_is_help=True)
 
 
-@command(app)
+@command(app, watch=True)
 def ports(session: Session) -> None:
     """List the attached processes and what they serve."""
     from llmos.api.kernel.v1 import admin_pb2, admin_pb2_grpc
@@ -40,7 +40,7 @@ def ports(session: Session) -> None:
     session.out.rows(columns, rows, [as_value(port) for port in reply.ports])
 
 
-@command(app)
+@command(app, watch=True)
 def services(session: Session) -> None:
     """List the services, who serves them and what waits."""
     from llmos.api.kernel.v1 import admin_pb2, admin_pb2_grpc
@@ -57,7 +57,7 @@ def services(session: Session) -> None:
     session.out.rows(columns, rows, [as_value(service) for service in reply.services])
 
 
-@command(app)
+@command(app, watch=True)
 def calls(
     session: Session,
     service: Annotated[str, typer.Option(help="Only of this service (full name).")] = "",
@@ -91,7 +91,7 @@ def calls(
     session.out.rows(columns, rows, value)
 
 
-@command(app)
+@command(app, watch=True)
 def stats(session: Session) -> None:
     """Show the kernel's counters since it started."""
     from llmos.api.kernel.v1 import admin_pb2, admin_pb2_grpc
@@ -109,7 +109,11 @@ def stats(session: Session) -> None:
 
 @command(app)
 def cancel(
-    session: Session, id: Annotated[str, typer.Argument(help="See `llmos-ctl kernel calls`.")]
+    session: Session,
+    id: Annotated[
+        str,
+        typer.Argument(help="See `llmos-ctl kernel calls`.", autocompletion=complete.calls),
+    ],
 ) -> None:
     """Cancel a call as its client would."""
     from llmos.api.kernel.v1 import admin_pb2, admin_pb2_grpc
@@ -122,7 +126,15 @@ def cancel(
 @command(app)
 def drain(
     session: Session,
-    port: Annotated[int, typer.Argument(min=1, max=UINT64, help="See `llmos-ctl kernel ports`.")],
+    port: Annotated[
+        int,
+        typer.Argument(
+            min=1,
+            max=UINT64,
+            help="See `llmos-ctl kernel ports`.",
+            autocompletion=complete.ports,
+        ),
+    ],
 ) -> None:
     """Give a port no new calls; running ones finish."""
     from llmos.api.kernel.v1 import admin_pb2, admin_pb2_grpc

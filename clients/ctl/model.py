@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llmos.clients.ctl import complete
 from llmos.clients.ctl.output import as_value, short_name, size, when
 from llmos.clients.ctl.progress import bar, note, status
 from llmos.clients.ctl.session import QUICK_S, Session, command
@@ -19,7 +20,11 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Import, list, show, remove, load and unload models.", no_args_is_help=True)
 Ref = Annotated[
-    str, typer.Argument(help="A model: `name` (its newest version), `name@version`, `name@alias`.")
+    str,
+    typer.Argument(
+        help="A model: `name` (its newest version), `name@version`, `name@alias`.",
+        autocompletion=complete.models,
+    ),
 ]
 
 _IMPORTS = [
@@ -76,7 +81,10 @@ def describe(version: registry_pb2.ModelVersion) -> str:
     return ", ".join(part for part in parts if part)
 
 
-@command(app, examples=["llmos-ctl model ls", "llmos-ctl model ls --task embed --tag team=search"])
+_LISTS = ["llmos-ctl model ls --watch 2", "llmos-ctl model ls --task embed --tag team=search"]
+
+
+@command(app, examples=_LISTS, watch=True)
 def ls(
     session: Session,
     name: Annotated[str, typer.Argument(help="Only this model.", show_default=False)] = "",

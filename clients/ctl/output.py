@@ -18,6 +18,7 @@ class Output(enum.StrEnum):
 
     TABLE = "table"
     JSON = "json"
+    YAML = "yaml"
 
 
 class Printer(Protocol):
@@ -83,9 +84,32 @@ class JsonPrinter:
         print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
+class YamlPrinter:
+    """For programs that read YAML, and people who like it."""
+
+    def rows(self, columns: Sequence[str], rows: Sequence[Sequence[str]], value: Value) -> None:
+        """Print the value."""
+        import yaml
+
+        print(yaml.safe_dump(value, sort_keys=False, allow_unicode=True), end="")
+
+    def fields(self, pairs: Mapping[str, str], value: Value) -> None:
+        """Print the value."""
+        self.rows((), (), value)
+
+    def say(self, sentence: str, value: Value) -> None:
+        """Print the value."""
+        self.rows((), (), value)
+
+
 def printer(output: Output) -> Printer:
     """Return the printer for an output."""
-    return JsonPrinter() if output is Output.JSON else TablePrinter()
+    printers: dict[Output, Printer] = {
+        Output.JSON: JsonPrinter(),
+        Output.YAML: YamlPrinter(),
+        Output.TABLE: TablePrinter(),
+    }
+    return printers[output]
 
 
 def size(count: int) -> str:

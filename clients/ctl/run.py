@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llmos.clients.ctl import complete
 from llmos.clients.ctl.output import as_value, short_name
 from llmos.clients.ctl.progress import note, status
 from llmos.clients.ctl.session import INTERACTIVE, UINT32, UINT64, Session, command
@@ -77,7 +78,10 @@ def register(app: typer.Typer) -> None:
 
 def run(
     session: Session,
-    model: Annotated[str, typer.Argument(help="A model, `name` or `name@version`.")],
+    model: Annotated[
+        str,
+        typer.Argument(help="A model, `name` or `name@version`.", autocompletion=complete.models),
+    ],
     prompt: Annotated[str, typer.Argument(help="What to ask; `-` reads it from stdin.")],
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import socket
@@ -74,6 +75,14 @@ _COMMON: dict[str, Any] = {
 }
 
 
+_WatchOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0.1, metavar="SECONDS", help="Show it again every so many seconds, until Ctrl-C."
+    ),
+]
+
+
 @dataclass
 class Options:
     """The common options; None = not given."""
@@ -108,8 +117,8 @@ class Session:
 
     @property
     def json(self) -> bool:
-        """Whether the result is for a program."""
-        return self.output is Output.JSON
+        """Whether the result is for a program; streams are JSON lines, which are YAML as well."""
+        return self.output is not Output.TABLE
 
     @property
     def out(self) -> Printer:
@@ -222,13 +231,32 @@ def connects(path: Path) -> bool:
     return True
 
 
+def again_and_again(session: Session, every_s: float, look: Callable[[], None]) -> None:
+    """Call `look` until Ctrl-C; on a terminal each result takes the place of the one before."""
+    import sys
+
+    fresh = sys.stdout.isatty() and not session.json
+    with contextlib.suppress(KeyboardInterrupt):  # the usual end
+        while True:
+            if fresh:
+                print("\x1b[H\x1b[2J", end="")
+            look()
+            sys.stdout.flush()
+            time.sleep(every_s)
+
+
 def command(
-    app: typer.Typer, name: str | None = None, *, examples: Sequence[str] = ()
+    app: typer.Typer,
+    name: str | None = None,
+    *,
+    examples: Sequence[str] = (),
+    watch: bool = False,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register a function as a command of `app`.
 
     Its first parameter is the Session, made from the common options, which every command takes
     besides the function's own, both before and after its name. `examples` end its help text.
+    watch: it takes `--watch SECONDS`, too, and then runs again and again until Ctrl-C.
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
@@ -239,6 +267,10 @@ def command(
             inspect.Parameter(key, keyword, default=None, annotation=hint)
             for key, hint in _COMMON.items()
         ]
+        if watch:
+            common.append(
+                inspect.Parameter("watch", keyword, default=None, annotation=_WatchOption)
+            )
         parameters = [context, *(p.replace(kind=keyword) for p in own), *common]
 
         @functools.wraps(function)
@@ -246,8 +278,12 @@ def command(
             given = Options(**{key: values.pop(key) for key in _COMMON})
             options = given.over(ctx.obj or Options())
             ctx.find_root().obj = options
+            every = values.pop("watch") if watch else None
             with Session(options) as session:
-                function(session, **values)
+                if every is None:
+                    function(session, **values)
+                else:
+                    again_and_again(session, every, functools.partial(function, session, **values))
 
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in parameters}

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from llmos.clients.ctl import complete
 from llmos.clients.ctl.output import as_value, duration, short_name, size
 from llmos.clients.ctl.progress import note, status
 from llmos.clients.ctl.session import UINT32, Session, command, connects
@@ -21,7 +22,7 @@ def register(app: typer.Typer) -> None:
     config = "llmos-ctl up --config my.toml --state-dir ~/llmos"
     command(app, examples=["llmos-ctl up", config])(up)
     command(app)(down)
-    command(app, examples=["llmos-ctl ps -o json"])(ps)
+    command(app, examples=["llmos-ctl ps --watch 2", "llmos-ctl ps -o json"], watch=True)(ps)
     command(app, examples=["llmos-ctl logs kernel -f", "llmos-ctl logs storage.crash"])(logs)
     command(app, examples=["llmos-ctl restart storage", "llmos-ctl restart --all"])(restart)
 
@@ -184,7 +185,12 @@ def _calls(session: Session) -> tuple[dict[int, int], list[Any]]:
 
 def logs(
     session: Session,
-    name: Annotated[str, typer.Argument(help="A process, e.g. kernel; or storage.crash.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A process, e.g. kernel; or storage.crash.", autocompletion=complete.processes
+        ),
+    ],
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as lines come.")] = False,
     lines: Annotated[
         int, typer.Option("--lines", "-n", min=1, max=UINT32, help="How many last lines.")
@@ -202,7 +208,10 @@ def logs(
 
 def restart(
     session: Session,
-    names: Annotated[list[str] | None, typer.Argument(help="Processes of the manifest.")] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Processes of the manifest.", autocompletion=complete.processes),
+    ] = None,
     everything: Annotated[
         bool, typer.Option("--all", help="All servers of the manifest: all but the kernel.")
     ] = False,
