@@ -30,7 +30,7 @@ class Wire:
 
     def carry(self, receive: Callable[[pb.Envelope], None]) -> bool:
         """Take one frame to the other end; return whether there was one."""
-        if not self.outbox._queue:
+        if not self.outbox._bytes:
             return False
         parts, _ = self.outbox.take()
         data = b"".join(parts)
