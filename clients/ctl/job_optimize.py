@@ -85,7 +85,8 @@ def quantise(
     watch_: Watch = False,
 ) -> None:
     """Compute with fewer bits."""
-    spec = {"method": _choice("QUANTISE_METHOD", method), "exclude": exclude or []}
+    spec: dict[str, Any] = {"method": _choice("QUANTISE_METHOD", method)}
+    spec["exclude"] = exclude or []
     spec |= {"exclude_up_to": exclude_up_to, "report_layers": layers}
     queue(session, {"quantise": spec | _common(model, data, rows, gate, name)}, watch_)
 
