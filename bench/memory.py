@@ -1,5 +1,7 @@
 """Buffers: what making one costs, and 4 MiB by handle against 4 MiB in a gRPC message.
 
+Then models: paging, sharing, page-in, cycles (`lib/memory_models.py`; not with --buffers).
+
 Real processes: a memory server, a consumer, and this one; last line is one JSON object, times are
 microseconds at the median. In every transfer the sender's bytes start in its private memory, and
 the consumer touches each page of what it got before it answers.
@@ -22,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from lib import memory_models
 
 from llmos.api.memory.v1.buffers_pb2 import BufferHandle
 from llmos.lib.buffers import BufferClient, Mapping
@@ -158,7 +161,15 @@ def main() -> None:
             results = asyncio.run(measure(memory, consumer))
     for name, value in results.items():
         print(f"{name:<28}{value:>10,.1f} us")
-    print(json.dumps({"benchmark": "memory", "unit": "us, p50", "rounds": ROUNDS, **results}))
+    handle = results["4MiB_handle_reused_buffer"]
+    found = {
+        "buffer_cycle_ms": round(results["create_map_free_4MiB"] / 1e3, 3),
+        "handle_vs_inline_4mib": round(results["4MiB_inline_grpc"] / handle, 2),
+        "handle_vs_memcpy_4mib": round(results["4MiB_memcpy"] / handle, 3),
+    }
+    if sys.argv[1:2] != ["--buffers"]:
+        found |= asyncio.run(memory_models.measure())
+    print(json.dumps({"benchmark": "memory", "rounds": ROUNDS, "us_p50": results, **found}))
 
 
 if __name__ == "__main__":
