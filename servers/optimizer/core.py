@@ -224,7 +224,7 @@ class Jobs:
         entry = self._entry(id)
         if entry.ended:
             state = jobs_pb2.JobState.Name(entry.job.state).removeprefix("JOB_STATE_").lower()
-            raise FailedPrecondition("JOB_ENDED", f"Job {id} has {state}; submit it again.")
+            raise FailedPrecondition("JOB_ENDED", f"Job {id} has ended ({state}); submit it again.")
         return entry
 
     def _entry(self, id: str) -> Entry:

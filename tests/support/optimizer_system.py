@@ -37,6 +37,9 @@ class OptimizerSystem:
     def kill(self, name: str) -> None:
         self._processes.kill(name)
 
+    def address(self, name: str) -> str:
+        return self._processes.address(name)
+
     def log(self, name: str) -> str:
         return self._processes.log(name)
 

@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import math
+import os
 import signal
 import sys
 import threading
@@ -154,12 +155,16 @@ class TrainWork:
         threads = self._context.launch.threads
         return await asyncio.to_thread(fit, self._shop, gate, self._tell, threads)
 
+    def _threads(self, processes: int) -> int:
+        return max(1, self._context.launch.threads // processes)
+
     async def _torchrun(self, processes: int) -> None:
         restarts = self._spec.distribution.max_restarts or _RESTARTS
         child = await asyncio.create_subprocess_exec(
             sys.executable,
             *("-m", "llmos.servers.optimizer.train.rank", "--start"),
             *(str(processes), str(restarts), str(self._context.work.parent)),
+            env={"OMP_NUM_THREADS": str(self._threads(processes)), **os.environ},
         )
         try:
             while child.returncode is None:

@@ -62,13 +62,15 @@ def test_the_line_of_the_first_article(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", [pb.METHOD_SGD, pb.METHOD_ADAM, pb.METHOD_ADAMW])
-def test_killed_and_resumed_ends_with_the_same_bits(tmp_path: Path, method: int) -> None:
+def test_killed_and_resumed_ends_with_the_same_bits(
+    tmp_path: Path, method: pb.Method.ValueType
+) -> None:
     spec = pb.Train(
         name="m",
         data=pb.TrainingData(dataset="d", target="kind"),
         mlp=pb.Mlp(hidden=[16, 8], dropout=0.2),
         training=pb.Training(
-            method=pb.Method.Name(method),
+            method=method,
             momentum=0.9 if method == pb.METHOD_SGD else 0,
             learning_rate=0.01,
             schedule=pb.SCHEDULE_COSINE,

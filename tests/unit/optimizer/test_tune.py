@@ -40,10 +40,10 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def twice(folder: Path, kind: str, spec: Any, table: dict[str, Any], source: Path) -> TrainWorld:
     """Train unbroken, and killed and resumed: the files must be the same."""
-    settings = {"label_column": "label"} if "label" in table else {}
-    whole = TrainWorld(folder / "whole", kind, spec, table, source=source, **settings)
+    label = "label" if "label" in table else ""
+    whole = TrainWorld(folder / "whole", kind, spec, table, source=source, label_column=label)
     whole.train()
-    broken = TrainWorld(folder / "broken", kind, spec, table, source=source, **settings)
+    broken = TrainWorld(folder / "broken", kind, spec, table, source=source, label_column=label)
     with pytest.raises(Killed):
         broken.train(6)
     broken.train()
