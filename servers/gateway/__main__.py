@@ -18,6 +18,7 @@ with needed("gateway"):
     from llmos.servers.gateway import web
     from llmos.servers.gateway.app import build
     from llmos.servers.gateway.config import GatewayConfig
+    from llmos.servers.gateway.keys import Keys
     from llmos.servers.gateway.upstream import Upstream
 
 
@@ -26,7 +27,8 @@ async def run(config: GatewayConfig) -> None:
     sock = web.listen(config.host, config.port)
     server = Server("gateway", config, requires=["execution"])
     far_end = "execution" if server.port is None else "kernel"
-    app = build(Upstream(server.channel("execution"), far_end), config, server.channel)
+    keys = Keys() if config.auth == "keys" else None
+    app = build(Upstream(server.channel("execution"), far_end), config, server.channel, keys)
     uvicorn = web.HttpServer(app, config.drain_s)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -35,6 +37,7 @@ async def run(config: GatewayConfig) -> None:
         # HTTP is there while the port attaches, so that /healthz and /readyz can tell.
         serving = asyncio.create_task(uvicorn.serve(sockets=[sock]))
         starting = asyncio.create_task(server.start())
+        reading = asyncio.create_task(keys.run(server.channel)) if keys is not None else None
         try:
             await asyncio.wait({serving, starting}, return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
@@ -42,8 +45,10 @@ async def run(config: GatewayConfig) -> None:
             await serving
         finally:
             uvicorn.stop()
-            starting.cancel()
-            await asyncio.gather(serving, starting, return_exceptions=True)
+            tasks = [task for task in (starting, reading) if task is not None]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(serving, *tasks, return_exceptions=True)
             await server.stop(grace_s=1.0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 from starlette.requests import Request
@@ -11,10 +12,11 @@ from starlette.types import ASGIApp
 
 from llmos.api.execution.v1 import execution_pb2 as pb
 from llmos.lib.errors import NotFound
-from llmos.servers.gateway import answers, body, convert, trace
+from llmos.servers.gateway import answers, body, calls, convert, trace
+from llmos.servers.gateway.answer import Face, chunks, whole
 from llmos.servers.gateway.backend import Backend, Call
 from llmos.servers.gateway.config import GatewayConfig
-from llmos.servers.gateway.faces import ChatFace, Face, TextFace, chunks, whole
+from llmos.servers.gateway.faces import ChatChoice, Choice, TextChoice
 from llmos.servers.gateway.generation import measured, merged
 from llmos.servers.gateway.metrics import Metrics, RequestMeter
 from llmos.servers.gateway.schema import (
@@ -28,7 +30,6 @@ from llmos.servers.gateway.schema import (
 from llmos.servers.gateway.stream import EventStream, unless_gone
 
 B = TypeVar("B", bound=Body)
-CLASS = ("llmos-class", "interactive")  # a person waits; see CallClass in port.proto
 
 
 class OpenAI:
@@ -69,13 +70,17 @@ class OpenAI:
     async def chat(self, request: Request) -> ASGIApp:
         """Answer a chat."""
         params = await self._read(request, ChatBody)
-        return await self._generate(request, params, ChatFace(), [convert.chat_request(params)])
+        requests = convert.chat_requests(params)
+        choices = [ChatChoice(i, params) for i in range(len(requests))]
+        return await self._generate(request, params, ChatChoice, requests, choices)
 
     async def completions(self, request: Request) -> ASGIApp:
         """Continue prompts."""
         params = await self._read(request, CompletionBody)
         requests = convert.completion_requests(params, self._config.max_prompts)
-        return await self._generate(request, params, TextFace(), requests)
+        prompts = [prompt for prompt in params.prompt for _ in range(params.n or 1)]
+        choices = [TextChoice(i, params, prompt) for i, prompt in enumerate(prompts)]
+        return await self._generate(request, params, TextChoice, requests, choices)
 
     async def _generate(
         self,
@@ -83,15 +88,17 @@ class OpenAI:
         params: GenerationBody,
         face: Face,
         requests: list[pb.GenerateRequest],
+        choices: Sequence[Choice],
     ) -> ASGIApp:
         call, note = self._call(request), trace.of(request.scope)
         streams = [self._backend.generate(r, call) for r in requests]
         meter = RequestMeter(self._metrics, note)
         pieces = measured(merged(streams), len(streams), meter)
+        each = params.n or 1
         if not params.stream:
-            answer = await unless_gone(request.receive, whole(face, pieces, len(streams)))
-            return JSONResponse(answer)
-        events = chunks(face, pieces, usage=params.include_usage())
+            work = whole(face, pieces, choices, each)
+            return JSONResponse(await unless_gone(request.receive, work))
+        events = chunks(face, pieces, choices, each, with_usage=params.include_usage())
         # The first chunk decides between a stream and an error with its own status.
         first = await unless_gone(request.receive, anext(events))
         return EventStream(first, events, note)
@@ -111,6 +118,4 @@ class OpenAI:
         return parse(cls, await body.read(request, config.max_body_bytes, config.body_timeout_s))
 
     def _call(self, request: Request) -> Call:
-        note = trace.of(request.scope)
-        metadata = (CLASS, ("x-request-id", note.request_id), *note.passed_on)
-        return Call(self._config.request_timeout_s, metadata)
+        return calls.of(request, self._config.request_timeout_s)

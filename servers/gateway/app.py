@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -15,10 +17,13 @@ from llmos.servers.gateway.admin import Admin, Channels
 from llmos.servers.gateway.api import OpenAI
 from llmos.servers.gateway.backend import Backend
 from llmos.servers.gateway.config import GatewayConfig
-from llmos.servers.gateway.webconsole import Console
+from llmos.servers.gateway.guard import KeyGuard, cors
+from llmos.servers.gateway.keys import Keys
 from llmos.servers.gateway.metrics import Metrics
 from llmos.servers.gateway.observe import Observed
+from llmos.servers.gateway.oip import OpenInference
 from llmos.servers.gateway.ops import Ops
+from llmos.servers.gateway.webconsole import Console
 
 _HTTP_CODES = {
     404: "unknown_route",
@@ -28,25 +33,39 @@ _HTTP_CODES = {
 }
 
 
-def build(backend: Backend, config: GatewayConfig, channels: Channels | None = None) -> ASGIApp:
-    """Return the application; without `channels` it has no /llmos/v1 and no console."""
+def build(
+    backend: Backend,
+    config: GatewayConfig,
+    channels: Channels | None = None,
+    keys: Keys | None = None,
+) -> ASGIApp:
+    """Return the application; without `channels` it has the APIs of `backend` alone.
+
+    keys: who may use the APIs; None = everybody.
+    """
     metrics = Metrics()
     routes: list[BaseRoute] = [
         *OpenAI(backend, config, metrics).routes(),
         *Ops(backend, metrics).routes(),
     ]
     if channels is not None:
-        routes += [*Admin(channels, config).routes(), *Console().routes()]
-    app = Starlette(
+        routes += [
+            *OpenInference(lambda: channels("execution"), config).routes(),
+            *Admin(channels, config).routes(),
+            *Console().routes(),
+        ]
+    app: ASGIApp = Starlette(
         routes=routes,
         exception_handlers={LLMOSError: _os_error, HTTPException: _http_error, Exception: _bug},
     )
-    return Observed(app, metrics)
+    if keys is not None:
+        app = KeyGuard(app, keys)
+    return Observed(cors(app, config.cors_origins), metrics)
 
 
 async def _os_error(request: Request, exc: Exception) -> JSONResponse:
     assert isinstance(exc, LLMOSError)
-    return JSONResponse(errors.body(exc), errors.row(exc).status, errors.headers(exc))
+    return errors.response(request.url.path, exc)
 
 
 async def _http_error(request: Request, exc: Exception) -> JSONResponse:
@@ -58,7 +77,9 @@ async def _http_error(request: Request, exc: Exception) -> JSONResponse:
         allowed = (exc.headers or {}).get("allow", "another method")
         message = f"{request.url.path} does not take {request.method}; use {allowed}."
     code = _HTTP_CODES.get(status, "http_error")
-    content = errors.error_object(message, "invalid_request_error", code)
+    content: dict[str, Any] = errors.error_object(message, "invalid_request_error", code)
+    if request.url.path.startswith("/v2"):
+        content = {"error": message}
     return JSONResponse(content, status, exc.headers)
 
 

@@ -26,6 +26,12 @@ class GatewayConfig(ServerConfig):
     admin_hosts: str = option(
         "", "names, besides IP addresses and localhost, under which browsers reach the console"
     )
+    auth: str = option(
+        "none", "who may use /v1 and /v2: none = everybody who reaches them, keys = llmos-ctl key"
+    )
+    cors_origins: str = option(
+        "", "origins whose pages may use /v1 and /v2, by commas, * = all; empty = none"
+    )
     drain_s: float = option(8.0, "how long running answers may go on after SIGTERM, seconds")
 
     def __post_init__(self) -> None:
@@ -37,5 +43,7 @@ class GatewayConfig(ServerConfig):
                 raise InvalidArgument("BAD_CONFIG", f"{name} must be over 0.")
         if self.admin not in ADMIN:
             raise InvalidArgument("BAD_CONFIG", f"admin = {self.admin!r} is none of {ADMIN}.")
+        if self.auth not in ("none", "keys"):
+            raise InvalidArgument("BAD_CONFIG", f"auth = {self.auth!r} is not none or keys.")
         if not self.drain_s >= 0:
             raise InvalidArgument("BAD_CONFIG", "drain_s must be 0 or more.")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+from starlette.responses import JSONResponse
+
 from llmos.lib.errors import LLMOSError
 
 
@@ -75,3 +77,9 @@ def headers(exc: LLMOSError) -> dict[str, str]:
     if delay is None:
         return {}
     return {"retry-after": str(math.ceil(delay)), "retry-after-ms": str(round(delay * 1000))}
+
+
+def response(path: str, exc: LLMOSError) -> JSONResponse:
+    """Return the answer to a request to `path`; /v2 has an error body of its own."""
+    content = {"error": str(exc.message or exc)} if path.startswith("/v2") else body(exc)
+    return JSONResponse(content, row(exc).status, headers(exc))

@@ -6,36 +6,19 @@ has no word for.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, TypeVar
+import json
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from llmos.lib.errors import InvalidArgument
+from llmos.servers.gateway.messages import Choice, Message, ResponseFormat, Tool
 from llmos.servers.gateway.parameters import check_extra, refused
 
 MAX_INPUTS = 2048  # of Embed, see execution.proto
+MAX_CHOICES = 16
 _UINT32 = 2**32 - 1
-
-
-def _content(value: object) -> str:
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list):
-        raise PydanticCustomError("invalid_type", "must be a string or a list of text parts")
-    texts = []
-    for part in value:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind != "text":
-            raise PydanticCustomError(
-                "unsupported_value",
-                "has a part of type {kind}; only parts of type 'text' are supported",
-                {"kind": repr(kind)},
-            )
-        if not isinstance(part.get("text"), str):
-            raise PydanticCustomError("invalid_type", "has a text part without a string `text`")
-        texts.append(part["text"])
-    return "".join(texts)
 
 
 def _texts(value: object) -> list[str]:
@@ -96,6 +79,12 @@ class GenerationBody(Body):
     top_p: float | None = None
     top_k: Annotated[int, Field(ge=0, le=_UINT32)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     stop: Annotated[list[str], BeforeValidator(_texts)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -105,21 +94,18 @@ class GenerationBody(Body):
         return self.stream_options is not None and self.stream_options.include_usage
 
 
-class Message(BaseModel):
-    """One turn of a chat."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str, BeforeValidator(_content)]
-
-
 class ChatBody(GenerationBody):
     """Body of POST /v1/chat/completions."""
 
     endpoint: ClassVar[str] = "/v1/chat/completions"
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=4096)]
     max_completion_tokens: Annotated[int, Field(ge=1, le=_UINT32)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | Choice | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
 
 
 class CompletionBody(GenerationBody):
@@ -127,6 +113,10 @@ class CompletionBody(GenerationBody):
 
     endpoint: ClassVar[str] = "/v1/completions"
     prompt: Annotated[list[str | list[int]], BeforeValidator(_prompts)]
+    max_tokens: Annotated[int, Field(ge=0, le=_UINT32)] | None = None
+    echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    response_format: ResponseFormat | None = None
 
 
 class EmbeddingBody(Body):
@@ -138,6 +128,7 @@ class EmbeddingBody(Body):
 
 
 B = TypeVar("B", bound=Body)
+M = TypeVar("M", bound=BaseModel)
 
 
 def parse(cls: type[B], raw: bytes) -> B:
@@ -146,17 +137,32 @@ def parse(cls: type[B], raw: bytes) -> B:
     Raises InvalidArgument with `details["param"]`: BAD_JSON, MISSING_REQUIRED_PARAMETER,
     INVALID_TYPE, INVALID_VALUE, UNSUPPORTED_PARAMETER, UNKNOWN_PARAMETER.
     """
-    try:
-        body = cls.model_validate_json(raw)
-    except ValidationError as exc:
-        raise _invalid(exc) from None
+    body = validated(cls, raw)
     check_extra("", body.model_extra)
     if isinstance(body, GenerationBody):
         _check_generation(body)
     if isinstance(body, ChatBody):
-        for i, message in enumerate(body.messages):
-            check_extra(f"messages[{i}].", message.model_extra, known=False)
+        check_chat(body)
     return body
+
+
+def validated(cls: type[M], raw: bytes) -> M:
+    """Return the JSON in `raw` as a model. Raises InvalidArgument as `parse`."""
+    try:
+        return cls.model_validate_json(raw)
+    except ValidationError as exc:
+        raise _invalid(exc) from None
+
+
+def object_of(raw: bytes) -> dict[str, Any]:
+    """Return the JSON object in `raw`. Raises InvalidArgument BAD_JSON."""
+    try:
+        members = json.loads(raw)
+    except (ValueError, RecursionError) as exc:
+        raise InvalidArgument("BAD_JSON", f"The body is not JSON: {exc}.") from exc
+    if not isinstance(members, dict):
+        raise InvalidArgument("BAD_JSON", "The body must be a JSON object.")
+    return members
 
 
 def _check_generation(body: GenerationBody) -> None:
@@ -166,10 +172,46 @@ def _check_generation(body: GenerationBody) -> None:
             raise refused(
                 "INVALID_VALUE", "stream_options", "is only allowed when `stream` is true"
             )
-    if isinstance(body, ChatBody) and body.max_tokens and body.max_completion_tokens:
+    for token in body.logit_bias or ():
+        if not (token.isascii() and token.isdigit() and int(token[:12]) <= _UINT32):
+            raise refused("INVALID_VALUE", "logit_bias", f"has {token[:20]!r}, no token id")
+    if isinstance(body, CompletionBody) and body.max_tokens == 0 and not body.echo:
+        raise refused("INVALID_VALUE", "max_tokens", "may be 0 together with `echo` only")
+    if isinstance(body, CompletionBody | ChatBody) and body.response_format is not None:
+        wanted = body.response_format
+        if wanted.type == "json_schema" and (
+            wanted.json_schema is None or wanted.json_schema.json_schema is None
+        ):
+            raise refused(
+                "MISSING_REQUIRED_PARAMETER", "response_format.json_schema.schema", "is required"
+            )
+
+
+def check_chat(body: ChatBody) -> None:
+    """Raise InvalidArgument for what does not go together."""
+    for i, message in enumerate(body.messages):
+        known = {"refusal", "audio", "annotations", "function_call", "reasoning_content"}
+        extra = {k: v for k, v in (message.model_extra or {}).items() if v or k not in known}
+        check_extra(f"messages[{i}].", extra, known=False)
+        if message.content is None and not (message.role == "assistant" and message.tool_calls):
+            if "content" in message.model_fields_set:
+                raise refused("INVALID_TYPE", f"messages[{i}].content", "must be text")
+            raise refused("MISSING_REQUIRED_PARAMETER", f"messages[{i}].content", "is required")
+    if body.max_tokens and body.max_completion_tokens:
         raise refused(
             "INVALID_VALUE", "max_tokens", "and `max_completion_tokens` exclude each other"
         )
+    if body.top_logprobs is not None and not body.logprobs:
+        raise refused("INVALID_VALUE", "top_logprobs", "needs `logprobs` to be true")
+    names = {tool.function.name for tool in body.tools or ()}
+    chosen = body.tool_choice
+    if isinstance(chosen, Choice) and chosen.function.name not in names:
+        raise refused("INVALID_VALUE", "tool_choice", "names a function that `tools` has not")
+    if chosen == "required" and not names:
+        raise refused("INVALID_VALUE", "tool_choice", "is `required` but there are no `tools`")
+    wants_text = body.response_format is None or body.response_format.type == "text"
+    if not wants_text and (isinstance(chosen, Choice) or chosen == "required"):
+        raise refused("INVALID_VALUE", "response_format", "and a required tool exclude each other")
 
 
 def _invalid(exc: ValidationError) -> InvalidArgument:

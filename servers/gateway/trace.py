@@ -22,6 +22,10 @@ class Trace:
     passed_on: tuple[tuple[str, str], ...] = ()
     model: str = ""
     """`name@version` that answered; empty while none did."""
+    tenant: str = ""
+    """Whom the request's key belongs to; empty where no keys are wanted."""
+    call_class: str = "interactive"
+    """Class of its calls: a person waits, unless the key says otherwise."""
     status: int = 0
     """HTTP status that was sent."""
     failed: int = 0

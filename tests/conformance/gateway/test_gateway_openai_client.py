@@ -84,7 +84,7 @@ def test_models(client: OpenAI) -> None:
     [
         ("nope", {}, openai.NotFoundError, "model_not_found"),
         ("echo", {"temperature": 3}, openai.BadRequestError, "bad_sampling"),
-        ("echo", {"n": 2}, openai.BadRequestError, "unsupported_parameter"),
+        ("echo", {"n": 99}, openai.BadRequestError, "invalid_value"),
         ("busy", {}, openai.RateLimitError, "queue_full"),
         ("down", {}, openai.InternalServerError, "load_failed"),
     ],

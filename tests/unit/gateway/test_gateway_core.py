@@ -14,13 +14,18 @@ from llmos.lib import errors as lib_errors
 from llmos.lib.config import load
 from llmos.lib.errors import FailedPrecondition, Internal, InvalidArgument, NotFound, Unavailable
 from llmos.servers.gateway import answers, errors, web
+from llmos.servers.gateway.answer import chunks, whole
 from llmos.servers.gateway.config import GatewayConfig
-from llmos.servers.gateway.faces import ChatFace, TextFace, chunks, whole
+from llmos.servers.gateway.faces import ChatChoice, TextChoice
 from llmos.servers.gateway.generation import Pieces, measured, merged
 from llmos.servers.gateway.metrics import Metrics, RequestMeter
 from llmos.servers.gateway.observe import route_of
+from llmos.servers.gateway.schema import ChatBody, CompletionBody, parse
 from llmos.servers.gateway.stream import event, unless_gone
 from llmos.servers.gateway.trace import begin
+
+CHAT = parse(ChatBody, b'{"model": "m", "messages": [{"role": "user", "content": "a"}]}')
+TEXT = parse(CompletionBody, b'{"model": "m", "prompt": ["x", "y"]}')
 
 
 def pieces(metrics: Metrics, *prompts: str, model: str = "echo", limit: int = 0) -> Pieces:
@@ -32,10 +37,15 @@ def pieces(metrics: Metrics, *prompts: str, model: str = "echo", limit: int = 0)
 
 async def test_whole_answers_and_usage() -> None:
     metrics = Metrics()
-    answer = await whole(TextFace(), pieces(metrics, "a b c", "d", limit=2), 2)
+    texts = [TextChoice(i, TEXT, "x") for i in range(2)]
+    answer = await whole(TextChoice, pieces(metrics, "a b c", "d", limit=2), texts, 1)
     choices = [(c["index"], c["text"], c["finish_reason"]) for c in answer["choices"]]
     assert choices == [(0, "a b", "length"), (1, "d", "stop")]
-    assert answer["usage"] == {"prompt_tokens": 4, "completion_tokens": 3, "total_tokens": 7}
+    assert [answer["usage"][f"{what}_tokens"] for what in ("prompt", "completion", "total")] == [
+        4,
+        3,
+        7,
+    ]
     assert answer["model"] == "echo@2"
     text = metrics.text().decode()
     assert 'llmos_gateway_tokens_total{kind="completion",model="echo@2"} 3.0' in text
@@ -44,7 +54,8 @@ async def test_whole_answers_and_usage() -> None:
 
 
 async def test_chunks_of_a_chat() -> None:
-    got = [c async for c in chunks(ChatFace(), pieces(Metrics(), "a b"), usage=True)]
+    one = [ChatChoice(0, CHAT)]
+    got = [c async for c in chunks(ChatChoice, pieces(Metrics(), "a b"), one, 1, with_usage=True)]
     assert len({c["id"] for c in got}) == 1
     assert [c["choices"][0]["delta"] for c in got[:-1]] == [
         {"role": "assistant", "content": "", "refusal": None},
@@ -97,7 +108,7 @@ async def test_a_generation_without_an_end_is_an_error() -> None:
 
     meter = RequestMeter(Metrics(), begin({"headers": []}))
     with pytest.raises(Internal, match="broke off"):
-        await whole(ChatFace(), measured(merged([broken()]), 1, meter), 1)
+        await whole(ChatChoice, measured(merged([broken()]), 1, meter), [ChatChoice(0, CHAT)], 1)
 
 
 async def test_work_is_cancelled_when_the_client_goes() -> None:

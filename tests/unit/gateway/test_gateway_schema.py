@@ -10,6 +10,16 @@ from llmos.servers.gateway.schema import ChatBody, CompletionBody, EmbeddingBody
 
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
+TOOLS: Any = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+        },
+    }
+]
+
 
 def chat(**extra: Any) -> ChatBody:
     return parse(ChatBody, json.dumps(CHAT | extra).encode())
@@ -28,7 +38,7 @@ def refusal(cls: Any, raw: bytes) -> InvalidArgument:
         ({"model": None}, "INVALID_TYPE", "model"),
         ({"messages": []}, "INVALID_VALUE", "messages"),
         ({"messages": "hi"}, "INVALID_TYPE", "messages"),
-        ({"messages": [{"role": "tool", "content": ""}]}, "INVALID_VALUE", "messages[0].role"),
+        ({"messages": [{"role": "robot", "content": ""}]}, "INVALID_VALUE", "messages[0].role"),
         ({"messages": [{"role": "user"}]}, "MISSING_REQUIRED_PARAMETER", "messages[0].content"),
         (
             {"messages": [{"role": "user", "content": None}]},
@@ -41,9 +51,9 @@ def refusal(cls: Any, raw: bytes) -> InvalidArgument:
             "messages[0].content",
         ),
         (
-            {"messages": [{"role": "user", "content": "a", "name": "Ann"}]},
+            {"messages": [{"role": "user", "content": "a", "nom": "Ann"}]},
             "UNKNOWN_PARAMETER",
-            "messages[0].name",
+            "messages[0].nom",
         ),
         ({"temperature": "hot"}, "INVALID_TYPE", "temperature"),
         ({"temperature": "0.5"}, "INVALID_TYPE", "temperature"),
@@ -57,13 +67,25 @@ def refusal(cls: Any, raw: bytes) -> InvalidArgument:
         ({"stop": 3}, "INVALID_TYPE", "stop"),
         ({"stream": "yes"}, "INVALID_TYPE", "stream"),
         ({"stream_options": {"include_usage": True}}, "INVALID_VALUE", "stream_options"),
-        ({"n": 2}, "UNSUPPORTED_PARAMETER", "n"),
-        ({"n": True}, "UNSUPPORTED_PARAMETER", "n"),
-        ({"logprobs": True}, "UNSUPPORTED_PARAMETER", "logprobs"),
-        ({"logit_bias": {"1": 2}}, "UNSUPPORTED_PARAMETER", "logit_bias"),
-        ({"tools": [{"type": "function"}]}, "UNSUPPORTED_PARAMETER", "tools"),
-        ({"response_format": {"type": "json_object"}}, "UNSUPPORTED_PARAMETER", "response_format"),
-        ({"frequency_penalty": 0.5}, "UNSUPPORTED_PARAMETER", "frequency_penalty"),
+        ({"n": 0}, "INVALID_VALUE", "n"),
+        ({"n": 17}, "INVALID_VALUE", "n"),
+        ({"n": True}, "INVALID_TYPE", "n"),
+        ({"top_logprobs": 3}, "INVALID_VALUE", "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "INVALID_VALUE", "top_logprobs"),
+        ({"logit_bias": {"cat": 2}}, "INVALID_VALUE", "logit_bias"),
+        ({"tools": [{"type": "function"}]}, "MISSING_REQUIRED_PARAMETER", "tools[0].function"),
+        ({"tool_choice": "required"}, "INVALID_VALUE", "tool_choice"),
+        (
+            {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "x"}}},
+            "INVALID_VALUE",
+            "tool_choice",
+        ),
+        (
+            {"response_format": {"type": "json_schema"}},
+            "MISSING_REQUIRED_PARAMETER",
+            "response_format.json_schema.schema",
+        ),
+        ({"prediction": {"type": "content"}}, "UNSUPPORTED_PARAMETER", "prediction"),
         ({"temprature": 1}, "UNKNOWN_PARAMETER", "temprature"),
     ],
 )
@@ -110,13 +132,13 @@ def test_parameters_that_ask_for_nothing_are_taken() -> None:
         store=None,
         metadata={"a": "b"},
     )
-    request = convert.chat_request(body)
+    request = convert.chat_requests(body)[0]
     assert request.max_tokens == 0
     assert not request.stop
 
 
 def test_defaults_of_sampling_are_openais() -> None:
-    sampling = convert.chat_request(chat()).sampling
+    sampling = convert.chat_requests(chat())[0].sampling
     assert sampling.temperature == 1
     assert not sampling.HasField("top_p")
     assert not sampling.HasField("seed")
@@ -125,7 +147,7 @@ def test_defaults_of_sampling_are_openais() -> None:
 
 def test_what_the_client_says_arrives() -> None:
     body = chat(temperature=0, top_p=0, top_k=5, seed=-1, stop="x", max_completion_tokens=7)
-    request = convert.chat_request(body)
+    request = convert.chat_requests(body)[0]
     sampling = request.sampling
     assert sampling.temperature == 0
     assert 0 < sampling.top_p < 1e-5
@@ -140,7 +162,7 @@ def test_roles_and_parts_of_a_chat() -> None:
         {"role": "assistant", "content": "c", "refusal": None, "tool_calls": None},
         {"role": "user", "content": ""},
     ]
-    request = convert.chat_request(chat(messages=messages))
+    request = convert.chat_requests(chat(messages=messages))[0]
     assert [(m.role, m.content) for m in request.chat.messages] == [
         ("system", "be brief"),
         ("user", "ab"),
@@ -181,7 +203,7 @@ def test_bad_prompts_are_refused(prompt: Any) -> None:
 
 def test_too_many_prompts_are_refused() -> None:
     body = parse(CompletionBody, json.dumps({"model": "m", "prompt": ["a"] * 9}).encode())
-    with pytest.raises(InvalidArgument, match="9 prompts and 8") as caught:
+    with pytest.raises(InvalidArgument, match="9 texts and 8") as caught:
         convert.completion_requests(body, 8)
     assert caught.value.reason == "TOO_MANY_PROMPTS"
 
@@ -199,3 +221,56 @@ def test_too_many_prompts_are_refused() -> None:
 )
 def test_bad_embeddings_are_refused(extra: dict[str, Any]) -> None:
     refusal(EmbeddingBody, json.dumps({"model": "m"} | extra).encode())
+
+
+def test_functions_and_their_calls() -> None:
+    messages = [
+        {"role": "user", "content": "Rain?"},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [
+                {
+                    "id": "call_1",
+                    "type": "function",
+                    "function": {"name": "weather", "arguments": '{"city": "Jinan"}'},
+                }
+            ],
+        },
+        {"role": "tool", "tool_call_id": "call_1", "content": "dry"},
+    ]
+    (request,) = convert.chat_requests(chat(messages=messages, tools=TOOLS))
+    assert json.loads(request.chat.tools[0])["name"] == "weather"
+    called = json.loads(request.chat.messages[1].tool_calls[0])
+    assert called == {"name": "weather", "arguments": {"city": "Jinan"}}
+    assert request.chat.messages[2].role == "tool"
+    assert not request.json_schema, "the model may answer in words"
+    none = convert.chat_requests(chat(tools=TOOLS, tool_choice="none"))[0]
+    assert not none.chat.tools
+    named = {"type": "function", "function": {"name": "weather"}}
+    for choice in ("required", named):
+        forced = convert.chat_requests(chat(tools=TOOLS, tool_choice=choice))[0]
+        schema = json.loads(forced.json_schema)
+        assert schema["properties"]["name"] == {"const": "weather"}
+
+
+def test_formats_become_schemas() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    request = convert.chat_requests(chat(response_format=wanted))[0]
+    assert json.loads(request.json_schema) == schema
+    request = convert.chat_requests(chat(response_format={"type": "json_object"}))[0]
+    assert json.loads(request.json_schema) == {"type": "object"}
+
+
+def test_several_choices_have_seeds_of_their_own() -> None:
+    requests = convert.chat_requests(chat(n=3, seed=5, logprobs=True, top_logprobs=2))
+    assert [r.sampling.seed for r in requests] == [5, 6, 7]
+    assert all(r.sampling.logprobs == 2 for r in requests)
+
+
+def test_an_echo_alone_takes_a_step() -> None:
+    raw = {"model": "m", "prompt": [[1, 2]], "echo": True, "max_tokens": 0, "logprobs": 1}
+    (request,) = convert.completion_requests(parse(CompletionBody, json.dumps(raw).encode()), 8)
+    assert (request.max_tokens, request.prompt_logprobs) == (1, True)
+    assert refusal(CompletionBody, b'{"model": "m", "prompt": "a", "max_tokens": 0}')

@@ -199,7 +199,7 @@ def test_templates_run_in_a_sandbox_and_say_what_is_wrong() -> None:
         ("{{ messages.__class__.__mro__ }}", user, "refuses"),
         ("{{ raise_exception('roles must alternate') }}", user, "roles must alternate"),
         ("{{ messages[5].content }}", user, "refuses"),
-        ("x", [ChatTurn("tool", "hi")], "role 'tool'"),
+        ("x", [ChatTurn("robot", "hi")], "role 'robot'"),
         ("x", [*user, ChatTurn("assistant", "yes")], "last message"),
     ]:
         with pytest.raises(InvalidArgument, match=why) as caught:

@@ -1,0 +1,129 @@
+"""Messages, functions and formats of a chat as the OpenAI API writes them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+_STRICT = ConfigDict(extra="allow", strict=True)
+
+
+def _content(value: object) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        raise PydanticCustomError("invalid_type", "must be a string or a list of text parts")
+    texts = []
+    for part in value:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind not in ("text", "refusal"):
+            raise PydanticCustomError(
+                "unsupported_value",
+                "has a part of type {kind}; chats take parts of type 'text' (images and sounds go "
+                "to /v1/classify and /v2/models)",
+                {"kind": repr(kind)},
+            )
+        if not isinstance(part.get(kind), str):
+            raise PydanticCustomError("invalid_type", "has a text part without a string `text`")
+        texts.append(part[kind])
+    return "".join(texts)
+
+
+def schema_object(value: object) -> dict[str, Any] | None:
+    """Return a JSON schema; for use as a validator."""
+    if value is None or isinstance(value, dict):
+        return value
+    raise PydanticCustomError("invalid_type", "must be a JSON schema, an object")
+
+
+Schema = Annotated[dict[str, Any] | None, BeforeValidator(schema_object)]
+
+
+class Function(BaseModel):
+    """A function that the model may call."""
+
+    model_config = _STRICT
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    description: str | None = None
+    parameters: Schema = None
+    strict: bool | None = None
+
+
+class Tool(BaseModel):
+    """A tool; functions are the only ones."""
+
+    model_config = _STRICT
+
+    type: Literal["function"]
+    function: Function
+
+
+class Named(BaseModel):
+    """A function by name."""
+
+    model_config = _STRICT
+
+    name: str
+
+
+class Choice(BaseModel):
+    """The function that must be called."""
+
+    model_config = _STRICT
+
+    type: Literal["function"]
+    function: Named
+
+
+class Called(BaseModel):
+    """A function with the arguments that the assistant gave, JSON as text."""
+
+    model_config = _STRICT
+
+    name: str
+    arguments: str = "{}"
+
+
+class ToolCall(BaseModel):
+    """A call that the assistant made."""
+
+    model_config = _STRICT
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: Called
+
+
+class JsonSchema(BaseModel):
+    """A schema with its name."""
+
+    model_config = _STRICT
+
+    name: str = "answer"
+    description: str | None = None
+    json_schema: Schema = Field(None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(BaseModel):
+    """What the answer has to look like."""
+
+    model_config = _STRICT
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class Message(BaseModel):
+    """One turn of a chat."""
+
+    model_config = _STRICT
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Annotated[str | None, BeforeValidator(_content)] = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
