@@ -63,7 +63,9 @@ class Intake:
         """
         requested: int = opened.call_class
         identity = port.identity
-        call.tenant = identity.tenant
+        # Plain clients all come by the kernel's own port, whoever they are.
+        named = opened.tenant if identity.delegates and not port.own else ""
+        call.tenant = named or identity.tenant
         best = identity.best_class
         call.caller = (opened.caller if port.own else "") or port.instance
         if 0 < (timeout := opened.timeout_us) < _ENDLESS_US:

@@ -16,6 +16,7 @@ class Identity:
 
     tenant: str = "local"
     best_class: int = pb.CALL_CLASS_SYSTEM  # the highest class that its calls may have
+    delegates: bool = False  # it may name the tenant of its calls, as a gateway does
 
 
 @dataclass(slots=True, eq=False)

@@ -43,6 +43,8 @@ def apply_metadata(opened: pb.Open, metadata: Iterable[tuple[str, Any]]) -> None
             opened.call_class = CLASSES[text]
         elif key == "llmos-key":
             opened.key = text
+        elif key == "llmos-tenant":
+            opened.tenant = text
         elif key == "llmos-affinity":
             opened.affinity = text
         elif key == "llmos-request-id":

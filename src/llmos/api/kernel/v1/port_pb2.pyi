@@ -314,7 +314,9 @@ class Open(_message.Message):
     KERNEL_LOST_MAY_HAVE_RUN: so a client asks after it lost the kernel, and nothing can run twice.
     """
     tenant: _builtins.str
-    """Set by the kernel on the way to a server, ignored from a client: who pays."""
+    """Set by the kernel on the way to a server: who pays. From a client it counts when its credential
+    may act for others (a gateway's), and the call has no parent; else it is ignored.
+    """
     caller: _builtins.str
     """Set by the kernel on the way to a server: Hello.instance of the process that called, or
     `grpc:<peer>` for a plain gRPC client.
