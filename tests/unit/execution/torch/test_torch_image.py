@@ -1,0 +1,118 @@
+"""Weights in a file that all workers map."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from llmos.servers.execution.engine.base import ModelSpec
+from llmos.servers.execution.engine.torch import opaque
+from llmos.servers.execution.engine.torch.image import BadImage, Image, write
+from llmos.servers.execution.engine.torch.linear import Linear
+from llmos.servers.execution.engine.torch.native.layout import PackedLinear
+from llmos.servers.execution.engine.torch.shelf import Shelf
+
+
+def make(path: Path, tensors: dict[str, torch.Tensor]) -> Image:
+    with path.open("wb") as file:
+        write(file, tensors, {"layers": 3})
+    return Image(path)
+
+
+def test_plain_tensors_come_back_as_they_were(tmp_path: Path) -> None:
+    tensors = {
+        "a": torch.randn(3, 5),
+        "b.weight": torch.randn(7).bfloat16(),
+        "b.bias": torch.arange(6, dtype=torch.int8).view(2, 3),
+        "scalar": torch.tensor(2.5),
+    }
+    image = make(tmp_path / "i", tensors)
+    assert image.facts == {"layers": 3} and list(image.names()) == list(tensors)
+    for name, tensor in tensors.items():
+        assert torch.equal(image.tensor(name), tensor)
+        assert image.tensor(name).data_ptr() % 64 == 0
+    assert sorted(image.under("b.")) == ["bias", "weight"]
+    kept = image.tensor("a")
+    del image
+    (tmp_path / "i").unlink()
+    assert torch.equal(kept, tensors["a"])  # the tensor keeps the mapping
+
+
+@pytest.mark.skipif(not opaque.possible(), reason="this torch has no way to map oneDNN's layouts")
+def test_repacked_layers_compute_the_same_bits_when_mapped(tmp_path: Path) -> None:
+    layer = Linear(torch.randn(96, 64), torch.randn(96))
+    if not layer.parts()["weight"].is_mkldnn:
+        pytest.skip("this CPU has no repacked layout")
+    mapped = Linear.of(make(tmp_path / "i", layer.parts()).under(""))
+    assert mapped.parts()["weight"].is_mkldnn
+    for rows in (1, 3, 17):
+        x = torch.randn(rows, 64)
+        assert torch.equal(layer(x), mapped(x))
+
+
+def test_int8_matrices_come_back(tmp_path: Path) -> None:
+    packed = PackedLinear(torch.randn(40, 70), torch.randn(40))
+    again = PackedLinear.of(packed.width, make(tmp_path / "i", packed.parts()).under(""))
+    assert torch.equal(packed.dequantised(), again.dequantised())
+    assert (again.c.outputs, again.c.inputs) == (packed.c.outputs, packed.c.inputs)
+
+
+def test_damaged_images_are_found_out(tmp_path: Path) -> None:
+    path = tmp_path / "i"
+    make(path, {"a": torch.randn(4096)})
+    whole = path.read_bytes()
+    for bad in (b"", b"123", whole[:5000], b"\xff" * 8 + whole[8:], whole[:8] + b"?" + whole[9:]):
+        path.write_bytes(bad)
+        with pytest.raises(BadImage):
+            Image(path)
+
+
+def spec(tmp_path: Path) -> ModelSpec:
+    (tmp_path / "m.gguf").write_bytes(b"x")
+    return ModelSpec("m@1", "gguf", "generate", {"m.gguf": tmp_path / "m.gguf"})
+
+
+def wait_for(path: Path) -> None:
+    until = time.monotonic() + 20
+    while not path.exists():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_the_shelf_keeps_finds_and_forgets(tmp_path: Path) -> None:
+    shelf = Shelf(str(tmp_path))
+    model = spec(tmp_path)
+    key = shelf.key(model, "float32", device="cpu")
+    assert key == shelf.key(model, "float32", device="cpu")
+    assert key != shelf.key(model, "int8", device="cpu")
+    assert shelf.find(key) is None
+    image = shelf.keep(key, {"a": torch.ones(3)}, {})
+    assert image is not None and torch.equal(image.tensor("a"), torch.ones(3))
+    path = tmp_path / "execution" / "weights" / f"{key}.weights"
+    wait_for(path)
+    found = shelf.find(key)
+    assert found is not None and torch.equal(found.tensor("a"), torch.ones(3))
+    os.utime(model.files["m.gguf"], (1, 1))  # another file under the same name
+    assert shelf.key(model, "float32", device="cpu") != key
+    path.write_bytes(b"rubbish")
+    assert shelf.find(key) is None and not path.exists()
+
+
+def test_what_dead_writers_left_is_removed_and_a_full_disk_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf = Shelf(str(tmp_path))
+    folder = tmp_path / "execution" / "weights"
+    folder.mkdir(parents=True)
+    (folder / ".4194305-half").write_bytes(b"x")  # over the largest process id
+    assert shelf.keep("k", {"a": torch.ones(3)}, {}) is not None
+    wait_for(folder / "k.weights")
+    assert [p.name for p in folder.iterdir()] == ["k.weights"]
+    usage = type("Usage", (), {"free": 100})
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    assert shelf.keep("big", {"a": torch.ones(1 << 16)}, {}) is None
+    assert [p for p in folder.iterdir() if p.name != "k.weights"] == []
