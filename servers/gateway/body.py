@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import zlib
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
-from llmos.lib.errors import Cancelled
+from llmos.lib.errors import Cancelled, InvalidArgument
 
 
 async def read(request: Request, limit: int, timeout_s: float) -> bytes:
@@ -16,7 +17,8 @@ async def read(request: Request, limit: int, timeout_s: float) -> bytes:
     What is too large is read to its end and thrown away, because a client that is answered while
     it still sends may never see the answer; one that sends `Expect` waits for it.
 
-    Raises HTTPException 413 over `limit` bytes, 408 after `timeout_s`, Cancelled CLIENT_GONE.
+    Raises HTTPException 413 over `limit` bytes, 408 after `timeout_s`, Cancelled CLIENT_GONE,
+    InvalidArgument BAD_ENCODING.
     """
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit and "expect" in request.headers:
@@ -42,7 +44,27 @@ async def read(request: Request, limit: int, timeout_s: float) -> bytes:
         raise Cancelled("CLIENT_GONE", "The client went away.") from None
     if size > limit:
         raise _too_large(limit)
-    return b"".join(chunks)
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    whole = b"".join(chunks)
+    return whole if coding == "identity" else _expanded(whole, coding, limit)
+
+
+def _expanded(body: bytes, coding: str, limit: int) -> bytes:
+    """Return a compressed body as it was; no more of it is expanded than is allowed."""
+    if coding not in ("gzip", "deflate"):
+        raise InvalidArgument(
+            "BAD_ENCODING", f"content-encoding {coding[:20]!r} is not known; use gzip or deflate."
+        )
+    expander = zlib.decompressobj(zlib.MAX_WBITS | 32)  # 32: gzip's or zlib's header, as it comes
+    try:
+        whole = expander.decompress(body, limit + 1)
+    except zlib.error as exc:
+        raise InvalidArgument("BAD_ENCODING", f"The body is no {coding} ({exc}).") from exc
+    if len(whole) > limit:
+        raise _too_large(limit)
+    if not expander.eof:
+        raise InvalidArgument("BAD_ENCODING", f"The body is {coding} cut short; send all of it.")
+    return whole
 
 
 def _too_large(limit: int) -> HTTPException:

@@ -30,9 +30,17 @@ class Gateway:
 @contextmanager
 def gateway(state_dir: Path, execution: str, *flags: str) -> Iterator[Gateway]:
     """Run a gateway against the Execution service at an address."""
+    alone = ("--kernel", "none", "--peers", f"execution={execution}")
+    with kernel_gateway(state_dir, *alone, *flags) as running:
+        yield running
+
+
+@contextmanager
+def kernel_gateway(state_dir: Path, *flags: str) -> Iterator[Gateway]:
+    """Run a gateway that attaches to the state directory's kernel."""
     state_dir.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "llmos.servers.gateway", "--state-dir", str(state_dir)]
-    command += ["--port", "0", "--kernel", "none", "--peers", f"execution={execution}", *flags]
+    command += ["--port", "0", *flags]
     env = {k: v for k, v in os.environ.items() if not k.startswith("LLMOS_")}
     log = state_dir / "gateway.log"
     with log.open("wb") as output:
