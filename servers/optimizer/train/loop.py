@@ -29,6 +29,7 @@ from llmos.servers.optimizer.job.context import Stopped
 from llmos.servers.optimizer.train import checkpoint
 from llmos.servers.optimizer.train.gate import Gate
 from llmos.servers.optimizer.train.objectives import Objective
+from llmos.servers.optimizer.train.optimisers import decayed, make_optimizer, mixed
 from llmos.servers.optimizer.train.place import Place
 from llmos.servers.optimizer.train.plan import Plan
 from llmos.servers.optimizer.train.table import Table, order
@@ -172,7 +173,7 @@ class Loop:
     def compute(self, step: int, rows: npt.NDArray[np.int64]) -> tuple[float, int]:
         """Leave the gradients of a step's mean loss; return that loss, and what it counts."""
         spec, place = self.plan.spec, self.place
-        torch.manual_seed(_mixed(spec.seed, step, place.rank))
+        torch.manual_seed(mixed(spec.seed, step, place.rank))
         self.optimizer.zero_grad(set_to_none=True)
         all_rows = self.table.take(rows)
         count = max(1, self.objective.count(all_rows))
@@ -289,28 +290,3 @@ class Loop:
         self.state = State(**state)
         self._losses.extend(self.state.last_losses)
         self.place.scatter(tensors if self.place.first else {}, self.network, self.optimizer)
-
-
-def decayed(network: nn.Module) -> list[nn.Parameter]:
-    """Return the weights that are regularised: no biases, no norms."""
-    return [p for p in network.parameters() if p.requires_grad and p.dim() > 1]
-
-
-def make_optimizer(network: nn.Module, plan: Plan) -> torch.optim.Optimizer:
-    """Return torch's optimiser; l2 goes to the weights that `decayed` names."""
-    spec = plan.spec
-    weights = {id(p) for p in decayed(network)}
-    trained = [p for p in network.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if id(p) in weights], "weight_decay": spec.l2},
-        {"params": [p for p in trained if id(p) not in weights], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    if spec.method == pb.METHOD_SGD:
-        return torch.optim.SGD(groups, lr=plan.learning_rate, momentum=spec.momentum)
-    kind = torch.optim.Adam if spec.method == pb.METHOD_ADAM else torch.optim.AdamW
-    return kind(groups, lr=plan.learning_rate)
-
-
-def _mixed(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
