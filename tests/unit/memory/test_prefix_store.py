@@ -197,6 +197,19 @@ async def test_everything_is_found_again_after_a_restart(
     assert list((tmp_path / "memory" / "prefixes").iterdir()) == []
 
 
+async def test_a_server_that_stops_leaves_no_memory_behind(box: Callable[..., Box]) -> None:
+    b, chain = box(disk_budget=4 * BLOCK), keys("a", 4)
+    await b.put(keys("old", 2))
+    for i in (0, 2):
+        await b.put(chain[i : i + 2], depth=i)
+    await b.prefixes.close()
+    assert b.buffers.buffers() == []
+    again = box(disk_budget=4 * BLOCK)
+    assert (again.prefixes.ram_bytes, again.prefixes.disk_bytes) == (0, 4 * BLOCK)
+    assert await again.find(chain) == 4
+    assert await again.find(keys("old", 2)) == 0
+
+
 async def test_a_catalogue_that_is_damaged_is_begun_anew(
     box: Callable[..., Box], tmp_path: Path
 ) -> None:
