@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -10,6 +10,7 @@ from llmos.clients.ctl import model
 from llmos.clients.ctl.output import as_value, duration, short_name, when
 from llmos.clients.ctl.progress import note
 from llmos.clients.ctl.session import QUICK_S, UINT32, Session, command
+from llmos.lib.errors import NotFound
 
 lease = typer.Typer(help="Keep versions from being deleted, for a while.", no_args_is_help=True)
 model.app.add_typer(lease, name="lease")
@@ -62,7 +63,7 @@ def lineage(
     ] = False,
     depth: Annotated[int, typer.Option(min=0, max=UINT32, help="So many steps; 0 = all.")] = 0,
 ) -> None:
-    """Show what a version was made from, back to the sources."""
+    """Show what a version was made from, back to the sources and the bytes of its data sets."""
     from llmos.api.storage.v1 import registry_pb2, registry_pb2_grpc
 
     stub = session.kernel(registry_pb2_grpc.RegistryStub)
@@ -84,10 +85,52 @@ def lineage(
                 when(node.created_unix_s),
             ]
         )
+    value = as_value(reply)
+    named = dict.fromkeys(d for node in reply.nodes for d in node.lineage.datasets)
+    value["datasets"] = [] if descendants else _datasets(session, list(named), rows)
     columns = ["MODEL", "TYPE", "MADE BY", "FROM", "DATA", "CODE", "WHEN"]
-    session.out.rows(columns, rows, as_value(reply))
+    session.out.rows(columns, rows, value)
     if reply.truncated:
         note("There is more: ask for more steps, or for one of these.")
+
+
+def _datasets(session: Session, refs: list[str], rows: list[list[str]]) -> list[dict[str, Any]]:
+    """Add a row for each split of data sets and of those that they were made from."""
+    import grpc
+
+    from llmos.api.storage.v1 import data_pb2, data_pb2_grpc
+    from llmos.lib.rpc import from_rpc_error
+
+    stub = session.kernel(data_pb2_grpc.DatasetsStub)
+    found = []
+    for ref in refs:  # grows as parents are found
+        try:
+            request = data_pb2.GetDatasetRequest(ref=ref)
+            about = stub.GetDataset(request, timeout=session.limit(QUICK_S)).dataset
+        except grpc.RpcError as exc:
+            if not isinstance(from_rpc_error(exc), NotFound):
+                raise
+            rows.append([ref, "deleted", "", "", "", "", ""])
+            continue
+        about.ClearField("report")
+        found.append(as_value(about))
+        made = about.lineage.source or " ".join(
+            filter(None, (about.lineage.step, about.lineage.job))
+        )
+        for split in about.splits:
+            rows.append(
+                [
+                    f"{ref} {split.name}",
+                    f"data, {split.rows:,} rows",
+                    made,
+                    ", ".join(about.lineage.parents),
+                    f"sha256:{split.sha256}",
+                    "",
+                    when(about.created_unix_s),
+                ]
+            )
+        refs += [parent for parent in about.lineage.parents if parent not in refs]
+    return found
 
 
 @command(

@@ -18,7 +18,7 @@ from llmos.api.storage.v1 import registry_pb2, registry_pb2_grpc
 from llmos.lib.config import run_dir
 from llmos.lib.host import records
 
-_SLOW_S = 170
+_SLOW_S = 400
 
 
 class OptimizerSystem:

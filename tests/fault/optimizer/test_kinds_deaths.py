@@ -15,6 +15,7 @@ from llmos.api.optimizer.v1 import jobs_pb2
 from llmos.api.optimizer.v1.evaluate_pb2 import Evaluate
 from llmos.api.storage.v1 import registry_pb2
 
+pytestmark = pytest.mark.timeout(600)  # a job imports torch, which is slow on a busy machine
 DATA = pb.Data(rows=16)
 RECOVERED = pb.Prune(
     model="m@1", method=pb.PRUNE_METHOD_TWO_OF_FOUR, recovery_steps=400, data=DATA, seed=3
