@@ -10,9 +10,9 @@ from collections import deque
 from llmos.api.kernel.v1 import port_pb2 as pb
 from llmos.kernel.transport.hub import HOST, OwnPort
 from llmos.lib import cargo
-from llmos.lib.channel import apply_metadata
 from llmos.lib.errors import Cancelled, Internal, LLMOSError, ResourceExhausted
 from llmos.lib.h2.stream import Stream as HttpStream
+from llmos.lib.metadata import apply_metadata
 from llmos.lib.methods import UNKNOWN
 from llmos.lib.session import make_status, metadata_from_wire
 from llmos.lib.status import to_wire

@@ -58,7 +58,8 @@ def test_what_an_outbox_sends_is_a_frame(sent: list[pb.Envelope]) -> None:
         frame = b"".join(parts)
         assert len(frame) == size < 1 << 20
         got.extend(pb.Frame.FromString(frame).envelopes)
-    assert got == sent
+    for call in {e.call for e in sent}:  # calls may overtake each other
+        assert [e for e in got if e.call == call] == [e for e in sent if e.call == call]
 
 
 @settings(max_examples=300, deadline=None)
