@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 
+import httpx
 import pytest
 from tiny_text import text_files, text_onnx
 from whole_os import WholeOS
@@ -31,8 +32,10 @@ def loaded(os_up: WholeOS) -> dict[str, str]:
 
 
 def vector(os_up: WholeOS, model: str) -> list[float]:
-    values = os_up.json("embed", model, "hello there")["embeddings"][0]["values"]
-    return [round(x, 5) for x in values[:8]]
+    body = {"model": model, "input": "hello there"}
+    answer = httpx.post(f"{os_up.gateway()}/v1/embeddings", json=body, timeout=60)
+    assert answer.status_code == 200, answer.text
+    return [round(x, 5) for x in answer.json()["data"][0]["embedding"][:8]]
 
 
 def test_calls_move_without_a_gap_and_back(os_up: WholeOS, two: str) -> None:
@@ -126,6 +129,7 @@ def test_options_hold_for_the_worker_that_replaces_a_dead_one(os_up: WholeOS, tw
     assert len(os.sched_getaffinity(again["pid"])) == 1
     done = os_up.ctl("model", "load", f"{two}@2", "--threads", "2")
     assert "loaded with other options; unload it first" in done.stderr
+    os_up.ok("model", "unload", f"{two}@1")
     done = os_up.ctl("model", "load", f"{two}@1", "--device", "cuda:9")
     assert "cuda:9" in done.stderr
     os_up.ok("model", "unload", f"{two}@2")
