@@ -34,6 +34,7 @@ from llmos.clients.ctl import (
     state,
     storage,
     system,
+    trace,
 )
 from llmos.clients.ctl.session import (
     AddressOption,
@@ -89,6 +90,7 @@ def build() -> typer.Typer:
     demo.register(app)
     dashboard.register(app)
     doctor.register(app)
+    trace.register(app)
     bench.register(app)
     init.register(app)
     app.add_typer(model.app, name="model")

@@ -6,12 +6,12 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmos.clients.ctl import frame
+from llmos.clients.ctl import frame, keys
 from llmos.clients.ctl.session import Session, command
 from llmos.lib.errors import LLMOSError
 
@@ -62,7 +62,7 @@ def watch(session: Session, interval: float, once: bool) -> None:
 
     console = Console(highlight=False)
     with (
-        _keys() as key,
+        keys.raw() as key,
         Live(console=console, screen=True, auto_refresh=False, vertical_overflow="crop") as live,
     ):
 
@@ -128,34 +128,3 @@ def _looker(session: Session) -> Callable[[], frame.Sample]:
         )
 
     return look
-
-
-@contextlib.contextmanager
-def _keys() -> Iterator[Callable[[float], str]]:
-    """Give a function that waits for a key so many seconds; "" when none was hit."""
-    if not sys.stdin.isatty():
-
-        def sleep(seconds: float) -> str:
-            time.sleep(seconds)
-            return ""
-
-        yield sleep
-        return
-    import os
-    import select
-    import termios
-    import tty
-
-    number = sys.stdin.fileno()
-    kept = termios.tcgetattr(number)
-
-    def key(seconds: float) -> str:
-        if not select.select([number], [], [], seconds)[0]:
-            return ""
-        return os.read(number, 1).decode(errors="replace").lower() or "q"  # "q": it hung up
-
-    tty.setcbreak(number)
-    try:
-        yield key
-    finally:
-        termios.tcsetattr(number, termios.TCSADRAIN, kept)

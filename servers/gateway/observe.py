@@ -79,6 +79,7 @@ class Observed:
                     "status": code,
                     "model": trace.model,
                     "seconds": round(seconds, 4),
+                    **{name: round(value, 4) for name, value in trace.timing.items()},
                 },
             )
             call_id.reset(token)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from starlette.types import Scope
+
+from llmos.api.execution.v1 import execution_pb2 as pb
 
 _KEY = "llmos.trace"
 _ID = re.compile(rb"[\x21-\x7e]{1,128}")
@@ -28,6 +30,10 @@ class Trace:
     """Class of its calls: a person waits, unless the key says otherwise."""
     status: int = 0
     """HTTP status that was sent."""
+    timing: dict[str, float] = field(default_factory=dict)
+    """What was measured of a generation, seconds and tokens; `llmos-ctl trace` draws it."""
+    usages: list[tuple[pb.Usage, float, float]] = field(default_factory=list)
+    """Of each generation: what it took, seconds to its first token and to its end."""
     failed: int = 0
     """HTTP status that a stream would have had, had its failure come before its start."""
 
