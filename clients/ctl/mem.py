@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llmos.clients.ctl import mem_prefixes, mem_sessions
 from llmos.clients.ctl.output import as_value, size
 from llmos.clients.ctl.session import QUICK_S, Session, command
 
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
     from llmos.api.memory.v1 import residency_pb2
 
 app = typer.Typer(
-    help="What holds memory: devices, models, buffers, sessions.", no_args_is_help=True
+    help="What holds memory: devices, models, buffers, prefixes, sessions.", no_args_is_help=True
 )
+app.add_typer(mem_prefixes.app, name="prefixes")
+app.add_typer(mem_sessions.app, name="sessions")
 Watch = Annotated[
     float,
     typer.Option("--watch", "-w", min=0, max=3600, help="Show it again after so many seconds."),
