@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
+from typing import Any
 
 from llmos.servers.memory.policy import GreedyDual
 
 sys.path.append(str(Path(__file__).parents[3] / "bench"))
 
-import paging_sim  # noqa: E402
+import paging_sim
 
 
 def test_uses_fade_and_are_remembered() -> None:
@@ -32,6 +34,7 @@ def test_a_very_long_life_does_not_overflow() -> None:
 
 
 def test_it_beats_lru_and_lfu_and_is_near_belady() -> None:
+    paging_sim = simulator()
     trace = paging_sim.make(1000, 20_000, 1.0, 3)
     room = int(trace.sizes.sum() * 0.1)
     ours, lru, lfu, best = (
