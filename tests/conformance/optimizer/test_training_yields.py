@@ -22,7 +22,7 @@ from llmos.servers.optimizer.train.gate import BUSY, Gate
 from llmos.servers.optimizer.train.watcher import Watcher
 
 
-class Slow(execution_pb2_grpc.ExecutionServicer):
+class Slow(execution_pb2_grpc.ExecutionServicer):  # type: ignore[misc]  # one call is enough
     """Answers when it is told to."""
 
     def __init__(self) -> None:
@@ -38,7 +38,8 @@ async def world(tmp_path: Path) -> AsyncIterator[tuple[grpc.aio.Channel, Slow]]:
     kernel, address = KernelServer(), f"unix:{tmp_path}/kernel.sock"
     await kernel.start([address])
     slow, recorder = Slow(), Recorder()
-    execution_pb2_grpc.add_ExecutionServicer_to_server(slow, recorder)
+    add: Any = execution_pb2_grpc.add_ExecutionServicer_to_server
+    add(slow, recorder)
     server, client = Port(address, "execution"), Port(address, "job/1")
     for service, handlers in recorder.services.items():
         server.serve(ExportSpec(service, ["m"], 8), handlers)

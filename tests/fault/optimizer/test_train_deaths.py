@@ -18,7 +18,9 @@ from safetensors.torch import load_file
 from llmos.api.optimizer.v1 import jobs_pb2 as pb
 from llmos.api.optimizer.v1 import train_pb2
 from llmos.api.storage.v1 import data_pb2, data_pb2_grpc
+from llmos.servers.optimizer.train.budget import Budgets
 
+STEPS = 1000  # some seconds: enough to be killed within
 ROWS = [(x, y) for x in range(-4, 5) for y in range(-4, 5)]
 
 
@@ -42,7 +44,8 @@ def spec(name: str, steps: int, **distribution: Any) -> pb.JobSpec:
             data=train_pb2.TrainingData(dataset="plane", target="z"),
             mlp=train_pb2.Mlp(hidden=[16, 16], regress=True),
             training=train_pb2.Training(
-                method=train_pb2.METHOD_ADAM,
+                method=train_pb2.METHOD_SGD,
+                momentum=0.9,
                 learning_rate=0.003,
                 batch=27,
                 steps=steps,
@@ -94,8 +97,8 @@ def test_paused_killed_and_resumed_a_training_ends_with_the_same_bits(
 
 
 def test_two_processes_do_what_one_does_also_when_one_is_killed(system: OptimizerSystem) -> None:
-    one = system.watch(system.submit(spec("one", 120)).id)
-    two = system.submit(spec("two", 120, processes=2))
+    one = system.watch(system.submit(spec("one", STEPS)).id)
+    two = system.submit(spec("two", STEPS, processes=2))
     running = system.watch(two.id, until=lambda job: job.training.step > 30)
     ranks = [
         child.pid
@@ -112,8 +115,8 @@ def test_two_processes_do_what_one_does_also_when_one_is_killed(system: Optimize
 def test_shards_do_what_one_process_does_and_a_killed_job_leaves_no_process(
     system: OptimizerSystem,
 ) -> None:
-    one = system.watch(system.submit(spec("alone", 60)).id)
-    sharded = system.submit(spec("sharded", 60, processes=2, shard=True))
+    one = system.watch(system.submit(spec("alone", STEPS)).id)
+    sharded = system.submit(spec("sharded", STEPS, processes=2, shard=True))
     running = system.watch(sharded.id, until=lambda job: job.training.step > 5)
     children = psutil.Process(running.pid).children(recursive=True)
     assert len(children) == 3
@@ -137,3 +140,26 @@ def test_a_diverging_job_and_a_bad_column_end_it_in_a_sentence(system: Optimizer
     ended = system.watch(system.submit(bad).id)
     assert ended.state == pb.JOB_STATE_FAILED
     assert "train.data.target 'q' is no column; there are a, b, z" in ended.error
+
+
+async def test_a_private_job_that_is_killed_spends_its_epsilon_once(
+    system: OptimizerSystem,
+) -> None:
+    def private(name: str, epsilon: float) -> pb.JobSpec:
+        made = spec(name, 150)
+        made.train.privacy.epsilon = epsilon
+        return made
+
+    job = system.submit(private("private", 3))
+    running = system.watch(job.id, until=lambda job: job.training.step > 40)
+    os.kill(running.pid, signal.SIGKILL)
+    done = system.watch(job.id)
+    assert (done.state, done.attempts) == (pb.JOB_STATE_SUCCEEDED, 2), done.error
+    (made,) = system.versions("private")
+    told = {metric.name: metric.value for metric in made.metrics}["privacy_epsilon"]
+    refused = system.watch(system.submit(private("greedy", 8)).id)
+    assert refused.state == pb.JOB_STATE_FAILED and "8" in refused.error
+    assert "plane@1, and 7.0" in refused.error and "of 10 is left" in refused.error
+    async with grpc.aio.insecure_channel(system.address("storage")) as channel:
+        budget = await Budgets(channel).get("plane@1")
+    assert budget.jobs == {job.id: pytest.approx(told)} and 2.9 < told <= 3
