@@ -65,6 +65,8 @@ class BufferStore:
         self._creating: dict[tuple[str, str], asyncio.Task[Buffer]] = {}
         self.quota = min(quota or self.budget, self.budget)
         self._used = 0  # with what is being allocated
+        # Called with so many bytes when the budget is spent: somebody may have some to give up.
+        self.make_room: Callable[[int], None] = lambda over: None
         self._used_by: Counter[str] = Counter()  # the same, by tenant
         for record in directory.load():
             self._adopt(record)
@@ -271,6 +273,8 @@ class BufferStore:
                 f"A buffer must have 1 to {self.max_size:,} bytes, not {size:,}; the limit is "
                 "max_buffer_bytes of the memory server.",
             )
+        if (over := self._used + charge(size) - self.budget) > 0:
+            self.make_room(over)
         if self._used + charge(size) > self.budget:
             raise ResourceExhausted(
                 "NO_ROOM",

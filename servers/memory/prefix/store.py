@@ -71,6 +71,7 @@ class PrefixStore:
         self._runs: set[Run] = set()
         self._moving = asyncio.Lock()
         self._recover()
+        buffers.make_room = self.shrink
 
     async def find(self, space: Space, keys: list[bytes], held: int = 0) -> list[Part]:
         """Return the parts that have `keys` after the first `held`, up to one that nobody has.
@@ -167,9 +168,10 @@ class PrefixStore:
         await self._moving.acquire()  # for ever: nothing else moves any more
         until = time.monotonic() + _CLOSE_S
         for run in sorted((r for r in self._runs if r.buffer), key=lambda r: r.worth, reverse=True):
-            if self.disk_budget and not run.on_disk and time.monotonic() < until:
+            if run.buffer and self.disk_budget and not run.on_disk and time.monotonic() < until:
                 await self._to_disk(run)
-            self._unbuffer(run)
+            if run.buffer:
+                self._unbuffer(run)
         self._catalog.close()
 
     async def _take(self, run: Run) -> int:
@@ -245,7 +247,7 @@ class PrefixStore:
             self._evicted(run)
             if self.disk_budget and not run.on_disk:
                 await self._to_disk(run)
-            if not run.gone:
+            if run.buffer:  # `shrink` may have let go of it
                 self._unbuffer(run)
         return True
 
