@@ -9,9 +9,15 @@ from typing import Any
 
 from llmos.servers.memory.policy import GreedyDual
 
-sys.path.append(str(Path(__file__).parents[3] / "bench"))
 
-import paging_sim
+def simulator() -> Any:
+    """Load bench/paging_sim.py, which is no package."""
+    path = Path(__file__).parents[3] / "bench" / "paging_sim.py"
+    spec = importlib.util.spec_from_file_location("paging_sim", path)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules["paging_sim"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_uses_fade_and_are_remembered() -> None:
