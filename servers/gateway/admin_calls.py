@@ -142,6 +142,10 @@ CALLS: tuple[Call, ...] = (
         ("POST", "/jobs", "SubmitJob"),
         ("GET", "/jobs/{id}/watch", "WatchJob", STREAM_S),
         ("POST", "/jobs/{id}/cancel", "CancelJob"),
+        ("POST", "/jobs/{id}/pause", "PauseJob"),
+        ("POST", "/jobs/{id}/resume", "ResumeJob"),
+        ("GET", "/jobs/{id}/artifacts", "ListArtifacts"),
+        ("GET", "/jobs/{id}/artifacts/{name:path}", "ReadArtifact", SLOW_S),
     ),
     *_of("kernel", "kernel.v1.Events", ("GET", "/events", "Subscribe", STREAM_S)),
 )

@@ -15,7 +15,8 @@ from llmos.clients.ctl import run
 from llmos.clients.ctl.__main__ import main
 
 COMMANDS = [
-    *([name] for name in "up down ps logs restart run chat embed demo".split()),
+    *([name] for name in "up down ps logs restart run chat embed demo top doctor bench".split()),
+    *([name] for name in ("trace", "init")),
     *(["model", verb] for verb in "import ls show rm load unload tag lineage watch".split()),
     *(["model", "alias", verb] for verb in "set ls history rollback rm".split()),
     *(["model", "lease", verb] for verb in "take ls renew release".split()),

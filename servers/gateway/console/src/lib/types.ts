@@ -58,12 +58,16 @@ export type Grant = {
 };
 export type Comparison = {
   label: string; ref: string; cosine_min: number; cosine_mean: number; size_bytes: number;
-  latency_s: number; texts: number;
+  latency_s: number; texts: number; measures?: { name: string; value: number | null; unit: string }[];
+};
+export type Training = {
+  step: number; steps: number; loss: number | null; validation_loss: number | null;
+  learning_rate: number; rate: number; rate_unit: string; eta_s: number; epsilon: number;
 };
 export type Job = {
   id: string; spec: Record<string, { model?: string } | null> | null; state: string; stage: string;
   progress: number; error: string; results: string[]; comparisons: Comparison[];
-  submitted_unix_s: number; ended_unix_s: number; attempts: number;
+  submitted_unix_s: number; ended_unix_s: number; attempts: number; training?: Training | null;
 };
 export type Entry = {
   seq: number; at_unix_ms: number; actor: string; action: string; subject: string;

@@ -4,12 +4,13 @@ import { useRef, useState } from "preact/hooks";
 import { post } from "../lib/api";
 import { bytes, percent } from "../lib/format";
 import { useFeed } from "../lib/hooks";
-import { t } from "../lib/i18n";
+import { stateWord, t } from "../lib/i18n";
 import type { Job } from "../lib/types";
 import { DoButton } from "../ui/actions";
-import { Chart, type Line } from "../ui/chart";
+import { Chart } from "../ui/chart";
 import { Badge, Meter, Panel, Table, Trouble } from "../ui/parts";
 import { kindOf, took } from "./jobs";
+import { TrainingPart } from "./training";
 
 const ENDED = new Set(["succeeded", "failed", "cancelled"]);
 
@@ -29,10 +30,9 @@ export function JobPanel(props: { id: string; again: () => void }): JSX.Element 
   );
   if (!job) return error ? <Trouble error={error} /> : <p class="dim">{t("waiting")}</p>;
   const [kind, model] = kindOf(job);
-  const curves = curvesOf(job);
   const running = !ENDED.has(job.state);
   return (
-    <Panel title={`${kind} ${model}`} side={running && <CancelButton id={id} />}>
+    <Panel title={`${kind} ${model}`} side={running && <Steering job={job} />}>
       <p>
         <Badge state={job.state} /> {job.stage} · {took(job)}
         {job.attempts > 1 && ` · ${t("attempts", { count: job.attempts })}`}
@@ -51,42 +51,20 @@ export function JobPanel(props: { id: string; again: () => void }): JSX.Element 
           ))}
         </p>
       )}
-      {curves.map((curve) => (
-        <section key={curve.name} aria-label={curve.name}>
-          <h3>{curve.name}</h3>
-          <Chart title={curve.name} lines={[{ label: curve.name, colour: 1 } satisfies Line]} data={curve.data} time={false} />
-        </section>
-      ))}
-      {!curves.length && running && (
-        <Chart title={t("progress")} lines={[{ label: t("progress"), colour: 1 }]} data={progress.current.map((c) => [...c])} />
+      {job.training?.steps ? (
+        <TrainingPart id={id} training={job.training} over={!running} />
+      ) : (
+        running && (
+          <Chart
+            title={t("progress")}
+            lines={[{ label: t("progress"), colour: 1 }]}
+            data={progress.current.map((column) => [...column])}
+          />
+        )
       )}
       {job.comparisons.length > 0 && <Comparisons job={job} />}
     </Panel>
   );
-}
-
-type Curve = { name: string; data: number[][] };
-type Point = { name: string; step: number; value: number };
-
-const isPoint = (row: unknown): row is Point => {
-  const point = row as Partial<Point> | null;
-  return typeof point?.name === "string" && typeof point.step === "number" && typeof point.value === "number";
-};
-
-/** Every list of (name, step, value) in a job, e.g. its losses, as one curve for each name. */
-export function curvesOf(job: Job): Curve[] {
-  const found = new Map<string, [number[], number[]]>();
-  for (const member of Object.values(job)) {
-    if (!Array.isArray(member)) continue;
-    for (const row of member as unknown[]) {
-      if (!isPoint(row)) continue;
-      const curve = found.get(row.name) ?? [[], []];
-      curve[0].push(row.step);
-      curve[1].push(row.value);
-      found.set(row.name, curve);
-    }
-  }
-  return [...found].map(([name, data]) => ({ name, data }));
 }
 
 function Comparisons(props: { job: Job }): JSX.Element {
@@ -104,27 +82,51 @@ function Comparisons(props: { job: Job }): JSX.Element {
           { title: t("cosineMean"), number: true, cell: (one) => one.cosine_mean.toFixed(5) },
           { title: t("size"), number: true, cell: (one) => bytes(one.size_bytes) },
           { title: t("latencyOne"), number: true, cell: (one) => `${(one.latency_s * 1000).toFixed(1)} ms` },
+          {
+            title: t("measured"),
+            cell: (one) =>
+              (one.measures ?? [])
+                .map((m) => `${m.name} ${m.value === null ? "–" : Number(m.value.toPrecision(4))} ${m.unit}`.trim())
+                .join(", "),
+          },
         ]}
       />
     </>
   );
 }
 
-function CancelButton(props: { id: string }): JSX.Element {
-  const { id } = props;
+function Steering(props: { job: Job }): JSX.Element {
+  const { id, state } = props.job;
+  const [verb, word, said] =
+    state === "paused"
+      ? (["resume", t("resume"), t("resumedJob", { id })] as const)
+      : (["pause", t("pause"), t("pausedJob", { id })] as const);
   return (
-    <DoButton
-      deed={() => ({
-        verb: t("cancelJob"),
-        ask: t("cancelJobAsk", { id }),
-        why: t("cancelJobWhy"),
-        run: async () => {
-          const { job } = await post<{ job: Job }>(`/jobs/${id}/cancel`);
-          return t("cancelledJob", { id, state: job.state });
-        },
-      })}
-    >
-      {t("cancelJob")}
-    </DoButton>
+    <span class="actions">
+      <DoButton
+        deed={() => ({
+          verb: word,
+          run: async () => {
+            await post(`/jobs/${id}/${verb}`);
+            return said;
+          },
+        })}
+      >
+        {word}
+      </DoButton>
+      <DoButton
+        deed={() => ({
+          verb: t("cancelJob"),
+          ask: t("cancelJobAsk", { id }),
+          why: t("cancelJobWhy"),
+          run: async () => {
+            const { job } = await post<{ job: Job }>(`/jobs/${id}/cancel`);
+            return t("cancelledJob", { id, state: stateWord(job.state) });
+          },
+        })}
+      >
+        {t("cancelJob")}
+      </DoButton>
+    </span>
   );
 }
