@@ -156,8 +156,12 @@ async def test_errors(caller: Caller) -> None:
 
     await _talk(caller)
     create = pb.CreateSessionRequest
-    await refused(AlreadyExists, "SESSION_EXISTS", "CreateSession", create(session={"id": "a"}))
-    await refused(InvalidArgument, "BAD_SESSION", "CreateSession", create(session={"id": "a/b"}))
+    await refused(
+        AlreadyExists, "SESSION_EXISTS", "CreateSession", create(session=pb.Session(id="a"))
+    )
+    await refused(
+        InvalidArgument, "BAD_SESSION", "CreateSession", create(session=pb.Session(id="a/b"))
+    )
     none = pb.AppendTurnsRequest(id="a")
     await refused(InvalidArgument, "BAD_TURN", "AppendTurns", none)
     small = pb.GetContextRequest(id="a", budget_tokens=5)
