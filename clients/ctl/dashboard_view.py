@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 _ALL = 1_000  # lines, where there is no screen to fit into
-_FIXED = 14  # lines that are not rows
+_FIXED = 17  # lines that are not rows
 _BAR = 30
 
 
@@ -26,7 +26,10 @@ def view(look: Look, screen: Screen | None, height: int) -> RenderableType:
     """Return a look in about `height` lines (0 = all of it), with what `screen` has chosen."""
     room = max(12, height - _FIXED - len(look.devices)) if height else _ALL
     share = {"servers": 0.4, "models": 0.25, "calls": 0.2, "jobs": 0.15}
-    parts: list[RenderableType] = [_head(look), *_devices(look), _queues(look)]
+    parts: list[RenderableType] = [_head(look)]
+    if screen is not None:
+        parts.append(_prompt(screen))  # at the top, where no small screen cuts it off
+    parts += [*_devices(look), _queues(look)]
     for section, columns in _COLUMNS.items():
         rows = look.rows(section)
         shown = max(2, int(room * share[section]))
@@ -37,8 +40,6 @@ def view(look: Look, screen: Screen | None, height: int) -> RenderableType:
         parts.append(_title(section, min(shown, len(rows)), len(rows), chosen is not None, look))
         at = None if chosen is None else chosen - first
         parts.append(_table(columns, rows[first : first + shown], at))
-    if screen is not None:
-        parts.append(_foot(screen))
     return Group(*parts)
 
 
@@ -80,11 +81,11 @@ def _title(section: str, shown: int, there: int, chosen: bool, look: Look) -> Te
     return title.append(f"  {look.trouble[key]}", "red") if key in look.trouble else title
 
 
-def _foot(screen: Screen) -> Text:
+def _prompt(screen: Screen) -> Text:
     if screen.asking is not None:
-        return Text(f"\n{screen.asking[0]}", "bold yellow")
+        return Text(screen.asking[0], "bold yellow")
     hint = "Tab table · ↑↓ row · r restart · d drain · l load · u unload · c cancel · q quit"
-    return Text(f"\n{screen.said or hint}", "" if screen.said else "dim")
+    return Text(screen.said or hint, "" if screen.said else "dim")
 
 
 Column = tuple[str, bool, Callable[[Row], str]]  # title, right-aligned, cell

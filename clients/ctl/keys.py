@@ -29,12 +29,19 @@ def raw() -> Iterator[Callable[[float], str]]:
     number = sys.stdin.fileno()
     kept = termios.tcgetattr(number)
 
+    waiting = ""  # what was typed faster than it was asked for
+
     def key(seconds: float) -> str:
-        if not select.select([number], [], [], seconds)[0]:
-            return ""
-        # An arrow key's characters come at once, so one read gets them all.
-        text = os.read(number, 8).decode(errors="replace")
-        return _NAMES.get(text, text[:1].lower()) or "q"  # "q": the terminal hung up
+        nonlocal waiting
+        if not waiting:
+            if not select.select([number], [], [], seconds)[0]:
+                return ""
+            waiting = os.read(number, 1024).decode(errors="replace")
+        if not waiting:
+            return "q"  # the terminal hung up
+        first = next((text for text in _NAMES if waiting.startswith(text)), waiting[0])
+        waiting = waiting[len(first) :]
+        return _NAMES.get(first, first.lower())
 
     tty.setcbreak(number)
     try:
