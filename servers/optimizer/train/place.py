@@ -103,8 +103,8 @@ class Place:
         model: dict[str, Any] = get_model_state_dict(network, options=_GATHER)
         found: dict[str, torch.Tensor] = {f"model.{k}": v for k, v in model.items()}
         if optimizer is not None and optimizer.state:
-            states: Any = get_optimizer_state_dict(network, optimizer, options=_GATHER)["state"]
-            for name, state in states.items():
+            whole: Any = get_optimizer_state_dict(network, optimizer, options=_GATHER)
+            for name, state in whole.get("state", {}).items():  # all is with the first process
                 for key, value in state.items():
                     found[f"optimizer.{name}|{key}"] = torch.as_tensor(value)
         return found if self.first else {}
@@ -130,8 +130,9 @@ class Place:
         if self.world > 1:
             dist.broadcast_object_list(some, src=0)
         if some[0]:
-            blank = get_optimizer_state_dict(network, optimizer, options=_GATHER)["param_groups"]
-            whole: Any = {"state": states, "param_groups": blank} if self.first else {}
+            now: Any = get_optimizer_state_dict(network, optimizer, options=_GATHER)
+            groups = now.get("param_groups", [])
+            whole: Any = {"state": states, "param_groups": groups} if self.first else {}
             set_optimizer_state_dict(network, optimizer, whole, options=options)
 
     def leave(self) -> None:
