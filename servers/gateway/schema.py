@@ -105,6 +105,7 @@ class ChatBody(GenerationBody):
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | Choice | None = None
     parallel_tool_calls: bool | None = None
+    session: Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,128}$")] | None = None
     response_format: ResponseFormat | None = None
 
 
@@ -197,6 +198,8 @@ def check_chat(body: ChatBody) -> None:
             if "content" in message.model_fields_set:
                 raise refused("INVALID_TYPE", f"messages[{i}].content", "must be text")
             raise refused("MISSING_REQUIRED_PARAMETER", f"messages[{i}].content", "is required")
+    if body.session is not None and (body.n or 1) > 1:
+        raise refused("INVALID_VALUE", "n", "must be 1 in a `session`, which has one answer")
     if body.max_tokens and body.max_completion_tokens:
         raise refused(
             "INVALID_VALUE", "max_tokens", "and `max_completion_tokens` exclude each other"
