@@ -23,6 +23,7 @@ from llmos.servers.execution.engine.base import (
     ModelSpec,
     Piece,
 )
+from llmos.servers.execution.engine.prefix import Prefixes
 from llmos.servers.execution.engine.torch import sizing
 from llmos.servers.execution.engine.torch import tokenizer as tokenizers
 from llmos.servers.execution.engine.torch.build import build
@@ -38,6 +39,7 @@ from llmos.servers.execution.engine.torch.options import wishes
 from llmos.servers.execution.engine.torch.request import constraint, make_plan
 from llmos.servers.execution.engine.torch.schedule import Job
 from llmos.servers.execution.engine.torch.sequence import Sequence as Running
+from llmos.servers.execution.engine.torch.sharing import Sharing
 from llmos.servers.execution.engine.torch.text import TextStream
 from llmos.servers.execution.engine.torch.tokenizer import TextTokenizer, token_text
 from llmos.servers.execution.engine.torch.weights import GgufWeights, SafetensorsWeights, Weights
@@ -62,7 +64,17 @@ class TorchEngine(Engine):
         self._chat, self._vocab, self._model = chat, model.config.vocab, model
         self._guides = Guides(text, self._vocab)
         cache = KVCache(model.geometry, sizing.kv_tokens(info.context_length))
-        self._loop = StepLoop(model, cache, threads, "torch-steps")
+        self._sharing, self.block_bytes = Sharing(cache, info.dtype, threads), cache.block_bytes
+        self._loop = StepLoop(model, cache, threads, "torch-steps", self._sharing)
+
+    @property
+    def layout(self) -> str:
+        """See SharesPrefixes."""
+        return self._sharing.layout
+
+    def share(self, prefixes: Prefixes) -> None:
+        """See SharesPrefixes."""
+        self._sharing.prefixes = prefixes
 
     async def generate(self, request: Generation) -> AsyncIterator[Piece]:
         """Continue text; see Engine. Also raises InvalidArgument BAD_TOKENS for unknown ids."""
@@ -73,6 +85,7 @@ class TorchEngine(Engine):
             return
         outlet = Outlet(self._loop.wake)
         job = Job(sequence, outlet, sequence.plan.rank, sequence.plan.tenant)
+        await self._sharing.find(job)
         self._loop.submit(job)
         try:
             while True:

@@ -64,6 +64,30 @@ class KVCache:
         self.keys[:, where] = 0
         self.values[:, where] = 0
 
+    @property
+    def block_bytes(self) -> int:
+        """Return the size of a block: its keys and values of all layers."""
+        g = self.geometry
+        return 2 * g.layers * g.kv_heads * g.head_dim * BLOCK * g.dtype.itemsize
+
+    def copy_out(self, blocks: Sequence[int], out: memoryview) -> None:
+        """Write blocks one after the other into `out`, of exactly their size: keys, then values."""
+        flat = torch.frombuffer(out, dtype=torch.uint8)
+        for i, block in enumerate(blocks):
+            own = flat[i * self.block_bytes : (i + 1) * self.block_bytes]
+            for part, target in zip((self.keys, self.values), own.chunk(2), strict=True):
+                source = part[:, block]
+                target.view(part.dtype).view(source.shape).copy_(source)
+
+    def copy_in(self, block: int, data: memoryview) -> None:
+        """Fill a block with what `copy_out` wrote."""
+        # numpy, as torch warns of memory that must not be written to.
+        halves = np.frombuffer(data, _KINDS[self.geometry.dtype]).reshape(2, -1)
+        for part, half in zip((self.keys, self.values), halves, strict=True):
+            target = part[:, block]
+            source = torch.from_numpy(half.reshape(target.shape).copy())
+            target.copy_(source.view(part.dtype))
+
     def _allocate(self, *shape: int) -> Tensor:
         g = self.geometry
         if g.device.type != "cpu":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 
 import torch
 
@@ -21,6 +22,7 @@ from llmos.servers.execution.engine.torch.sampling import Choice, Row, choose
 from llmos.servers.execution.engine.torch.schedule import Chunk, Job, Scheduler
 from llmos.servers.execution.engine.torch.scoring import score
 from llmos.servers.execution.engine.torch.sequence import Sequence
+from llmos.servers.execution.engine.torch.sharing import Sharing
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +30,11 @@ log = logging.getLogger(__name__)
 class StepLoop:
     """Runs jobs on a thread of its own."""
 
-    def __init__(self, model: Model, cache: KVCache, threads: int, name: str) -> None:
+    def __init__(
+        self, model: Model, cache: KVCache, threads: int, name: str, sharing: Sharing | None = None
+    ) -> None:
         """Start the thread; it sleeps until there is a job."""
+        self._sharing = sharing
         self._model, self._cache, self._threads = model, cache, threads
         self._changed = threading.Condition()
         self._jobs = Scheduler(cache.pages)
@@ -111,11 +116,17 @@ class StepLoop:
                 wanted += range(len(tokens) - len(chunk.draft) - 1, len(tokens))
                 rows += [sequence.row(chunk.draft[:i]) for i in range(len(chunk.draft) + 1)]
                 speaking.append(chunk)
+        writes, self._jobs.to_write = self._jobs.to_write, []
+        for block, data in writes:
+            self._cache.copy_in(block, data)
+        begun = time.monotonic()
         logits = self._model.forward(self._cache, tokens, spans, [*wanted, *scores])
         score(logits[len(wanted) :], scored)
         for chunk in chunks:
             chunk.job.sequence.fed += chunk.count
             chunk.job.register(self._cache.pages)  # before it may end and give its blocks back
+        if self._sharing is not None:
+            self._sharing.measured(len(tokens), time.monotonic() - begun)
         self._speak(speaking, choose(logits[: len(wanted)], rows))
 
     def _speak(self, chunks: list[Chunk], choices: list[Choice | None]) -> None:
@@ -135,11 +146,16 @@ class StepLoop:
                     break
                 items.append((job.outlet, sequence.accept(choice)))
                 if sequence.finish:
-                    self._jobs.drop(job)
                     break
                 if i == len(chunk.draft) or choice.token != chunk.draft[i]:
                     break
                 sequence.fed += 1
+            if job not in self._jobs.running:
+                continue
+            if self._sharing is not None:
+                self._sharing.offer(job, ended=bool(sequence.finish))
+            if sequence.finish:
+                self._jobs.drop(job)
         self._deliver([chunk.job for chunk in chunks], items)
 
     def _deliver(self, jobs: list[Job], items: list[tuple[Outlet, Piece | LLMOSError]]) -> None:

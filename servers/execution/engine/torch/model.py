@@ -168,7 +168,8 @@ class Llama(Model):
         return self._normed(x, self._norm)
 
     def _logits(self, x: Tensor) -> Tensor:
-        return self._head(x)
+        y: Tensor = self._head(x)
+        return y
 
     def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(x, weight.shape, weight, self.config.eps)

@@ -43,6 +43,10 @@ class Pages:
         self._users[block] = 1
         return block
 
+    def held(self, keys: Sequence[bytes]) -> int:
+        """Return how many of the first of `keys` are registered now; any thread may ask."""
+        return next((i for i, key in enumerate(keys) if key not in self._found), len(keys))
+
     def match(self, keys: Iterable[bytes]) -> list[int]:
         """Return the blocks registered under the first of `keys`, up to a gap, and use them."""
         blocks: list[int] = []

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Listing
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from llmos.servers.execution.engine.base import BATCH, INTERACTIVE
 from llmos.servers.execution.engine.torch.delivery import Outlet
 from llmos.servers.execution.engine.torch.pages import BLOCK, Pages, chain, root
 from llmos.servers.execution.engine.torch.sequence import Sequence
+
+if TYPE_CHECKING:
+    from llmos.servers.execution.engine.torch.sharing import Found
 
 MAX_RUNNING = 64  # sequences in a step; more wait
 PREFILL = 256  # prompt tokens in a step when nobody waits for a next token
@@ -27,9 +31,12 @@ class Job:
     def __init__(self, sequence: Sequence, outlet: Outlet, rank: int = 3, tenant: str = "") -> None:
         """Pair them. rank: the call's class, lower first. tenant: whose prefixes it may share."""
         self.sequence, self.outlet, self.rank = sequence, outlet, rank
+        self.tenant = tenant
         self.cancelled = False  # set from outside
         self.number = 0  # order of arrival
         self.table: list[int] = []
+        self.found: Found | None = None  # blocks from the store of prefixes
+        self.offered = 0  # blocks of its text that the store was offered, or has
         self._keys = [root(tenant)]
         self._registered = 0
 
@@ -86,6 +93,7 @@ class Scheduler:
         self.waiting: list[Job] = []
         self.running: list[Job] = []
         self.preemptions = 0
+        self.to_write: list[tuple[int, memoryview]] = []  # into blocks, before the next step
 
     def add(self, job: Job) -> None:
         """Queue a new job."""
@@ -124,8 +132,24 @@ class Scheduler:
                 self._pages.release(shared)
                 return False
         job.table = shared
-        job.sequence.begin(len(shared) * BLOCK)
+        self._take_found(job, known)
+        job.offered = max(job.offered, len(job.table))
+        job.sequence.begin(len(job.table) * BLOCK)
         return self._grow(job, tokens)
+
+    def _take_found(self, job: Job, known: int) -> None:
+        """Take blocks for what the store had and the cache has not; there is room for them."""
+        if job.found is None:
+            return
+        while len(job.table) < known and (data := job.found.at(len(job.table))) is not None:
+            block = self._pages.take()
+            assert block is not None
+            # Whoever finds it from now on reads it after the writing: writes come in this order,
+            # and before all that is computed.
+            self.to_write.append((block, data))
+            self._pages.register(block, job.keys(len(job.table) + 1)[-1])
+            job.table.append(block)
+        job.found = None
 
     def _preempt(self, rank: int) -> bool:
         """Send the last job of a lower class than `rank` back to wait."""

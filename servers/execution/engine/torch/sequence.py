@@ -110,7 +110,7 @@ class Sequence:
             completion_tokens=self.made,
             first_token_s=(self._first or now) - self._born,
             decode_s=now - (self._first or now),
-            cached_tokens=self.cached,
+            cached_tokens=min(self.cached, len(self.plan.prompt)),
         )
 
     def _piece(self, text: str, tokens: Tokens[int]) -> Piece:
