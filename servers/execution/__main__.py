@@ -26,6 +26,7 @@ with needed("execution"):
     from llmos.servers.execution.manager.aliases import follow
     from llmos.servers.execution.manager.changes import Changes
     from llmos.servers.execution.manager.core import Manager
+    from llmos.servers.execution.manager.kernels import compile_kernels
     from llmos.servers.execution.manager.memory import MemoryGrants
     from llmos.servers.execution.manager.routing import DirectRouter, KernelRouter
     from llmos.servers.execution.manager.storage import StorageCatalog
@@ -84,6 +85,7 @@ async def serve(config: ExecutionConfig) -> None:
     def ready() -> None:
         zygote.start()
         watching.append(background(adopt_open_and_watch()))
+        watching.append(background(compile_kernels()))
         watching.append(background(follow(server.channel("storage"), manager)))
 
     watching: list[asyncio.Task[None]] = []

@@ -7,6 +7,7 @@ for itself, once. Where there is no compiler, callers do without (see docs/adr).
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import functools
 import hashlib
 import logging
@@ -37,6 +38,27 @@ _PATIENCE_S = 120
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """Return the kernels, compiled now if need be; None where they cannot be had (logged)."""
+    try:
+        path = _target()
+        if path is None or not (path.exists() or _compiled(path)):
+            return None
+        return ctypes.CDLL(str(path))
+    except (OSError, RuntimeError) as error:  # RuntimeError: this user has no home directory
+        log.warning("no compiled kernels: %s", error)
+        return None
+
+
+def missing() -> bool:
+    """Say whether the kernels are still to be compiled, as far as this machine can."""
+    try:
+        path = _target()
+        return path is not None and not path.exists() and _compiler() is not None
+    except (OSError, RuntimeError):  # `library` tells whoever wants them
+        return False
+
+
+def _target() -> Path | None:
+    """Return where the kernels for this CPU are kept; None when it can have none (logged)."""
     flags = _cpu_flags()
     if platform.machine() not in ("x86_64", "AMD64") or not flags >= _NEEDS:
         log.info("no compiled kernels: this CPU has no AVX2")
@@ -47,25 +69,29 @@ def library() -> ctypes.CDLL | None:
     key = hashlib.sha256(
         b"".join(p.read_bytes() for p in _PARTS) + " ".join((*_FLAGS, *sorted(flags))).encode()
     )
-    try:
-        path = _cache() / f"kernels-{key.hexdigest()[:24]}.so"
-        if not path.exists() and not _compile(path):
-            return None
-        return ctypes.CDLL(str(path))
-    except (OSError, RuntimeError) as error:  # RuntimeError: this user has no home directory
-        log.warning("no compiled kernels: %s", error)
-        return None
+    return _cache() / f"kernels-{key.hexdigest()[:24]}.so"
+
+
+def _compiled(path: Path) -> bool:
+    """Compile, or wait for who is at it, e.g. the manager's own run of this file at its start."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # ends with the process that holds it
+        return path.exists() or _compile(path)
+
+
+def _compiler() -> str | None:
+    return next(
+        (found for name in ("c++", "g++", "clang++") if (found := shutil.which(name))), None
+    )
 
 
 def _compile(path: Path) -> bool:
-    compiler = next(
-        (found for name in ("c++", "g++", "clang++") if (found := shutil.which(name))), None
-    )
+    compiler = _compiler()
     if compiler is None:
         log.info("no compiled kernels: no C++ compiler here (c++, g++, clang++)")
         return False
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    # Beside its final place: several workers may compile at once, and each renames a whole file.
+    # Beside its final place, which gets a whole file or none.
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         fresh = Path(folder) / path.name
         command = [compiler, *_FLAGS, "-o", str(fresh), str(_SOURCE)]
@@ -97,3 +123,7 @@ def _cpu_flags() -> set[str]:
         if line.startswith("flags"):
             return set(line.partition(":")[2].split())
     return set()
+
+
+if __name__ == "__main__":
+    library()
