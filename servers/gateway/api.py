@@ -13,12 +13,14 @@ from starlette.types import ASGIApp
 from llmos.api.execution.v1 import execution_pb2 as pb
 from llmos.lib.errors import NotFound
 from llmos.servers.gateway import answers, body, calls, convert, trace
+from llmos.servers.gateway.admin import Channels
 from llmos.servers.gateway.answer import Face, chunks, whole
 from llmos.servers.gateway.backend import Backend, Call
 from llmos.servers.gateway.config import GatewayConfig
 from llmos.servers.gateway.faces import ChatChoice, Choice, TextChoice
 from llmos.servers.gateway.generation import measured, merged
 from llmos.servers.gateway.metrics import Metrics, RequestMeter
+from llmos.servers.gateway.parameters import refused
 from llmos.servers.gateway.schema import (
     Body,
     ChatBody,
@@ -27,6 +29,7 @@ from llmos.servers.gateway.schema import (
     GenerationBody,
     parse,
 )
+from llmos.servers.gateway.sessions import Generator, Remembering
 from llmos.servers.gateway.stream import EventStream, unless_gone
 
 B = TypeVar("B", bound=Body)
@@ -35,9 +38,15 @@ B = TypeVar("B", bound=Body)
 class OpenAI:
     """The endpoints over one backend. They raise LLMOSError and HTTPException."""
 
-    def __init__(self, backend: Backend, config: GatewayConfig, metrics: Metrics) -> None:
-        """Serve from `backend`."""
-        self._backend = backend
+    def __init__(
+        self,
+        backend: Backend,
+        config: GatewayConfig,
+        metrics: Metrics,
+        channels: Channels | None = None,
+    ) -> None:
+        """Serve from `backend`. channels: to the servers that remember; None = nobody does."""
+        self._backend, self._channels = backend, channels
         self._config = config
         self._metrics = metrics
 
@@ -72,7 +81,16 @@ class OpenAI:
         params = await self._read(request, ChatBody)
         requests = convert.chat_requests(params)
         choices = [ChatChoice(i, params) for i in range(len(requests))]
-        return await self._generate(request, params, ChatChoice, requests, choices)
+        backend = self._remembering(params.session) if params.session else self._backend
+        return await self._generate(request, params, ChatChoice, requests, choices, backend)
+
+    def _remembering(self, session: str) -> Generator:
+        if self._channels is None or not self._config.sessions:
+            raise refused(
+                "UNSUPPORTED_PARAMETER", "session", "is off here; set `sessions` of the gateway"
+            )
+        budget = self._config.session_tokens
+        return Remembering(self._backend, self._channels("memory"), session, budget)
 
     async def completions(self, request: Request) -> ASGIApp:
         """Continue prompts."""
@@ -89,9 +107,10 @@ class OpenAI:
         face: Face,
         requests: list[pb.GenerateRequest],
         choices: Sequence[Choice],
+        backend: Generator | None = None,
     ) -> ASGIApp:
         call, note = self._call(request), trace.of(request.scope)
-        streams = [self._backend.generate(r, call) for r in requests]
+        streams = [(backend or self._backend).generate(r, call) for r in requests]
         meter = RequestMeter(self._metrics, note)
         pieces = measured(merged(streams), len(streams), meter)
         each = params.n or 1

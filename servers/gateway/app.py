@@ -45,7 +45,7 @@ def build(
     """
     metrics = Metrics()
     routes: list[BaseRoute] = [
-        *OpenAI(backend, config, metrics).routes(),
+        *OpenAI(backend, config, metrics, channels).routes(),
         *Ops(backend, metrics).routes(),
     ]
     if channels is not None:

@@ -32,13 +32,15 @@ class GatewayConfig(ServerConfig):
     cors_origins: str = option(
         "", "origins whose pages may use /v1 and /v2, by commas, * = all; empty = none"
     )
+    sessions: bool = option(False, "chats may name a `session`, which the OS remembers")
+    session_tokens: int = option(2048, "tokens that a chat in a session sees of it")
     drain_s: float = option(8.0, "how long running answers may go on after SIGTERM, seconds")
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work. Raises InvalidArgument BAD_CONFIG."""
         if not 0 <= self.port <= 65535:
             raise InvalidArgument("BAD_CONFIG", f"port = {self.port} is not in 0 to 65535.")
-        for name in ("request_timeout_s", "body_timeout_s", "max_body_bytes", "max_prompts"):
+        for name in ("request_timeout_s", "body_timeout_s", "max_body_bytes", "max_prompts", "session_tokens"):
             if not getattr(self, name) > 0:
                 raise InvalidArgument("BAD_CONFIG", f"{name} must be over 0.")
         if self.admin not in ADMIN:
