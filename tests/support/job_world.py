@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -11,13 +12,15 @@ from typing import Any
 
 import grpc
 
-from llmos.api.optimizer.v1 import jobs_pb2, process_pb2
+from llmos.api.optimizer.v1 import jobs_pb2, jobs_pb2_grpc, process_pb2
 from llmos.api.storage.v1 import (
+    aliases_pb2_grpc,
     data_pb2,
     data_pb2_grpc,
     registry_pb2,
     registry_pb2_grpc,
 )
+from llmos.lib.errors import LLMOSError
 from llmos.lib.rpc import ErrorInterceptor
 from llmos.servers.optimizer.catalog import StorageCatalog
 from llmos.servers.optimizer.folder import Folder, Report, Tail
@@ -27,6 +30,8 @@ from llmos.servers.optimizer.kinds import table
 from llmos.servers.storage.data.local import LocalDatasets
 from llmos.servers.storage.data.service import DatasetsService
 from llmos.servers.storage.local import LocalStorage
+from llmos.servers.storage.registry.local import LocalAliases
+from llmos.servers.storage.registry.service import AliasesService
 from llmos.servers.storage.service import BlobsService, RegistryService
 
 
@@ -50,10 +55,16 @@ class Done:
 class World:
     """Models and data sets; `run` does a job's work in this process."""
 
+    jobs: InThisProcess
+    optimizer: grpc.aio.Channel
+
     def __init__(self, root: Path, channel: grpc.aio.Channel) -> None:
         self.root, self.channel, self._jobs = root, channel, 0
         self.registry: registry_pb2_grpc.RegistryAsyncStub = registry_pb2_grpc.RegistryStub(channel)
         self.datasets: data_pb2_grpc.DatasetsAsyncStub = data_pb2_grpc.DatasetsStub(channel)
+
+    def _to(self, server: str) -> grpc.aio.Channel:
+        return self.optimizer if server == "optimizer" else self.channel
 
     async def import_model(self, source: Path | str, name: str) -> str:
         request = registry_pb2.ImportModelRequest(source=str(source), name=name)
@@ -91,6 +102,7 @@ class World:
         for source in sources:
             kind.check_source(message, source)
         self._jobs += 1
+        attempt = self._jobs  # others run within this one
         folder = Folder(self.root / "jobs" / (id or f"job{self._jobs}"))
         folder.work.mkdir(parents=True, exist_ok=True)
         launch = process_pb2.JobLaunch(
@@ -99,20 +111,18 @@ class World:
             source=sources[0].ref if sources else "",
             sources=[source.ref for source in sources],
             datasets=[await catalog.find_dataset(ref) for ref in needs.datasets],
-            attempt=self._jobs,
+            attempt=attempt,
             threads=1,
         )
-        report = Report(folder.progress(self._jobs))
+        report = Report(folder.progress(attempt))
         done = done or Done()
         done.folder = folder
         try:
-            context = JobContext(
-                launch, folder.work, Storage(self.channel), report, lambda name: self.channel
-            )
+            context = JobContext(launch, folder.work, Storage(self.channel), report, self._to)
             await kind.load()(context).run()
         finally:
             report.close()
-            for message in Tail(folder.progress(self._jobs)).read():
+            for message in Tail(folder.progress(attempt)).read():
                 if message.result:
                     done.results.append(message.result)
                 if message.HasField("comparison"):
@@ -122,6 +132,40 @@ class World:
         return done
 
 
+class InThisProcess(jobs_pb2_grpc.JobsServicer):
+    """A job server that does the work in this process: pipelines and searches need one."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._ids: dict[str, str] = {}
+        self._ended: dict[str, asyncio.Task[jobs_pb2.Job]] = {}
+        self.submitted: list[jobs_pb2.JobSpec] = []
+
+    async def SubmitJob(
+        self, request: jobs_pb2.SubmitJobRequest, context: Any
+    ) -> jobs_pb2.SubmitJobResponse:
+        id = self._ids.setdefault(request.request_id, f"child{len(self._ids) + 1}")
+        if id not in self._ended:
+            self.submitted.append(request.spec)
+            self._ended[id] = asyncio.create_task(self._work(id, request.spec))
+        return jobs_pb2.SubmitJobResponse(job=jobs_pb2.Job(id=id))
+
+    async def _work(self, id: str, spec: jobs_pb2.JobSpec) -> jobs_pb2.Job:
+        job, done = jobs_pb2.Job(id=id, spec=spec, state=jobs_pb2.JOB_STATE_SUCCEEDED), Done()
+        try:
+            await self._world.run(spec, id=id, done=done)
+        except LLMOSError as exc:
+            job.state, job.error = jobs_pb2.JOB_STATE_FAILED, exc.message
+        job.results.extend(done.results)
+        job.comparisons.extend(done.comparisons.values())
+        return job
+
+    async def WatchJob(
+        self, request: jobs_pb2.WatchJobRequest, context: Any
+    ) -> AsyncIterator[jobs_pb2.WatchJobResponse]:
+        yield jobs_pb2.WatchJobResponse(job=await self._ended[request.id])
+
+
 @asynccontextmanager
 async def world(root: Path) -> AsyncIterator[World]:
     """Run storage on a socket under `root`."""
@@ -129,13 +173,25 @@ async def world(root: Path) -> AsyncIterator[World]:
     datasets = LocalDatasets(local.blobs, local.database)
     server = grpc.aio.server(interceptors=[ErrorInterceptor()])
     registry_pb2_grpc.add_RegistryServicer_to_server(RegistryService(local), server)
+    aliases_pb2_grpc.add_AliasesServicer_to_server(
+        AliasesService(LocalAliases(local.database)), server
+    )
     registry_pb2_grpc.add_BlobsServicer_to_server(BlobsService(local), server)
     data_pb2_grpc.add_DatasetsServicer_to_server(DatasetsService(datasets), server)
     server.add_insecure_port(f"unix:{root}/grpc.sock")
     await server.start()
     try:
         async with grpc.aio.insecure_channel(f"unix:{root}/grpc.sock") as channel:
-            yield World(root, channel)
+            found = World(root, channel)
+            found.jobs = InThisProcess(found)
+            children = grpc.aio.server(interceptors=[ErrorInterceptor()])
+            jobs_pb2_grpc.add_JobsServicer_to_server(found.jobs, children)
+            children.add_insecure_port(f"unix:{root}/jobs.sock")
+            await children.start()
+            async with grpc.aio.insecure_channel(f"unix:{root}/jobs.sock") as other:
+                found.optimizer = other
+                yield found
+            await children.stop(0)
     finally:
         await server.stop(0)
         datasets.close()
