@@ -164,4 +164,12 @@ class RequestMeter:
         """Pass on."""
         self._trace.model = model
         self._trace.usages.append((piece.usage, first_s, whole_s))
+        if not self._trace.timing:  # of several generations of a request, the first to end
+            self._trace.timing.update(
+                first_token_s=first_s,
+                worker_first_token_s=piece.usage.first_token_s,
+                worker_decode_s=piece.usage.decode_s,
+                prompt_tokens=piece.usage.prompt_tokens,
+                completion_tokens=piece.usage.completion_tokens,
+            )
         self._metrics.finished(model, piece, first_s, whole_s, self._tenant)

@@ -141,21 +141,19 @@ def test_chat_on_a_terminal(os_up: WholeOS) -> None:
     screen = Screen(os_up, "chat", "smollm2", "--temperature", "0", "--max-tokens", "400")
     try:
         screen.until("> ")
+        screen.type("Tell me a long story about a lighthouse.\n")
+        screen.until("\x1b[?25h", 120)  # the spinner has gone, so the answer has begun
+        screen.type("\x03")
+        screen.until("[stopped]")  # the answer, not the program
+        screen.type("\x03")
+        screen.until("[Ctrl-D ends the chat]")
         screen.type("/set max_tokens 6\n")
         screen.until("[max_tokens is 6]")
         screen.type('"""\nWhat is the capital\nof France?\n"""\n')
         screen.until("tokens/s", 120)
         assert "Paris" in screen.written
-        screen.type("/set max_tokens 2000\n")
-        screen.until("[max_tokens is 2000]")
-        screen.type("Count from one to a thousand, in words.\n")
-        screen.until("two", 120)
-        screen.type("\x03")
-        screen.until("[stopped]")  # the answer, not the program
-        screen.type("\x03")
-        screen.until("[Ctrl-D ends the chat]")
         screen.type("/history\n")
-        assert "thousand" not in screen.until("assistant:").partition("/history")[2]
+        assert "lighthouse" not in screen.until("assistant:")
         screen.type("\x04")
         assert screen.end() == 0
     finally:
@@ -239,4 +237,4 @@ def test_yaml_watch_and_completion(os_up: WholeOS) -> None:
     assert done.stdout.split() == ["smollm2", "smollm2@1"]
     env["COMP_WORDS"] = words.replace(str(os_up.state_dir), str(os_up.state_dir / "none"))
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.stdout, done.stderr) == ("", "")  # where nothing runs, nothing is offered
+    assert (done.stdout.strip(), done.stderr) == ("", "")  # where nothing runs, nothing is offered
