@@ -63,6 +63,7 @@ class WorkerPrefixes:
         self._paused_until = 0.0
         self._offers: asyncio.Queue[_Offer] = asyncio.Queue()
         self._putting = background(self._put_all())
+        self._freeing: set[asyncio.Task[None]] = set()
 
     @property
     def wanted(self) -> bool:
@@ -92,7 +93,9 @@ class WorkerPrefixes:
                 if not broken:
                     blocks += _cut(mapping.view, run)
                 # The views keep the memory; the lease has done its work.
-                background(self._free(mapping))
+                task = background(self._free(mapping))
+                self._freeing.add(task)
+                task.add_done_callback(self._freeing.discard)
             elif isinstance(mapping, LLMOSError):
                 broken = True  # evicted a moment ago: what follows is of no use
             else:
@@ -120,7 +123,7 @@ class WorkerPrefixes:
     async def close(self) -> None:
         """Stop; what waits to be put is lost."""
         self._putting.cancel()
-        await asyncio.gather(self._putting, return_exceptions=True)
+        await asyncio.gather(self._putting, *self._freeing, return_exceptions=True)
         await self._buffers.close()
 
     async def _put_all(self) -> None:
