@@ -27,9 +27,18 @@ async def run(config: GatewayConfig) -> None:
     sock = web.listen(config.host, config.port)
     server = Server("gateway", config, requires=["execution"])
     far_end = "execution" if server.port is None else "kernel"
+    telemetry = None
+    if config.otlp_endpoint:
+        # It takes a while to import, and most do without.
+        from llmos.servers.gateway.telemetry import Telemetry
+
+        telemetry = Telemetry(config.otlp_endpoint)
     keys = Keys() if config.auth == "keys" else None
-    app = build(Upstream(server.channel("execution"), far_end), config, server.channel, keys)
-    uvicorn = web.HttpServer(app, config.drain_s)
+    app = build(
+        Upstream(server.channel("execution"), far_end), config, server.channel, keys, telemetry
+    )
+    uvicorn = web.HttpServer(app, config.drain_s, config.tls_cert, config.tls_key)
+    uvicorn.load()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, uvicorn.stop)
@@ -50,6 +59,8 @@ async def run(config: GatewayConfig) -> None:
                 task.cancel()
             await asyncio.gather(serving, *tasks, return_exceptions=True)
             await server.stop(grace_s=1.0)
+            if telemetry is not None:
+                await asyncio.to_thread(telemetry.close)
 
 
 def main() -> None:

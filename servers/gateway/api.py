@@ -127,8 +127,9 @@ class OpenAI:
         params = await self._read(request, EmbeddingBody)
         work = self._backend.embed(convert.embed_request(params), self._call(request))
         reply = await unless_gone(request.receive, work)
-        trace.of(request.scope).model = reply.model
-        self._metrics.prompt_tokens(reply.model, reply.prompt_tokens)
+        note = trace.of(request.scope)
+        note.model = reply.model
+        self._metrics.prompt_tokens(reply.model, reply.prompt_tokens, note.tenant or "local")
         as_base64 = params.encoding_format == "base64"
         return JSONResponse(answers.embeddings(reply, as_base64=as_base64))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -12,7 +12,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
 from llmos.lib.errors import Internal, LLMOSError
-from llmos.servers.gateway import errors
+from llmos.servers.gateway import errors, openapi
 from llmos.servers.gateway.admin import Admin, Channels
 from llmos.servers.gateway.api import OpenAI
 from llmos.servers.gateway.backend import Backend
@@ -24,6 +24,9 @@ from llmos.servers.gateway.observe import Observed
 from llmos.servers.gateway.oip import OpenInference
 from llmos.servers.gateway.ops import Ops
 from llmos.servers.gateway.webconsole import Console
+
+if TYPE_CHECKING:
+    from llmos.servers.gateway.telemetry import Telemetry
 
 _HTTP_CODES = {
     404: "unknown_route",
@@ -38,15 +41,17 @@ def build(
     config: GatewayConfig,
     channels: Channels | None = None,
     keys: Keys | None = None,
+    telemetry: Telemetry | None = None,
 ) -> ASGIApp:
     """Return the application; without `channels` it has the APIs of `backend` alone.
 
-    keys: who may use the APIs; None = everybody.
+    keys: who may use the APIs; None = everybody. telemetry: who is told of every request.
     """
     metrics = Metrics()
     routes: list[BaseRoute] = [
         *OpenAI(backend, config, metrics, channels).routes(),
-        *Ops(backend, metrics).routes(),
+        *Ops(backend, metrics, channels).routes(),
+        *openapi.routes(),
     ]
     if channels is not None:
         routes += [
@@ -60,7 +65,7 @@ def build(
     )
     if keys is not None:
         app = KeyGuard(app, keys)
-    return Observed(cors(app, config.cors_origins), metrics)
+    return Observed(cors(app, config.cors_origins), metrics, telemetry)
 
 
 async def _os_error(request: Request, exc: Exception) -> JSONResponse:

@@ -32,6 +32,11 @@ class GatewayConfig(ServerConfig):
     cors_origins: str = option(
         "", "origins whose pages may use /v1 and /v2, by commas, * = all; empty = none"
     )
+    tls_cert: str = option("", "PEM file of the certificate; with it HTTP speaks TLS alone")
+    tls_key: str = option("", "PEM file of its key")
+    otlp_endpoint: str = option(
+        "", "OpenTelemetry collector that takes OTLP over HTTP, e.g. http://host:4318; empty = none"
+    )
     sessions: bool = option(False, "chats may name a `session`, which the OS remembers")
     session_tokens: int = option(2048, "tokens that a chat in a session sees of it")
     drain_s: float = option(8.0, "how long running answers may go on after SIGTERM, seconds")
@@ -40,12 +45,20 @@ class GatewayConfig(ServerConfig):
         """Refuse values that cannot work. Raises InvalidArgument BAD_CONFIG."""
         if not 0 <= self.port <= 65535:
             raise InvalidArgument("BAD_CONFIG", f"port = {self.port} is not in 0 to 65535.")
-        for name in ("request_timeout_s", "body_timeout_s", "max_body_bytes", "max_prompts", "session_tokens"):
+        for name in (
+            "request_timeout_s",
+            "body_timeout_s",
+            "max_body_bytes",
+            "max_prompts",
+            "session_tokens",
+        ):
             if not getattr(self, name) > 0:
                 raise InvalidArgument("BAD_CONFIG", f"{name} must be over 0.")
         if self.admin not in ADMIN:
             raise InvalidArgument("BAD_CONFIG", f"admin = {self.admin!r} is none of {ADMIN}.")
         if self.auth not in ("none", "keys"):
             raise InvalidArgument("BAD_CONFIG", f"auth = {self.auth!r} is not none or keys.")
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise InvalidArgument("BAD_CONFIG", "tls_cert and tls_key go together; give both.")
         if not self.drain_s >= 0:
             raise InvalidArgument("BAD_CONFIG", "drain_s must be 0 or more.")

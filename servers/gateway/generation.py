@@ -23,8 +23,13 @@ class Meter(Protocol):
     def first_token(self, model: str, seconds: float) -> None:
         """Take the time from the request to a generation's first token."""
 
-    def finished(self, model: str, usage: pb.Usage, decode_s: float) -> None:
-        """Take what a generation took; decode_s is from its first token to its end."""
+    def stopped(self, model: str) -> None:
+        """Take that a generation with a first token is over, however it ended."""
+
+    def finished(
+        self, model: str, piece: pb.GenerateResponse, first_s: float, whole_s: float
+    ) -> None:
+        """Take a generation's last piece, its time to the first token and to the end, seconds."""
 
 
 async def merged(streams: Sequence[Stream]) -> Pieces:
@@ -75,18 +80,25 @@ async def measured(pieces: Pieces, count: int, meter: Meter) -> Pieces:
     """
     start = time.monotonic()
     first: dict[int, float] = {}
+    running: dict[int, str] = {}
     models: dict[int, str] = {}
     ended = 0
-    async with aclosing(pieces):
-        async for index, piece in pieces:
-            now = time.monotonic()
-            model = models[index] = piece.model or models.get(index, "")
-            if index not in first and (piece.token_ids or piece.text):
-                first[index] = now
-                meter.first_token(model, now - start)
-            if piece.finish_reason:
-                ended += 1
-                meter.finished(model, piece.usage, now - first.get(index, now))
-            yield index, piece
+    try:
+        async with aclosing(pieces):
+            async for index, piece in pieces:
+                now = time.monotonic() - start
+                model = models[index] = piece.model or models.get(index, "")
+                if index not in first and (piece.token_ids or piece.text):
+                    first[index], running[index] = now, model
+                    meter.first_token(model, now)
+                if piece.finish_reason:
+                    ended += 1
+                    meter.finished(model, piece, first.get(index, now), now)
+                    if index in running:
+                        meter.stopped(running.pop(index))
+                yield index, piece
+    finally:
+        for model in running.values():
+            meter.stopped(model)
     if ended < count:
         raise Internal("NO_END", "The generation broke off without an end; try again.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -11,20 +12,25 @@ from llmos.lib.log import call_id
 from llmos.servers.gateway import trace as traces
 from llmos.servers.gateway.metrics import Metrics
 
+if TYPE_CHECKING:
+    from llmos.servers.gateway.telemetry import Telemetry
+
 ROUTES = frozenset(
     {
         "/",
         "/healthz",
         "/readyz",
         "/metrics",
+        "/openapi.json",
         "/v1/models",
         "/v1/chat/completions",
         "/v1/completions",
         "/v1/embeddings",
     }
 )
-_TREES = ("/llmos/v1", "/console")  # one series for each
-_POLLED = frozenset({"/healthz", "/readyz", "/metrics", *_TREES})
+# One series for each.
+_TREES = ("/llmos/v1", "/console", "/v2", "/v1/files", "/v1/batches", "/v1/fine_tuning")
+_POLLED = frozenset({"/healthz", "/readyz", "/metrics", "/llmos/v1", "/console"})
 log = logging.getLogger(__name__)
 
 
@@ -40,8 +46,9 @@ def route_of(path: str) -> str:
 class Observed:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, telemetry: Telemetry | None = None) -> None:
         """Wrap `app`."""
+        self._telemetry = telemetry
         self._app = app
         self._metrics = metrics
 
@@ -54,6 +61,9 @@ class Observed:
         token = call_id.set(trace.request_id)
         route = route_of(scope["path"])
         start = time.monotonic()
+        span = None
+        if self._telemetry is not None and route not in _POLLED:
+            span = self._telemetry.start(trace, scope["method"], route)
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -69,6 +79,8 @@ class Observed:
             seconds = time.monotonic() - start
             code = trace.failed or trace.status or 500
             self._metrics.ended(route, code, trace.model, seconds)
+            if span is not None:
+                span.end(trace, code, seconds)
             # Probes and scrapes come every few seconds for ever; they are no news.
             log.log(
                 logging.DEBUG if route in _POLLED and scope["method"] == "GET" else logging.INFO,

@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from llmos.servers.gateway import model_metrics
 from llmos.servers.gateway.backend import Backend
 from llmos.servers.gateway.metrics import CONTENT_TYPE, Metrics
 
@@ -15,9 +16,12 @@ from llmos.servers.gateway.metrics import CONTENT_TYPE, Metrics
 class Ops:
     """The endpoints beside the API."""
 
-    def __init__(self, backend: Backend, metrics: Metrics) -> None:
-        """Look at `backend` and `metrics`."""
+    def __init__(
+        self, backend: Backend, metrics: Metrics, channels: model_metrics.Channels | None = None
+    ) -> None:
+        """Look at `backend` and `metrics`; `channels`: where models and the kernel are asked."""
         self._backend = backend
+        self._channels = channels
         self._metrics = metrics
 
     def routes(self) -> list[Route]:
@@ -66,4 +70,7 @@ class Ops:
 
     async def metrics(self, request: Request) -> Response:
         """Return all metrics."""
-        return Response(self._metrics.text(), headers={"content-type": CONTENT_TYPE})
+        text = self._metrics.text()
+        if self._channels is not None:
+            text += await model_metrics.text(self._channels)
+        return Response(text, headers={"content-type": CONTENT_TYPE})

@@ -7,6 +7,7 @@ import errno
 import math
 import os
 import socket
+import ssl
 from collections.abc import Generator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from llmos.lib.errors import FailedPrecondition
+from llmos.servers.gateway.protocol import BoundedProtocol
 
 ADDRESS_FILE = "gateway.address"
 # Longer than pooling clients and proxies keep idle connections, so that they close first.
@@ -76,13 +78,18 @@ def announced(address: str, run_dir: Path) -> Generator[None, None, None]:
 class HttpServer(uvicorn.Server):
     """uvicorn without its signal handling, which belongs to the process."""
 
-    def __init__(self, app: ASGIApp, drain_s: float) -> None:
-        """Serve `app`; after `stop`, running answers have `drain_s` to finish."""
+    def __init__(self, app: ASGIApp, drain_s: float, tls_cert: str = "", tls_key: str = "") -> None:
+        """Serve `app`; after `stop`, running answers have `drain_s` to finish.
+
+        tls_cert, tls_key: PEM files; with them it speaks TLS alone.
+        """
         super().__init__(
             uvicorn.Config(
                 app,
                 lifespan="off",
-                http="h11",
+                http=BoundedProtocol,
+                ssl_certfile=tls_cert or None,
+                ssl_keyfile=tls_key or None,
                 ws="none",
                 log_config=None,
                 log_level="warning",
@@ -98,6 +105,15 @@ class HttpServer(uvicorn.Server):
     def capture_signals(self) -> Generator[None, None, None]:
         """Leave signals alone."""
         yield
+
+    def load(self) -> None:
+        """Read the TLS files. Raises FailedPrecondition BAD_TLS."""
+        try:
+            self.config.load()
+        except (OSError, ssl.SSLError) as exc:
+            raise FailedPrecondition(
+                "BAD_TLS", f"tls_cert and tls_key cannot be used ({exc}); give PEM files of a pair."
+            ) from exc
 
     def stop(self) -> None:
         """Make `serve` drain and return."""

@@ -1,6 +1,5 @@
 import asyncio
 import base64
-import math
 import struct
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -48,9 +47,12 @@ async def test_whole_answers_and_usage() -> None:
     ]
     assert answer["model"] == "echo@2"
     text = metrics.text().decode()
-    assert 'llmos_gateway_tokens_total{kind="completion",model="echo@2"} 3.0' in text
-    assert 'time_to_first_token_seconds_count{model="echo@2"} 2.0' in text
-    assert 'time_per_output_token_seconds_count{model="echo@2"} 1.0' in text
+    assert 'llmos_gateway_tokens_total{kind="completion",model="echo@2",tenant="local"} 3.0' in text
+    assert 'time_to_first_token_seconds_count{model="echo@2",tenant="local"} 2.0' in text
+    assert 'vllm:generation_tokens_total{model_name="echo@2",tenant="local"} 3.0' in text
+    assert 'vllm:e2e_request_latency_seconds_count{model_name="echo@2",tenant="local"} 2' in text
+    assert 'vllm:num_requests_running{model_name="echo@2",tenant="local"} 0.0' in text
+    assert 'time_per_output_token_seconds_count{model="echo@2",tenant="local"} 1.0' in text
 
 
 async def test_chunks_of_a_chat() -> None:
@@ -241,5 +243,5 @@ def test_bad_configuration_is_refused(flag: str, tmp_path: Path) -> None:
 
 def test_first_token_times_are_finite() -> None:
     metrics = Metrics()
-    metrics.finished("m", pb.Usage(completion_tokens=1), math.inf)
+    metrics.finished("m", pb.GenerateResponse(usage=pb.Usage(completion_tokens=1)), 1, 1, "t")
     assert "inf" not in metrics.text().decode().replace("+Inf", "")
