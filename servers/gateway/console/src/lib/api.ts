@@ -44,11 +44,22 @@ export function post<T>(path: string, members: object = {}): Promise<T> {
   });
 }
 
+const KEY = "llmos.key";
+
+/** The API key that people gave, if the gateway wants one; it is forgotten with the tab. */
+export const apiKey = (): string => sessionStorage.getItem(KEY) ?? "";
+export const keepApiKey = (key: string): void => sessionStorage.setItem(KEY, key);
+
+function keyed(): Record<string, string> {
+  const key = apiKey();
+  return key ? { ...JSON_HEADERS, authorization: `Bearer ${key}` } : JSON_HEADERS;
+}
+
 /** Calls the OpenAI API of the gateway. */
 export function openai<T>(path: string, members: object): Promise<T> {
   return json<T>(`/v1${path}`, {
     method: "POST",
-    headers: JSON_HEADERS,
+    headers: keyed(),
     body: JSON.stringify(members),
   });
 }
@@ -106,7 +117,7 @@ type Chunk = ErrorBody & {
 export async function* chat(request: object, signal: AbortSignal): AsyncGenerator<Piece> {
   const response = await fetch("/v1/chat/completions", {
     method: "POST",
-    headers: JSON_HEADERS,
+    headers: keyed(),
     body: JSON.stringify({ ...request, stream: true, stream_options: { include_usage: true } }),
     signal,
   });

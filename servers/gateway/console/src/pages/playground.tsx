@@ -1,6 +1,7 @@
 // Trying models: chat, embeddings, images and sounds.
 import type { JSX } from "preact";
-import { get } from "../lib/api";
+import { useState } from "preact/hooks";
+import { apiKey, get, keepApiKey } from "../lib/api";
 import { usePoll } from "../lib/hooks";
 import { t } from "../lib/i18n";
 import type { Model } from "../lib/types";
@@ -32,11 +33,31 @@ export function PlaygroundPage(props: { rest: string }): JSX.Element {
         choose={(next) => (location.hash = `playground/${next}`)}
       />
       <Trouble error={polled.error} />
+      {tab !== "media" && <KeyField />}
       {!polled.value && <p class="dim">{t("waiting")}</p>}
       {polled.value && tab === "chat" && <ChatTab models={of("generate")} first={ref} />}
       {polled.value && tab === "embeddings" && <EmbedTab models={of("embed")} />}
       {polled.value && tab === "media" && <MediaTab models={of("predict")} />}
     </>
+  );
+}
+
+function KeyField(): JSX.Element {
+  const [key, setKey] = useState(apiKey());
+  return (
+    <details class="key" open={key !== ""}>
+      <summary>{t("apiKey")}</summary>
+      <input
+        type="password"
+        autocomplete="off"
+        aria-label={t("apiKey")}
+        value={key}
+        onInput={(event) => {
+          setKey(event.currentTarget.value);
+          keepApiKey(event.currentTarget.value);
+        }}
+      />
+    </details>
   );
 }
 

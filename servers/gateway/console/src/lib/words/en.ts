@@ -96,6 +96,7 @@ export const en = {
   removeWhy: "Its files go when no other version has them. This cannot be undone.",
   removed: "{ref} is deleted.",
   // Playground
+  apiKey: "API key (if the gateway wants one)",
   chat: "Chat",
   embeddings: "Embeddings",
   media: "Image and audio",

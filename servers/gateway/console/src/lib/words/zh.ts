@@ -95,6 +95,7 @@ export const zh: Words = {
   removeAsk: "删除 {ref}？",
   removeWhy: "没有其他版本使用的文件会被删除。此操作无法撤销。",
   removed: "{ref} 已删除。",
+  apiKey: "API 密钥（如果网关要求）",
   chat: "对话",
   embeddings: "向量",
   media: "图像与声音",
