@@ -20,6 +20,7 @@ from llmos.clients.ctl import (
     job_optimize,  # noqa: F401  # the same
     job_train,  # noqa: F401  # the same
     kernel,
+    key,
     lock,
     mem,
     model,
@@ -98,6 +99,7 @@ def build() -> typer.Typer:
     app.add_typer(job.app, name="job")
     app.add_typer(mem.app, name="mem")
     app.add_typer(kernel.app, name="kernel")
+    app.add_typer(key.app, name="key")
     app.add_typer(state.app, name="state")
     app.add_typer(lock.app, name="lock")
     app.add_typer(audit.app, name="audit")
