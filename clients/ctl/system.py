@@ -39,6 +39,9 @@ def up(
     Does nothing when it already runs in the state directory; adopts what a killed init left.
     """
     if bring_up(session, config):
+        address = session.socket("gateway").with_name("gateway.address")
+        if address.exists():
+            note(f"  console      http://{address.read_text().strip()}/console/")
         session.out.say("LLM OS is ready.", {"started": True, "state_dir": str(session.state_dir)})
     else:
         said = f"LLM OS already runs in {session.state_dir}; nothing changed."
