@@ -229,8 +229,9 @@ def stream(bench: Bench, out: dict[str, Any]) -> None:
 def handle(bench: Bench, out: dict[str, Any]) -> None:
     """4 MiB by buffer handle, as bench/memory.py measures it, against inline over ports here."""
     script = str(Path(__file__).with_name("memory.py"))
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
-    by_handle_us = json.loads(done.stdout.splitlines()[-1])["4MiB_handle_reused_buffer"]
+    argv = [sys.executable, script, "--buffers"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    by_handle_us = json.loads(done.stdout.splitlines()[-1])["us_p50"]["4MiB_handle_reused_buffer"]
     out["handle_vs_inline_4mib"] = bench.median("port_4mib.p50_ms") * 1e3 / by_handle_us
 
 

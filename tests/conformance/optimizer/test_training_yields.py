@@ -22,7 +22,7 @@ from llmos.servers.optimizer.train.gate import BUSY, Gate
 from llmos.servers.optimizer.train.watcher import Watcher
 
 
-class Slow(execution_pb2_grpc.ExecutionServicer):  # type: ignore[misc]  # one call is enough
+class Slow(execution_pb2_grpc.ExecutionServicer):
     """Answers when it is told to."""
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Slow(execution_pb2_grpc.ExecutionServicer):  # type: ignore[misc]  # one c
 async def world(tmp_path: Path) -> AsyncIterator[tuple[grpc.aio.Channel, Slow]]:
     kernel, address = KernelServer(), f"unix:{tmp_path}/kernel.sock"
     await kernel.start([address])
-    slow, recorder = Slow(), Recorder()
+    slow, recorder = Slow(), Recorder()  # type: ignore[abstract]  # one call is enough
     add: Any = execution_pb2_grpc.add_ExecutionServicer_to_server
     add(slow, recorder)
     server, client = Port(address, "execution"), Port(address, "job/1")
