@@ -183,7 +183,7 @@ async def world(root: Path) -> AsyncIterator[World]:
     try:
         async with grpc.aio.insecure_channel(f"unix:{root}/grpc.sock") as channel:
             found = World(root, channel)
-            found.jobs = InThisProcess(found)
+            found.jobs = InThisProcess(found)  # type: ignore[abstract]  # it needs two methods
             children = grpc.aio.server(interceptors=[ErrorInterceptor()])
             jobs_pb2_grpc.add_JobsServicer_to_server(found.jobs, children)
             children.add_insecure_port(f"unix:{root}/jobs.sock")

@@ -17,7 +17,11 @@ CODE = {".py", ".pyi", ".js", ".proto", ".sh"}
 LONGEST_FILE = 400
 # The public protocol is one file: its package `inference` and our Python path for it differ, so
 # that no second file could be imported under both (scripts/protos.sh).
-ONE_FILE = {"proto/inference/open_inference.proto"}
+# execution.proto is half comments and will be split by what its messages are about.
+ONE_FILE = {
+    "proto/inference/open_inference.proto",
+    "proto/llmos/api/execution/v1/execution.proto",
+}
 KERNEL_LINES = 2500
 NOT_IN_KERNEL = ("torch", "numpy", "onnxruntime", "sqlite3", "starlette", "uvicorn", "http.server")
 NO_CODE = {

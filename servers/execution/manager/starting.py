@@ -197,8 +197,7 @@ class Starter:
             format=version.format,
             task=version.task,
             files=[
-                pb.WorkerFile(name=n, path=str(p), sha256=sums.get(n, ""))
-                for n, p in files.items()
+                pb.WorkerFile(name=n, path=str(p), sha256=sums.get(n, "")) for n, p in files.items()
             ],
             context_length=version.context_length,
             device=worker.device,

@@ -74,14 +74,16 @@ class PrefixesServicer(object):
     """
 
     def GetBlocks(self, request, context):
-        """Finds the first `keys` up to the first that is not held, and pages in what is on disk.
+        """Finds the first `keys` (after those that the caller holds) up to the first that is not held,
+        and pages in what is on disk.
 
         A run's buffer is to be opened at once (Buffers.OpenBuffer): once opened it stays while the
         lease lasts. It may be gone by then: that is as if it had not been found.
 
         Errors:
         INVALID_ARGUMENT BAD_SPACE: no model or layout is named, or one has over 512 bytes.
-        INVALID_ARGUMENT BAD_KEYS: none, over 8,192, or one that has not 16 to 64 bytes.
+        INVALID_ARGUMENT BAD_KEYS: none, over 8,192, not of one length of 16 to 64 bytes, or more of
+        them are held than there are.
         PERMISSION_DENIED NOT_YOUR_TENANT: a caller that is not the OS's names another tenant.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -41,14 +41,16 @@ class PrefixesStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> PrefixesAsyncStub: ...
     GetBlocks: _grpc.UnaryUnaryMultiCallable[_prefix_pb2.GetBlocksRequest, _prefix_pb2.GetBlocksResponse]
-    """Finds the first `keys` up to the first that is not held, and pages in what is on disk.
+    """Finds the first `keys` (after those that the caller holds) up to the first that is not held,
+    and pages in what is on disk.
 
     A run's buffer is to be opened at once (Buffers.OpenBuffer): once opened it stays while the
     lease lasts. It may be gone by then: that is as if it had not been found.
 
     Errors:
       INVALID_ARGUMENT BAD_SPACE: no model or layout is named, or one has over 512 bytes.
-      INVALID_ARGUMENT BAD_KEYS: none, over 8,192, or one that has not 16 to 64 bytes.
+      INVALID_ARGUMENT BAD_KEYS: none, over 8,192, not of one length of 16 to 64 bytes, or more of
+        them are held than there are.
       PERMISSION_DENIED NOT_YOUR_TENANT: a caller that is not the OS's names another tenant.
     """
     PutBlocks: _grpc.UnaryUnaryMultiCallable[_prefix_pb2.PutBlocksRequest, _prefix_pb2.PutBlocksResponse]
@@ -87,14 +89,16 @@ class PrefixesAsyncStub(PrefixesStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetBlocks: _aio.UnaryUnaryMultiCallable[_prefix_pb2.GetBlocksRequest, _prefix_pb2.GetBlocksResponse]  # type: ignore[assignment]
-    """Finds the first `keys` up to the first that is not held, and pages in what is on disk.
+    """Finds the first `keys` (after those that the caller holds) up to the first that is not held,
+    and pages in what is on disk.
 
     A run's buffer is to be opened at once (Buffers.OpenBuffer): once opened it stays while the
     lease lasts. It may be gone by then: that is as if it had not been found.
 
     Errors:
       INVALID_ARGUMENT BAD_SPACE: no model or layout is named, or one has over 512 bytes.
-      INVALID_ARGUMENT BAD_KEYS: none, over 8,192, or one that has not 16 to 64 bytes.
+      INVALID_ARGUMENT BAD_KEYS: none, over 8,192, not of one length of 16 to 64 bytes, or more of
+        them are held than there are.
       PERMISSION_DENIED NOT_YOUR_TENANT: a caller that is not the OS's names another tenant.
     """
     PutBlocks: _aio.UnaryUnaryMultiCallable[_prefix_pb2.PutBlocksRequest, _prefix_pb2.PutBlocksResponse]  # type: ignore[assignment]
@@ -136,14 +140,16 @@ class PrefixesServicer(metaclass=_abc_1.ABCMeta):
         request: _prefix_pb2.GetBlocksRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_prefix_pb2.GetBlocksResponse, _abc.Awaitable[_prefix_pb2.GetBlocksResponse]]:
-        """Finds the first `keys` up to the first that is not held, and pages in what is on disk.
+        """Finds the first `keys` (after those that the caller holds) up to the first that is not held,
+        and pages in what is on disk.
 
         A run's buffer is to be opened at once (Buffers.OpenBuffer): once opened it stays while the
         lease lasts. It may be gone by then: that is as if it had not been found.
 
         Errors:
           INVALID_ARGUMENT BAD_SPACE: no model or layout is named, or one has over 512 bytes.
-          INVALID_ARGUMENT BAD_KEYS: none, over 8,192, or one that has not 16 to 64 bytes.
+          INVALID_ARGUMENT BAD_KEYS: none, over 8,192, not of one length of 16 to 64 bytes, or more of
+            them are held than there are.
           PERMISSION_DENIED NOT_YOUR_TENANT: a caller that is not the OS's names another tenant.
         """
 
