@@ -8,35 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter, TokenType, quants
 
 from llmos.lib.errors import FailedPrecondition
+from llmos.servers.optimizer.job.models import gguf_names as names
 from llmos.servers.optimizer.job.models.subject import Subject
 from llmos.servers.optimizer.job.models.torch_folder import Module
 
-_PARTS = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-    "attn_norm": "model.layers.{}.input_layernorm",
-    "attn_q": "model.layers.{}.self_attn.q_proj",
-    "attn_k": "model.layers.{}.self_attn.k_proj",
-    "attn_v": "model.layers.{}.self_attn.v_proj",
-    "attn_output": "model.layers.{}.self_attn.o_proj",
-    "ffn_norm": "model.layers.{}.post_attention_layernorm",
-    "ffn_gate": "model.layers.{}.mlp.gate_proj",
-    "ffn_up": "model.layers.{}.mlp.up_proj",
-    "ffn_down": "model.layers.{}.mlp.down_proj",
-}
 _FILE_TYPES = {"Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8}
-
-
-def torch_name(tensor: str) -> str:
-    """Return the layer that a GGUF tensor belongs to, as torch names it; "" when not known."""
-    words = tensor.removesuffix(".weight").split(".")
-    layer = words[1] if words[0] == "blk" else ""
-    return _PARTS.get(words[-1], "").format(layer)
 
 
 def requantise(
@@ -54,7 +33,7 @@ def requantise(
         )
     writer.add_file_type(_FILE_TYPES[kind.name])
     for tensor in reader.tensors:
-        if torch_name(tensor.name) in layers:
+        if names.torch_name(tensor.name) in layers:
             values = quants.dequantize(tensor.data, tensor.tensor_type)
             writer.add_tensor(tensor.name, quants.quantize(values, kind), raw_dtype=kind)
         else:
@@ -99,7 +78,7 @@ def convert(
     _tokenizer(writer, subject, config)
     tied = bool(config.tie_word_embeddings)
     weights = module.model.state_dict()
-    for part, name in _PARTS.items():
+    for part, name in names.PARTS.items():
         if part == "output" and tied:
             continue
         places = range(config.num_hidden_layers) if "{}" in name else [-1]
@@ -108,7 +87,9 @@ def convert(
             values = weights[full + ".weight"].numpy()
             if part in ("attn_q", "attn_k"):
                 heads = config.num_attention_heads
-                values = _paired(values, heads if part == "attn_q" else config.num_key_value_heads)
+                values = names.paired(
+                    values, heads if part == "attn_q" else config.num_key_value_heads
+                )
             tensor = f"blk.{layer}.{part}.weight" if layer >= 0 else f"{part}.weight"
             if full in layers:
                 writer.add_tensor(tensor, quants.quantize(values, kind), raw_dtype=kind)
@@ -120,13 +101,6 @@ def convert(
 def _rope_base(config: Any) -> float:
     parameters = getattr(config, "rope_parameters", None) or {}
     return float(parameters.get("rope_theta") or getattr(config, "rope_theta", None) or 10000.0)
-
-
-def _paired(values: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:
-    """Return rows in GGUF's order: the two rows that are rotated together are neighbours."""
-    rows, width = values.shape
-    halves = values.reshape(heads, 2, rows // heads // 2, width)
-    return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(rows, width))
 
 
 def _tokenizer(writer: GGUFWriter, subject: Subject, config: Any) -> None:

@@ -6,25 +6,76 @@ import json
 from pathlib import Path
 from typing import Any
 
-from llmos.lib.errors import InvalidArgument
+import numpy as np
+
+from llmos.lib.errors import FailedPrecondition, InvalidArgument
+from llmos.servers.optimizer.job.models import gguf_names as names
 from llmos.servers.optimizer.job.models import torch_folder
 
 
 def load(path: Path) -> torch_folder.FirstOutput:
-    """Return a GGUF model as a torch module in float32. Raises InvalidArgument BAD_MODEL_FILE."""
-    from transformers import AutoModelForCausalLM
+    """Return a Llama in GGUF as a torch module in float32.
 
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, local_files_only=True, attn_implementation="eager"
+    Raises FailedPrecondition WRONG_FORMAT for another architecture, InvalidArgument BAD_MODEL_FILE.
+    """
+    import torch
+    from gguf import GGUFReader, quants
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    reader = GGUFReader(path)
+    about = {name: field.contents() for name, field in reader.fields.items() if "." in name}
+    if about.get("general.architecture") != "llama":
+        raise FailedPrecondition(
+            "WRONG_FORMAT",
+            f"The GGUF file is of {about.get('general.architecture')}; only llama is read here.",
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as exc:
+    try:
+        config = LlamaConfig(**_config(about, {t.name for t in reader.tensors}))
+        weights = {}
+        for tensor in reader.tensors:
+            if not (name := names.torch_name(tensor.name)):
+                continue  # e.g. factors of the rotation, which the configuration has
+            values = np.array(quants.dequantize(tensor.data, tensor.tensor_type), np.float32)
+            if tensor.name.endswith("attn_q.weight"):
+                values = names.halves(values, config.num_attention_heads)
+            elif tensor.name.endswith("attn_k.weight"):
+                values = names.halves(values, config.num_key_value_heads)
+            weights[f"{name}.weight"] = torch.from_numpy(values)
+        model = LlamaForCausalLM(config)
+        missing, _ = model.load_state_dict(weights, strict=False)
+        if set(missing) - {"lm_head.weight"}:
+            raise ValueError(f"it lacks {sorted(missing)[0]}")
+        model.tie_weights()
+    except (KeyError, ValueError, NotImplementedError, RuntimeError) as exc:
         text = " ".join(str(exc).split())[:300]
-        raise InvalidArgument(
-            "BAD_MODEL_FILE", f"transformers cannot read the GGUF file: {text}"
-        ) from exc
-    names = ["input_ids", "attention_mask"]
-    return torch_folder.FirstOutput(model.float(), names, "generate").eval()
+        raise InvalidArgument("BAD_MODEL_FILE", f"The GGUF file cannot be read: {text}") from exc
+    return torch_folder.FirstOutput(model, ["input_ids", "attention_mask"], "generate").eval()
+
+
+def _config(about: dict[str, Any], tensors: set[str]) -> dict[str, Any]:
+    """Return what transformers calls the numbers of the header."""
+    head = "llama."
+    heads = int(about[head + "attention.head_count"])
+    width = int(about[head + "embedding_length"])
+    return {
+        "vocab_size": len(about["tokenizer.ggml.tokens"]),
+        "hidden_size": width,
+        "intermediate_size": int(about[head + "feed_forward_length"]),
+        "num_hidden_layers": int(about[head + "block_count"]),
+        "num_attention_heads": heads,
+        "num_key_value_heads": int(about.get(head + "attention.head_count_kv", heads)),
+        "head_dim": int(about.get(head + "attention.key_length", width // heads)),
+        "max_position_embeddings": int(about[head + "context_length"]),
+        "rms_norm_eps": float(about[head + "attention.layer_norm_rms_epsilon"]),
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": float(about.get(head + "rope.freq_base", 10000.0)),
+        },
+        "tie_word_embeddings": "output.weight" not in tensors,
+        "bos_token_id": about.get("tokenizer.ggml.bos_token_id"),
+        "eos_token_id": about.get("tokenizer.ggml.eos_token_id"),
+        "attn_implementation": "eager",
+    }
 
 
 def to_folder(path: Path, target: Path) -> None:
