@@ -269,7 +269,13 @@ async def test_server(connect: Any) -> None:
 
 @pytest.mark.parametrize(
     ("name", "version", "ready"),
-    [("m", "", True), ("m", "2", True), ("m@2", "", True), ("m", "1", False), ("x", "", False)],
+    [
+        ("m", "", True),
+        ("m", "2", True),
+        ("m@2", "", True),
+        ("m", "1", False),
+        ("x", "", False),
+    ],
 )
 async def test_model_ready(connect: Any, name: str, version: str, ready: bool) -> None:
     stub = await connect(ManagerInference(Repository()))
@@ -277,7 +283,7 @@ async def test_model_ready(connect: Any, name: str, version: str, ready: bool) -
     assert answer.ready is ready
 
 
-@pytest.mark.parametrize(("name", "version"), [("", ""), ("a b", ""), ("m", "x"), ("m@1", "2")])
+@pytest.mark.parametrize(("name", "version"), [("", ""), ("a b", ""), ("m", "x y"), ("m@1", "2")])
 async def test_model_ready_with_bad_names(connect: Any, name: str, version: str) -> None:
     stub = await connect(ManagerInference(Repository()))
     asked = pb.ModelReadyRequest(name=name, version=version)
