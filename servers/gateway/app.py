@@ -16,7 +16,12 @@ from llmos.servers.gateway import errors, openapi
 from llmos.servers.gateway.admin import Admin, Channels
 from llmos.servers.gateway.api import OpenAI
 from llmos.servers.gateway.backend import Backend
+from llmos.servers.gateway.batch_run import asker
+from llmos.servers.gateway.batches import Batches
 from llmos.servers.gateway.config import GatewayConfig
+from llmos.servers.gateway.documents import Documents
+from llmos.servers.gateway.files import Files
+from llmos.servers.gateway.finetuning import FineTuning
 from llmos.servers.gateway.guard import KeyGuard, cors
 from llmos.servers.gateway.keys import Keys
 from llmos.servers.gateway.metrics import Metrics
@@ -59,13 +64,21 @@ def build(
             *Admin(channels, config).routes(),
             *Console().routes(),
         ]
-    app: ASGIApp = Starlette(
-        routes=routes,
-        exception_handlers={LLMOSError: _os_error, HTTPException: _http_error, Exception: _bug},
-    )
+        documents = Documents(lambda: channels("storage"))
+        files = Files(documents, config)
+        # Lines of a batch are answered by the very endpoints that answer requests.
+        batches = Batches(documents, files, asker(_application(list(routes))), config)
+        fine_tuning = FineTuning(channels, files, config)
+        routes += [*files.routes(), *batches.routes(), *fine_tuning.routes()]
+    app: ASGIApp = _application(routes)
     if keys is not None:
         app = KeyGuard(app, keys)
     return Observed(cors(app, config.cors_origins), metrics, telemetry)
+
+
+def _application(routes: list[BaseRoute]) -> Starlette:
+    handlers: Any = {LLMOSError: _os_error, HTTPException: _http_error, Exception: _bug}
+    return Starlette(routes=routes, exception_handlers=handlers)
 
 
 async def _os_error(request: Request, exc: Exception) -> JSONResponse:
