@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis  # noqa: F401  at the end, where its plugin would, CPython 3.11 (gh-106905) fails
@@ -12,6 +12,21 @@ import pytest
 from whole_os import WholeOS
 
 from llmos.servers.storage.db.engine import Database
+
+
+def _one_process(real: Callable[[int, int], None]) -> Callable[[int, int], None]:
+    """Refuse the pids that mean a group: a record without a process says 0, and a test that
+    kills 0 kills pytest, make and the shell that started them."""
+
+    def send(pid: int, signal: int, /) -> None:
+        assert pid > 0, f"a signal to pid {pid} would reach pytest itself"
+        real(pid, signal)
+
+    return send
+
+
+os.kill = _one_process(os.kill)
+os.killpg = _one_process(os.killpg)
 
 _skipped: list[str] = []  # node ids; one pytest process runs one session
 
