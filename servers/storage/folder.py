@@ -21,8 +21,9 @@ from llmos.servers.storage.formats.kinds import (
 
 # What serving needs beside the weights, and what tells where they are from.
 BESIDE = re.compile(
-    r"config\.json|generation_config\.json|tokenizer\.json|tokenizer_config\.json|vocab\.json|"
-    r"special_tokens_map\.json|added_tokens\.json|vocab\.txt|merges\.txt|tokenizer\.model|"
+    r"config\.json|generation_config\.json|adapter_config\.json|tokenizer\.json|"
+    r"tokenizer_config\.json|vocab\.json|special_tokens_map\.json|added_tokens\.json|"
+    r"vocab\.txt|merges\.txt|tokenizer\.model|"
     r"spiece\.model|sentencepiece\.bpe\.model|chat_template\.(jinja|json)|preprocessor_config\.json|"
     r"modules\.json|sentence_bert_config\.json|config_sentence_transformers\.json|"
     r"serving\.toml|labels\.txt|"  # how it is to be served, see docs/models.md

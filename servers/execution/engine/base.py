@@ -86,6 +86,7 @@ class Generation:
     speculate: int = 0  # tokens guessed ahead, 0..16: changes the speed, never the tokens
     rank: int = NORMAL  # the call's class
     tenant: str = ""  # prefixes are shared within a tenant only
+    adapter: str = ""  # `name@version` of one that the engine has been given (see Engine.adapt)
 
 
 @dataclass(frozen=True)
@@ -203,6 +204,19 @@ class Engine(abc.ABC):
 
         Raises InvalidArgument EMPTY_PROMPT, BAD_SAMPLING, BAD_CHAT; OutOfRange CONTEXT_OVERFLOW.
         """
+
+    def adapted(self, ref: str) -> bool:
+        """Say whether the adapter is at hand."""
+        return False
+
+    async def adapt(self, ref: str, files: Mapping[str, Path]) -> None:
+        """Take an adapter to be named in requests; those used longest ago may have to go for it.
+
+        Raises FailedPrecondition WRONG_TASK, BAD_ADAPTER; ResourceExhausted OVER_BUDGET.
+        """
+        raise FailedPrecondition(
+            "WRONG_TASK", f"This model does {self.info.task} and takes no adapters."
+        )
 
     @abc.abstractmethod
     async def embed(self, texts: Sequence[str]) -> Embeddings:

@@ -36,10 +36,12 @@ def generation(
     *,
     rank: int = NORMAL,
     tenant: str = "",
+    adapter: str = "",
 ) -> Generation:
     """Return what to generate; `seed` and `resume` are an earlier worker's, when there was one.
 
-    rank and tenant are the call's. Raises InvalidArgument EMPTY_PROMPT, BAD_SAMPLING, BAD_CHAT.
+    rank and tenant are the call's; adapter: `name@version` of one that the engine has. Raises
+    InvalidArgument EMPTY_PROMPT, BAD_SAMPLING, BAD_CHAT.
     """
     sampling = request.sampling
     if seed is None:
@@ -91,6 +93,7 @@ def generation(
         prompt_logprobs=request.prompt_logprobs,
         speculate=request.speculate,
         rank=rank,
+        adapter=adapter,
         tenant=tenant,
     )
 

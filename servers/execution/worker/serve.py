@@ -16,6 +16,7 @@ from llmos.lib.serve import Server
 from llmos.servers.execution.engine.base import Engine
 from llmos.servers.execution.engine.prefix import SharesPrefixes
 from llmos.servers.execution.oip.worker import WorkerInference
+from llmos.servers.execution.worker.adapters import StoredAdapters
 from llmos.servers.execution.worker.control import WorkerControl, info_of
 from llmos.servers.execution.worker.memory import SharedMemory
 from llmos.servers.execution.worker.models import OtherModels
@@ -50,13 +51,14 @@ async def _serve(order: WorkerOrder, engine: Engine, granted: int, parent: Paren
     memory = SharedMemory(channel)
     if channel is not None:
         engine.connect(OtherModels(channel, memory))
+    adapters = StoredAdapters(engine, channel, config.state_dir)
     prefixes: WorkerPrefixes | None = None
     if channel is not None and isinstance(engine, SharesPrefixes) and (model := digest_of(order)):
         prefixes = WorkerPrefixes(channel, model, engine.layout, engine.block_bytes)
         engine.share(prefixes)
     server.add(
         execution_pb2_grpc.add_ExecutionServicer_to_server,
-        WorkerExecution(engine, order.ref, memory),
+        WorkerExecution(engine, order.ref, memory, adapters),
         keys=info.keys,
         credits=order.credits,
         stall_ms=order.stall_ms,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 from llmos.api.execution.v1 import execution_pb2 as pb
@@ -13,14 +14,22 @@ from llmos.lib import call
 from llmos.lib.errors import Unimplemented
 from llmos.servers.execution.engine.base import Engine
 from llmos.servers.execution.worker import convert, predict, resume
+from llmos.servers.execution.worker.adapters import StoredAdapters
 from llmos.servers.execution.worker.memory import SharedMemory
 
 
 class WorkerExecution(execution_pb2_grpc.ExecutionServicer):
     """Keyed methods of Execution for the one model of this worker."""
 
-    def __init__(self, engine: Engine, ref: str, memory: SharedMemory | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        ref: str,
+        memory: SharedMemory | None = None,
+        adapters: StoredAdapters | None = None,
+    ) -> None:
         """Serve `engine`, which is `ref`; tensors in buffers are reached through `memory`."""
+        self._adapters = adapters or StoredAdapters(engine, None, Path())
         self._engine = engine
         self._ref = ref
         self._memory = memory or SharedMemory(None)
@@ -38,6 +47,7 @@ class WorkerExecution(execution_pb2_grpc.ExecutionServicer):
             resume=before.tokens if before else (),
             rank=call.rank(context),
             tenant=call.tenant(context),
+            adapter=await self._adapters.ready(request.adapter) if request.adapter else "",
         )
         first = before is None
         async with contextlib.aclosing(self._engine.generate(wanted)) as pieces:  # type: ignore[type-var]

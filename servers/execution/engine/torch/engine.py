@@ -26,6 +26,7 @@ from llmos.servers.execution.engine.base import (
 from llmos.servers.execution.engine.prefix import Prefixes
 from llmos.servers.execution.engine.torch import sizing
 from llmos.servers.execution.engine.torch import tokenizer as tokenizers
+from llmos.servers.execution.engine.torch.adapters import Adapters
 from llmos.servers.execution.engine.torch.build import build
 from llmos.servers.execution.engine.torch.chat import ChatTemplate
 from llmos.servers.execution.engine.torch.config import main_file, read_config, read_json
@@ -63,6 +64,7 @@ class TorchEngine(Engine):
         self.info, self.tokenizer = info, text
         self._chat, self._vocab, self._model = chat, model.config.vocab, model
         self._guides = Guides(text, self._vocab)
+        self._adapters = Adapters(model)
         cache = KVCache(model.geometry, sizing.kv_tokens(info.context_length))
         self._sharing, self.block_bytes = Sharing(cache, info.dtype, threads), cache.block_bytes
         self._loop = StepLoop(model, cache, threads, "torch-steps", self._sharing)
@@ -84,7 +86,8 @@ class TorchEngine(Engine):
             yield sequence.closing()  # it had said its last token before it was resumed
             return
         outlet = Outlet(self._loop.wake)
-        job = Job(sequence, outlet, sequence.plan.rank, sequence.plan.tenant)
+        adapter = self._adapters.get(request.adapter) if request.adapter else None
+        job = Job(sequence, outlet, sequence.plan.rank, sequence.plan.tenant, adapter)
         await self._sharing.find(job)
         self._loop.submit(job)
         try:
@@ -101,6 +104,14 @@ class TorchEngine(Engine):
         wanted = constraint(request)
         guide = None if wanted is None else self._guides.make(*wanted)
         return Running(plan, TextStream(self.tokenizer, request.stop), self.tokenizer.ends, guide)
+
+    def adapted(self, ref: str) -> bool:
+        """See Engine."""
+        return ref in self._adapters
+
+    async def adapt(self, ref: str, files: Mapping[str, Path]) -> None:
+        """See Engine. Also raises FailedPrecondition BAD_ADAPTER."""
+        await asyncio.to_thread(self._adapters.add, ref, files)
 
     async def embed(self, texts: Sequence[str]) -> Embeddings:
         """Raise FailedPrecondition WRONG_TASK."""

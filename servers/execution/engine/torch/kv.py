@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from llmos.servers.execution.engine.torch.pages import BLOCK, Pages
+
+if TYPE_CHECKING:
+    from llmos.servers.execution.engine.torch.adapter import Adapter
 
 _KINDS = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: np.uint16}
 
@@ -36,11 +40,13 @@ class Span:
     """`count` new tokens of a sequence, the first at position `start`.
 
     table: its blocks in order, enough for all of them. Those of the new tokens are its own.
+    adapter: what its rows are computed with beside the model.
     """
 
     table: Sequence[int]
     start: int
     count: int
+    adapter: Adapter | None = None
 
 
 class KVCache:

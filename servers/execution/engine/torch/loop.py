@@ -109,7 +109,7 @@ class StepLoop:
                 scored.append((sequence, positions))
                 ask = len(tokens) - sequence.fed
                 scores += [ask + position for position in positions]
-            spans.append(Span(job.table, sequence.fed, chunk.count + len(chunk.draft)))
+            spans.append(Span(job.table, sequence.fed, chunk.count + len(chunk.draft), job.adapter))
             tokens += sequence.tokens[sequence.fed : end]
             tokens += chunk.draft
             if end == len(sequence.tokens):

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llmos.servers.execution.engine.torch.adapter import Adapter
 from llmos.servers.execution.engine.torch.attention import StepAttention
 from llmos.servers.execution.engine.torch.config import LlamaConfig
 from llmos.servers.execution.engine.torch.kv import Geometry, KVCache, Span
@@ -30,6 +31,7 @@ class Model(abc.ABC):
     """
 
     exact: bool
+    dtype: torch.dtype = torch.float32  # of activations
     _layers: Sequence[Any]
     _norm: Tensor
     _head: Any
@@ -103,6 +105,28 @@ class Layer:
     k_norm: Tensor | None = None
 
 
+class Adapted:
+    """The rows of a step that adapters are added to, together for all that name the same one."""
+
+    def __init__(self, spans: Sequence[Span], device: torch.device) -> None:
+        """Find them; `spans` are the step's, in the order of its rows."""
+        rows: dict[Adapter, list[int]] = {}
+        at = 0
+        for span in spans:
+            if span.adapter is not None:
+                rows.setdefault(span.adapter, []).extend(range(at, at + span.count))
+            at += span.count
+        self._groups = [(a, torch.tensor(r, device=device)) for a, r in rows.items()]
+
+    def add(self, layer: int, stack: str, x: Tensor, y: Tensor) -> Tensor:
+        """Return `y`, the product of `x` with a stack of a layer, with the adapters' added."""
+        for adapter, rows in self._groups:
+            delta = adapter.delta(layer, stack, x[rows])
+            if delta is not None:
+                y[rows] += delta
+        return y
+
+
 class Llama(Model):
     """The model in torch's operators, in float32 or bfloat16, on any device.
 
@@ -132,6 +156,7 @@ class Llama(Model):
             device=embedding.device,
         )
         super().__init__(config, geometry, embedding, frequencies)
+        self.dtype = embedding.dtype
         self._layers, self._norm, self._head, self._native = layers, norm, head, attention
         linear = self._probe_linear()
         rows = 1 if attention else self._probe_attention()  # the kernel takes each row by itself
@@ -148,8 +173,10 @@ class Llama(Model):
         else:
             attention = self._native
             attention.plan(cache, spans, angles[:count])
+        adapted = Adapted(spans, x.device)
         for i, layer in enumerate(self._layers):
-            qkv = layer.qkv(self._normed(x, layer.attn_norm))
+            normed = self._normed(x, layer.attn_norm)
+            qkv = adapted.add(i, "qkv", normed, layer.qkv(normed))
             qkv = qkv.view(rows, c.heads + 2 * c.kv_heads, c.head_dim)
             if layer.q_norm is not None and layer.k_norm is not None:
                 q, k = qkv[:, : c.heads], qkv[:, c.heads : c.heads + c.kv_heads]
@@ -158,9 +185,12 @@ class Llama(Model):
             if self._native is None:
                 _rotate(qkv[:, : c.heads + c.kv_heads], turns)
             seen = attention(i, qkv[:count])
-            x = x + layer.out(F.pad(seen, (0, 0, 0, rows - count)) if rows > count else seen)
-            gate, up = layer.gate_up(self._normed(x, layer.ffn_norm)).chunk(2, -1)
-            x = x + layer.down(F.silu(gate) * up)
+            seen = F.pad(seen, (0, 0, 0, rows - count)) if rows > count else seen
+            x = x + adapted.add(i, "out", seen, layer.out(seen))
+            normed = self._normed(x, layer.ffn_norm)
+            gate, up = adapted.add(i, "gate_up", normed, layer.gate_up(normed)).chunk(2, -1)
+            mixed = F.silu(gate) * up
+            x = x + adapted.add(i, "down", mixed, layer.down(mixed))
             self.computed += 1
         return x
 

@@ -83,9 +83,9 @@ class Pages:
             del self._found[key]
 
 
-def root(salt: str) -> bytes:
+def root(*salt: str) -> bytes:
     """Return the key before the first block. Who has another salt finds other blocks."""
-    return hashlib.blake2b(salt.encode(), digest_size=16).digest()
+    return hashlib.blake2b("\0".join(salt).encode(), digest_size=16).digest()
 
 
 def chain(key: bytes, tokens: Sequence[int]) -> bytes:

@@ -17,6 +17,7 @@ from llmos.servers.execution.engine.torch.pages import BLOCK, Pages, chain, root
 from llmos.servers.execution.engine.torch.sequence import Sequence
 
 if TYPE_CHECKING:
+    from llmos.servers.execution.engine.torch.adapter import Adapter
     from llmos.servers.execution.engine.torch.sharing import Found
 
 MAX_RUNNING = 64  # sequences in a step; more wait
@@ -28,8 +29,16 @@ _PATIENCE = 4  # steps in a row that BATCH sits out while INTERACTIVE prompts ar
 class Job:
     """A sequence with its reader and its blocks."""
 
-    def __init__(self, sequence: Sequence, outlet: Outlet, rank: int = 3, tenant: str = "") -> None:
+    def __init__(
+        self,
+        sequence: Sequence,
+        outlet: Outlet,
+        rank: int = 3,
+        tenant: str = "",
+        adapter: Adapter | None = None,
+    ) -> None:
         """Pair them. rank: the call's class, lower first. tenant: whose prefixes it may share."""
+        self.adapter = adapter
         self.sequence, self.outlet, self.rank = sequence, outlet, rank
         self.tenant = tenant
         self.cancelled = False  # set from outside
@@ -37,7 +46,7 @@ class Job:
         self.table: list[int] = []
         self.found: Found | None = None  # blocks from the store of prefixes
         self.offered = 0  # blocks of its text that the store was offered, or has
-        self._keys = [root(tenant)]
+        self._keys = [root(tenant, *([adapter.ref] if adapter is not None else []))]
         self._registered = 0
 
     @property

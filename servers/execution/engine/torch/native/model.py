@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from llmos.servers.execution.engine.torch.config import LlamaConfig
 from llmos.servers.execution.engine.torch.kv import Geometry, KVCache, Span
-from llmos.servers.execution.engine.torch.model import Model
+from llmos.servers.execution.engine.torch.model import Layer, Llama, Model
 from llmos.servers.execution.engine.torch.native.layout import CLayer, PackedLinear
-from llmos.servers.execution.engine.torch.native.step import Workspace, shape_of, turns_of
+from llmos.servers.execution.engine.torch.native.selftest import product
+from llmos.servers.execution.engine.torch.native.step import (
+    NativeAttention,
+    Workspace,
+    shape_of,
+    turns_of,
+)
 
 
 @dataclass(frozen=True)
@@ -69,9 +77,13 @@ class Int8Llama(Model):
         self._views = [layer.c() for layer in layers]
         self._shape = shape_of(config, threads, geometry.dtype)
         self._space = Workspace(config, threads)
+        self._threads = threads
+        self._twin: Llama | None = None  # made when an adapter is used first
 
     def _body(self, cache: KVCache, x: Tensor, angles: Tensor, spans: Sequence[Span]) -> Tensor:
         x = x.float()
+        if any(span.adapter is not None for span in spans):
+            return self._with_adapters(cache, x, angles, spans)
         step = ctypes.byref(self._space.plan(cache, spans, turns_of(angles), x))
         shape = ctypes.byref(self._shape)
         keys, values = cache.keys, cache.values
@@ -86,6 +98,60 @@ class Int8Llama(Model):
             )
             self.computed += 1
         return x
+
+    def _with_adapters(
+        self, cache: KVCache, x: Tensor, angles: Tensor, spans: Sequence[Span]
+    ) -> Tensor:
+        """Run the rows that adapters are added to matrix by matrix, and the others as ever.
+
+        So neither have numbers that depend on the others.
+        """
+        ends = list(itertools.accumulate(span.count for span in spans))
+        for adapted, body in ((False, self._body), (True, self._by_matrix)):
+            mine = [(span.adapter is not None) == adapted for span in spans]
+            some = list(itertools.compress(spans, mine))
+            if some:
+                rows = torch.cat(
+                    [
+                        torch.arange(e - s.count, e)
+                        for e, s in itertools.compress(zip(ends, spans, strict=True), mine)
+                    ]
+                )
+                x[rows] = body(cache, x[rows], angles[rows], some)
+        return x
+
+    def _by_matrix(
+        self, cache: KVCache, x: Tensor, angles: Tensor, spans: Sequence[Span]
+    ) -> Tensor:
+        if self._twin is None:
+            self._twin = self._make_twin()
+        x = self._twin._body(cache, x, angles, spans)
+        self.computed += self.config.layers
+        return x
+
+    def _make_twin(self) -> Llama:
+        """Return the model in torch's operators over the same weights."""
+
+        def linear(matrix: PackedLinear) -> Any:
+            return lambda x: product(self._library, matrix, x, self._threads)
+
+        layers = [
+            Layer(
+                attn_norm=layer.attn_norm,
+                qkv=linear(layer.qkv),
+                out=linear(layer.out),
+                ffn_norm=layer.ffn_norm,
+                gate_up=linear(layer.gate_up),
+                down=linear(layer.down),
+                q_norm=layer.q_norm,
+                k_norm=layer.k_norm,
+            )
+            for layer in self._layers
+        ]
+        kernel = NativeAttention(self._library, self.config, self._threads, self.geometry.dtype)
+        embedding = self._embedding[:0].float()  # it is only asked for its type
+        head = linear(self._head)
+        return Llama(self.config, embedding, layers, self._norm, head, self._frequencies, kernel)
 
     def _final(self, x: Tensor) -> Tensor:
         return torch.nn.functional.rms_norm(x, self._norm.shape, self._norm, self.config.eps)

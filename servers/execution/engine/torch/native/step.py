@@ -106,10 +106,16 @@ def turns_of(angles: Tensor) -> Tensor:
 class NativeAttention:
     """Attention by the compiled kernel for layers that torch computes; as StepAttention."""
 
-    def __init__(self, library: ctypes.CDLL, config: LlamaConfig, threads: int) -> None:
-        """Prepare for a model whose cache is float32."""
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        config: LlamaConfig,
+        threads: int,
+        cached: torch.dtype = torch.float32,
+    ) -> None:
+        """Prepare for a model whose cache is of the type `cached`, float32 or float16."""
         self._library, self._config = library, config
-        self._shape = shape_of(config, threads, torch.float32)
+        self._shape = shape_of(config, threads, cached)
         self._space = Workspace(config, threads)
         self._null = CLayer()
 

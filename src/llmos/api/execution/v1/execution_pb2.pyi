@@ -305,6 +305,7 @@ class GenerateRequest(_message.Message):
     GRAMMAR_FIELD_NUMBER: _builtins.int
     SPECULATE_FIELD_NUMBER: _builtins.int
     PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Model reference."""
     prompt: _builtins.str
@@ -324,6 +325,11 @@ class GenerateRequest(_message.Message):
     prompt_logprobs: _builtins.bool
     """Report how likely each token of the input was, too; with `sampling.logprobs` only. The whole
     input is read for it: nothing is taken from the prefix cache.
+    """
+    adapter: _builtins.str
+    """An adapter to compute with beside the model: the reference of a registered version that holds
+    PEFT's adapter_config.json and adapter_model.safetensors (LoRA). A bare name means the newest
+    version when a worker gets the call. Empty = none.
     """
     @_builtins.property
     def chat(self) -> Global___Chat:
@@ -356,10 +362,11 @@ class GenerateRequest(_message.Message):
         grammar: _builtins.str = ...,
         speculate: _builtins.int = ...,
         prompt_logprobs: _builtins.bool = ...,
+        adapter: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "constraint", b"constraint", "grammar", b"grammar", "input", b"input", "json_schema", b"json_schema", "prompt", b"prompt", "regex", b"regex", "sampling", b"sampling", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "constraint", b"constraint", "grammar", b"grammar", "input", b"input", "json_schema", b"json_schema", "max_tokens", b"max_tokens", "model", b"model", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "regex", b"regex", "sampling", b"sampling", "speculate", b"speculate", "stop", b"stop", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "chat", b"chat", "constraint", b"constraint", "grammar", b"grammar", "input", b"input", "json_schema", b"json_schema", "max_tokens", b"max_tokens", "model", b"model", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "regex", b"regex", "sampling", b"sampling", "speculate", b"speculate", "stop", b"stop", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_constraint: _TypeAlias = _typing.Literal["json_schema", "regex", "grammar"]  # noqa: Y015
     _WhichOneofArgType_constraint: _TypeAlias = _typing.Literal["constraint", b"constraint"]  # noqa: Y015

@@ -57,6 +57,10 @@ class ExecutionStub:
         of range, which is named), BAD_CHAT (unknown role, or no chat template), BAD_TOKENS (an id that the model lacks),
         BAD_CONSTRAINT (a schema, expression or grammar that cannot be read or satisfied).
       OUT_OF_RANGE CONTEXT_OVERFLOW: prompt and max_tokens exceed the context; has the counts.
+      FAILED_PRECONDITION BAD_ADAPTER: the adapter is none, is damaged, or was made for a model of
+        other shapes; says which. WRONG_TASK: this engine takes no adapters.
+      RESOURCE_EXHAUSTED OVER_BUDGET: the adapter is larger than the room for adapters.
+      UNAVAILABLE ADAPTER_DROPPED: other adapters took its room a moment ago; try again.
       UNAVAILABLE CLOSING: the model is being unloaded; the next try loads it again.
       INTERNAL STEP_FAILED, NOT_FINITE: the computation broke (memory, or a number of the model).
     """
@@ -161,6 +165,10 @@ class ExecutionAsyncStub(ExecutionStub):
         of range, which is named), BAD_CHAT (unknown role, or no chat template), BAD_TOKENS (an id that the model lacks),
         BAD_CONSTRAINT (a schema, expression or grammar that cannot be read or satisfied).
       OUT_OF_RANGE CONTEXT_OVERFLOW: prompt and max_tokens exceed the context; has the counts.
+      FAILED_PRECONDITION BAD_ADAPTER: the adapter is none, is damaged, or was made for a model of
+        other shapes; says which. WRONG_TASK: this engine takes no adapters.
+      RESOURCE_EXHAUSTED OVER_BUDGET: the adapter is larger than the room for adapters.
+      UNAVAILABLE ADAPTER_DROPPED: other adapters took its room a moment ago; try again.
       UNAVAILABLE CLOSING: the model is being unloaded; the next try loads it again.
       INTERNAL STEP_FAILED, NOT_FINITE: the computation broke (memory, or a number of the model).
     """
@@ -268,6 +276,10 @@ class ExecutionServicer(metaclass=_abc_1.ABCMeta):
             of range, which is named), BAD_CHAT (unknown role, or no chat template), BAD_TOKENS (an id that the model lacks),
             BAD_CONSTRAINT (a schema, expression or grammar that cannot be read or satisfied).
           OUT_OF_RANGE CONTEXT_OVERFLOW: prompt and max_tokens exceed the context; has the counts.
+          FAILED_PRECONDITION BAD_ADAPTER: the adapter is none, is damaged, or was made for a model of
+            other shapes; says which. WRONG_TASK: this engine takes no adapters.
+          RESOURCE_EXHAUSTED OVER_BUDGET: the adapter is larger than the room for adapters.
+          UNAVAILABLE ADAPTER_DROPPED: other adapters took its room a moment ago; try again.
           UNAVAILABLE CLOSING: the model is being unloaded; the next try loads it again.
           INTERNAL STEP_FAILED, NOT_FINITE: the computation broke (memory, or a number of the model).
         """

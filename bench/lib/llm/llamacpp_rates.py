@@ -1,4 +1,4 @@
-"""llama.cpp on a model requantised to Q8_0: python llamacpp.py MODEL.gguf; one JSON line.
+"""llama.cpp: python llamacpp_rates.py Q8_0.gguf; one JSON line.
 
 Static batches in process, as its own batched-bench does: 64-token prompts, 128 new ones, greedy.
 """
@@ -7,28 +7,12 @@ import ctypes
 import json
 import random
 import sys
-import tempfile
 import time
-from pathlib import Path
 
 import llama_cpp as lib
 import numpy as np
 
 THREADS, PROMPT, NEW = 2, 64, 128
-
-
-def requantised(source: Path, folder: str) -> Path:
-    """Write the model as Q8_0."""
-    target = Path(folder) / "q8_0.gguf"
-    params = lib.llama_model_quantize_default_params()
-    params.ftype, params.allow_requantize, params.nthread = (
-        lib.LLAMA_FTYPE_MOSTLY_Q8_0,
-        True,
-        THREADS,
-    )
-    if lib.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params)):
-        raise SystemExit("llama.cpp could not requantise the model")
-    return target
 
 
 class Runner:
@@ -100,11 +84,9 @@ def main() -> None:
     """Print the best of two rounds."""
     quiet = lib.llama_log_callback(lambda *_: None)
     lib.llama_log_set(quiet, ctypes.c_void_p(0))
-    with tempfile.TemporaryDirectory() as folder:
-        path = requantised(Path(sys.argv[1]), folder)
-        model = lib.llama_model_load_from_file(str(path).encode(), lib.llama_model_default_params())
-        rates = {str(n): max(measure(model, n)[1] for _ in range(2)) for n in (1, 8)}
-        rates["prefill"] = max(prefill(model) for _ in range(2))
+    model = lib.llama_model_load_from_file(sys.argv[1].encode(), lib.llama_model_default_params())
+    rates = {str(n): max(measure(model, n)[1] for _ in range(2)) for n in (1, 8)}
+    rates["prefill"] = max(prefill(model) for _ in range(2))
     print(json.dumps(rates))
 
 
