@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from llmos.lib.errors import LLMOSError
 from llmos.servers.execution.manager.crashes import WINDOW_S, CrashLog
@@ -13,6 +13,7 @@ from llmos.servers.execution.manager.leases import Leases
 from llmos.servers.execution.manager.measuring import used_bytes
 from llmos.servers.execution.manager.model import State, Worker
 from llmos.servers.execution.manager.seams import Grants, Router
+from llmos.servers.execution.manager.table import Table
 
 _REPORT_S = 5.0
 _FRESH_S = 0.05  # a report is news for so long: several loads that wait share it
@@ -24,11 +25,9 @@ log = logging.getLogger(__name__)
 class Accounts:
     """Reports the workers of a table that the manager owns."""
 
-    def __init__(
-        self, workers: Mapping[str, Worker], grants: Grants, router: Router, leases: Leases
-    ) -> None:
-        """Look at `workers` whenever something is to be reported."""
-        self._workers = workers
+    def __init__(self, table: Table, grants: Grants, router: Router, leases: Leases) -> None:
+        """Look at `table` whenever something is to be reported."""
+        self._table = table
         self._grants = grants
         self._router = router
         self._leases = leases
@@ -49,9 +48,9 @@ class Accounts:
                 return
             try:
                 for ref, load in (await self._router.loads()).items():
-                    if (worker := self._workers.get(ref)) is not None:
+                    if (worker := self._table.get(ref)) is not None:
                         worker.running, worker.served = load.running, load.served
-                await self._grants.report(list(self._of(self._workers.values())))
+                await self._grants.report(list(self._of(self._table)))
                 self._reported = time.monotonic()
             except LLMOSError as exc:
                 log.warning("cannot report grants", extra={"cause": exc.message})
@@ -69,7 +68,7 @@ class Accounts:
     async def keep(self, crashes: CrashLog) -> None:
         """Measure and report, for ever."""
         while True:
-            for worker in list(self._workers.values()):
+            for worker in self._table:
                 if worker.pid:
                     worker.used_bytes = await asyncio.to_thread(
                         used_bytes, worker.pid, worker.device

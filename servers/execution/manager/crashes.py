@@ -68,6 +68,12 @@ class CrashLog:
         )
 
 
+def how_it_ended(state_dir: Path, ref: str, status: int | None) -> str:
+    """Return how and with what last words a worker ended, for people."""
+    line = last_line(state_dir / "logs" / f"worker+{ref}.log")
+    return f"{describe_exit(status)} (its log ends: {line})" if line else describe_exit(status)
+
+
 def describe_exit(status: int | None) -> str:
     """Return how a process ended; negative = signal, None = not known."""
     if status is None:

@@ -14,7 +14,7 @@ from llmos.api.execution.v1 import zygote_pb2 as pb
 from llmos.lib.errors import FailedPrecondition, LLMOSError, ResourceExhausted, Unavailable
 from llmos.servers.execution.config import ExecutionConfig
 from llmos.servers.execution.engine.select import require
-from llmos.servers.execution.manager.crashes import CrashLog, describe_exit, last_line
+from llmos.servers.execution.manager.crashes import CrashLog, how_it_ended
 from llmos.servers.execution.manager.model import State, Version, Worker
 from llmos.servers.execution.manager.options import Options, check_device, own_cores
 from llmos.servers.execution.manager.process import waiting_for
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 class Starter:
-    """Starts workers; keeps no state but the log of crashes."""
+    """Starts workers; keeps no state but how long loads took."""
 
     def __init__(
         self,
@@ -43,6 +43,7 @@ class Starter:
         grants: Grants,
         router: Router,
         forge: Forge,
+        crashes: CrashLog,
         evict: Callable[[str], Awaitable[None]],
         report: Callable[[], Awaitable[None]],
         progress: Callable[[], None],
@@ -53,7 +54,7 @@ class Starter:
         progress: called while a worker is seen to load. pids: of all workers.
         """
         self._progress = progress
-        self.crashes = CrashLog(time.monotonic)
+        self._crashes = crashes
         self._config = config
         self._catalog = catalog
         self._grants = grants
@@ -77,7 +78,7 @@ class Starter:
                 f"{worker.ref} brings Python code, which would run with all rights of the user of "
                 "LLM OS; set python_models = true in [execution] if you trust who imports models.",
             )
-        self.crashes.check(worker.ref)
+        self._crashes.check(worker.ref)
         files = await self._catalog.fetch(version)
         order = await self._order(worker, version, files, keys)
         try:
@@ -100,8 +101,8 @@ class Starter:
             except ZygoteLost:
                 log.warning("the zygote died during a load", extra={"worker": worker.ref})
             except Crashed as exc:
-                cause = self.cause(worker.ref, exc.args[0])
-                self.crashes.add(worker.ref, cause)
+                cause = how_it_ended(self._config.state_dir, worker.ref, exc.args[0])
+                self._crashes.add(worker.ref, cause)
                 raise Unavailable(
                     "LOAD_FAILED", f"The worker of {worker.ref} {cause} while loading."
                 ) from None
@@ -166,7 +167,7 @@ class Starter:
         try:
             needed = await child.planned()
         except Crashed as exc:
-            cause = self.cause(worker.ref, exc.args[0])
+            cause = how_it_ended(self._config.state_dir, worker.ref, exc.args[0])
             raise Unavailable("LOAD_FAILED", f"The worker of {worker.ref} {cause}.") from None
         except ZygoteLost:
             raise Unavailable("LOAD_FAILED", "The zygote died; try again.") from None
@@ -214,11 +215,6 @@ class Starter:
             credits=self._config.credits,
             stall_ms=int(self._config.worker_stall_s * 1000),
         )
-
-    def cause(self, ref: str, status: int | None) -> str:
-        """Return how and with what last words a worker ended, for people."""
-        line = last_line(self._config.state_dir / "logs" / f"worker+{ref}.log")
-        return f"{describe_exit(status)} (its log ends: {line})" if line else describe_exit(status)
 
 
 def describe(worker: Worker, info: pb.WorkerInfo) -> None:
