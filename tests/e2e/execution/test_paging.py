@@ -68,7 +68,7 @@ async def test_more_models_than_room_and_nobody_is_refused(llmos: Client) -> Non
     device = (await llmos.residency.ListDevices(residency_pb2.ListDevicesRequest())).devices[0]
     assert 2 * needed <= device.budget_bytes < MODELS * needed
     shares = 1 / np.arange(1, MODELS + 1)
-    picks = np.random.default_rng(0).choice(MODELS, 120, p=shares / shares.sum())
+    picks = np.random.default_rng(0).choice(MODELS, 80, p=shares / shares.sum())
     queue = iter(picks.tolist())
 
     async def caller() -> int:
@@ -140,7 +140,9 @@ async def test_the_books_agree_with_the_operating_system(running: Stack, llmos: 
         pids = {f"{k}#0": m.pid for k, m in (await llmos.models()).items() if m.pid}
         real = {id: pss(pid) for id, pid in pids.items()}
         return set(real) == set(held) and all(
-            abs(held[id].used_bytes - real[id]) <= 0.05 * real[id] for id in real
+            # Who served whom is reported with the next round of books, not at once.
+            g.tenant and g.served and abs(g.used_bytes - real[id]) <= 0.05 * real[id]
+            for id, g in held.items()
         )
 
     for _ in range(40):
@@ -148,8 +150,7 @@ async def test_the_books_agree_with_the_operating_system(running: Stack, llmos: 
             break
         await asyncio.sleep(0.5)
     else:
-        raise AssertionError("the accounts are off by more than 5 %")
-    assert all(g.tenant and g.served for g in (await grants(llmos)).values())
+        raise AssertionError(f"the accounts are off by more than 5 %: {await grants(llmos)}")
 
 
 async def test_the_memory_server_dies_and_grants_are_rebuilt(running: Stack, llmos: Client) -> None:

@@ -76,6 +76,8 @@ class Killer:
                 victim = self._random.choice(old)
                 os.kill(victim.pid, signal.SIGKILL)
                 self.killed.append(victim.name)
+                if len(self.killed) % 25 == 0:  # a long campaign that is stopped has said how far
+                    print(f"{len(self.killed)} kills", flush=True)
             await asyncio.sleep(self._random.uniform(0.05, 1.5))
 
 
