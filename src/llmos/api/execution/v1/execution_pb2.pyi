@@ -766,6 +766,7 @@ class Model(_message.Message):
     TENANT_FIELD_NUMBER: _builtins.int
     LOAD_S_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
+    INSTANCES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Model name."""
     version: _builtins.int
@@ -779,11 +780,11 @@ class Model(_message.Message):
     device: _builtins.str
     """Device it is on, when loaded."""
     pid: _builtins.int
-    """Its worker's process id, when loaded."""
+    """Its first worker's process id, when loaded."""
     granted_bytes: _builtins.int
     """Bytes granted to it, when loaded."""
     used_bytes: _builtins.int
-    """Its worker's proportional set size, bytes, when loaded."""
+    """Its workers' proportional set sizes, bytes, when loaded."""
     task: _builtins.str
     """What it does: `generate`, `embed` or `predict`."""
     context_length: _builtins.int
@@ -808,6 +809,10 @@ class Model(_message.Message):
     def options(self) -> Global___LoadOptions:
         """What was asked for when it was loaded."""
 
+    @_builtins.property
+    def instances(self) -> _containers.RepeatedCompositeFieldContainer[Global___Instance]:
+        """Its workers, when loaded. The fields above tell of the first, the bytes of all."""
+
     def __init__(
         self,
         *,
@@ -830,14 +835,67 @@ class Model(_message.Message):
         tenant: _builtins.str = ...,
         load_s: _builtins.float = ...,
         options: Global___LoadOptions | None = ...,
+        instances: _abc.Iterable[Global___Instance] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "created_unix_s", b"created_unix_s", "device", b"device", "engine", b"engine", "granted_bytes", b"granted_bytes", "is_default", b"is_default", "keys", b"keys", "leases", b"leases", "load_s", b"load_s", "name", b"name", "options", b"options", "pid", b"pid", "pinned", b"pinned", "reason", b"reason", "state", b"state", "task", b"task", "tenant", b"tenant", "used_bytes", b"used_bytes", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "created_unix_s", b"created_unix_s", "device", b"device", "engine", b"engine", "granted_bytes", b"granted_bytes", "instances", b"instances", "is_default", b"is_default", "keys", b"keys", "leases", b"leases", "load_s", b"load_s", "name", b"name", "options", b"options", "pid", b"pid", "pinned", b"pinned", "reason", b"reason", "state", b"state", "task", b"task", "tenant", b"tenant", "used_bytes", b"used_bytes", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class Instance(_message.Message):
+    """One worker of a loaded version."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    PID_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    THREADS_FIELD_NUMBER: _builtins.int
+    CPUS_FIELD_NUMBER: _builtins.int
+    GRANTED_BYTES_FIELD_NUMBER: _builtins.int
+    USED_BYTES_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """Number, from 0."""
+    state: Global___ModelState.ValueType
+    """State."""
+    pid: _builtins.int
+    """Process id."""
+    device: _builtins.str
+    """Device it is on."""
+    threads: _builtins.int
+    """Compute threads it was given; 0: all cores."""
+    granted_bytes: _builtins.int
+    """Bytes granted to it."""
+    used_bytes: _builtins.int
+    """Its proportional set size, bytes."""
+    @_builtins.property
+    def cpus(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Cores it runs on."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        state: Global___ModelState.ValueType = ...,
+        pid: _builtins.int = ...,
+        device: _builtins.str = ...,
+        threads: _builtins.int = ...,
+        cpus: _abc.Iterable[_builtins.int] | None = ...,
+        granted_bytes: _builtins.int = ...,
+        used_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpus", b"cpus", "device", b"device", "granted_bytes", b"granted_bytes", "number", b"number", "pid", b"pid", "state", b"state", "threads", b"threads", "used_bytes", b"used_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Instance: _TypeAlias = Instance  # noqa: Y015
 
 @_typing.final
 class ListModelsRequest(_message.Message):
@@ -928,9 +986,31 @@ class LoadOptions(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class ServingEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     PRECISION_FIELD_NUMBER: _builtins.int
     THREADS_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
+    INSTANCES_FIELD_NUMBER: _builtins.int
+    SERVING_FIELD_NUMBER: _builtins.int
     precision: _builtins.str
     """Precision of a causal model: `fp32`, `bf16` or `int8`; empty: by the configuration."""
     threads: _builtins.int
@@ -938,17 +1018,32 @@ class LoadOptions(_message.Message):
     those that the fewest other workers were given.
     """
     device: _builtins.str
-    """Device, e.g. `cpu` or `cuda:0`; empty: by the configuration."""
+    """Device, e.g. `cpu` or `cuda:0`; several, separated by commas: instances take them in turn; empty:
+    by the configuration.
+    """
+    instances: _builtins.int
+    """Workers of this version, each a process with its own memory, that share its calls; 0: as its
+    serving.toml says, else one. Asked of a loaded version without other options it starts or ends
+    workers.
+    """
+    @_builtins.property
+    def serving(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Keys of the version's serving.toml with other values: dotted name to TOML value, e.g.
+        `batching.delay_ms` to `2.5`.
+        """
+
     def __init__(
         self,
         *,
         precision: _builtins.str = ...,
         threads: _builtins.int = ...,
         device: _builtins.str = ...,
+        instances: _builtins.int = ...,
+        serving: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "precision", b"precision", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "instances", b"instances", "precision", b"precision", "serving", b"serving", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -965,7 +1060,7 @@ class LoadModelResponse(_message.Message):
     DEVICE_FIELD_NUMBER: _builtins.int
     EVICT_FIELD_NUMBER: _builtins.int
     needed_bytes: _builtins.int
-    """Of a dry run: the bytes it needs on `device`; 0 when it is loaded."""
+    """Of a dry run: the bytes that one worker needs on `device`; 0 when it is loaded."""
     device: _builtins.str
     """Of a dry run: where it would go."""
     @_builtins.property

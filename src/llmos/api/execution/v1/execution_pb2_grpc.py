@@ -227,7 +227,9 @@ class ExecutionServicer(object):
         With `dry_run` nothing is loaded: the answer says what it needs and what would have to go.
 
         Errors: as of the keyed methods. INVALID_ARGUMENT BAD_PIN: both pin and unpin.
-        INVALID_ARGUMENT BAD_OPTION: no such precision or device, or more threads than cores.
+        INVALID_ARGUMENT BAD_OPTION: no such precision or device, more threads than cores, more than 64
+        instances, several of a model that keeps state, or a key or value of `serving` that the
+        model's engine does not know; names it.
         FAILED_PRECONDITION LOADED_OTHERWISE: it is loaded with other options; unload it first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

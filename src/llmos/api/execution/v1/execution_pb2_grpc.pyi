@@ -118,7 +118,9 @@ class ExecutionStub:
     With `dry_run` nothing is loaded: the answer says what it needs and what would have to go.
 
     Errors: as of the keyed methods. INVALID_ARGUMENT BAD_PIN: both pin and unpin.
-      INVALID_ARGUMENT BAD_OPTION: no such precision or device, or more threads than cores.
+      INVALID_ARGUMENT BAD_OPTION: no such precision or device, more threads than cores, more than 64
+        instances, several of a model that keeps state, or a key or value of `serving` that the
+        model's engine does not know; names it.
       FAILED_PRECONDITION LOADED_OTHERWISE: it is loaded with other options; unload it first.
     """
     UnloadModel: _grpc.UnaryUnaryMultiCallable[_execution_pb2.UnloadModelRequest, _execution_pb2.UnloadModelResponse]
@@ -226,7 +228,9 @@ class ExecutionAsyncStub(ExecutionStub):
     With `dry_run` nothing is loaded: the answer says what it needs and what would have to go.
 
     Errors: as of the keyed methods. INVALID_ARGUMENT BAD_PIN: both pin and unpin.
-      INVALID_ARGUMENT BAD_OPTION: no such precision or device, or more threads than cores.
+      INVALID_ARGUMENT BAD_OPTION: no such precision or device, more threads than cores, more than 64
+        instances, several of a model that keeps state, or a key or value of `serving` that the
+        model's engine does not know; names it.
       FAILED_PRECONDITION LOADED_OTHERWISE: it is loaded with other options; unload it first.
     """
     UnloadModel: _aio.UnaryUnaryMultiCallable[_execution_pb2.UnloadModelRequest, _execution_pb2.UnloadModelResponse]  # type: ignore[assignment]
@@ -385,7 +389,9 @@ class ExecutionServicer(metaclass=_abc_1.ABCMeta):
         With `dry_run` nothing is loaded: the answer says what it needs and what would have to go.
 
         Errors: as of the keyed methods. INVALID_ARGUMENT BAD_PIN: both pin and unpin.
-          INVALID_ARGUMENT BAD_OPTION: no such precision or device, or more threads than cores.
+          INVALID_ARGUMENT BAD_OPTION: no such precision or device, more threads than cores, more than 64
+            instances, several of a model that keeps state, or a key or value of `serving` that the
+            model's engine does not know; names it.
           FAILED_PRECONDITION LOADED_OTHERWISE: it is loaded with other options; unload it first.
         """
 

@@ -26,7 +26,7 @@ from llmos.api.execution.v1 import zygote_pb2 as llmos_dot_api_dot_execution_dot
 from llmos.api.kernel.v1 import options_pb2 as llmos_dot_api_dot_kernel_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#llmos/api/execution/v1/worker.proto\x12\x16llmos.api.execution.v1\x1a#llmos/api/execution/v1/zygote.proto\x1a!llmos/api/kernel/v1/options.proto\"$\n\x15\x44\x65scribeWorkerRequest\x12\x0b\n\x03ref\x18\x01 \x01(\t\"L\n\x16\x44\x65scribeWorkerResponse\x12\x32\n\x06worker\x18\x01 \x01(\x0b\x32\".llmos.api.execution.v1.WorkerInfo\"C\n\x16\x43onfigureWorkerRequest\x12\x0b\n\x03ref\x18\x01 \x01(\t\x12\x0c\n\x04keys\x18\x02 \x03(\t\x12\x0e\n\x06pinned\x18\x03 \x01(\x08\"M\n\x17\x43onfigureWorkerResponse\x12\x32\n\x06worker\x18\x01 \x01(\x0b\x32\".llmos.api.execution.v1.WorkerInfo2\x8a\x02\n\rWorkerControl\x12z\n\x0e\x44\x65scribeWorker\x12-.llmos.api.execution.v1.DescribeWorkerRequest\x1a..llmos.api.execution.v1.DescribeWorkerResponse\"\t\x90\x02\x01\xaa\xed\x18\x02\x08\x01\x12}\n\x0f\x43onfigureWorker\x12..llmos.api.execution.v1.ConfigureWorkerRequest\x1a/.llmos.api.execution.v1.ConfigureWorkerResponse\"\t\x90\x02\x02\xaa\xed\x18\x02\x08\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#llmos/api/execution/v1/worker.proto\x12\x16llmos.api.execution.v1\x1a#llmos/api/execution/v1/zygote.proto\x1a!llmos/api/kernel/v1/options.proto\"$\n\x15\x44\x65scribeWorkerRequest\x12\x0b\n\x03ref\x18\x01 \x01(\t\"L\n\x16\x44\x65scribeWorkerResponse\x12\x32\n\x06worker\x18\x01 \x01(\x0b\x32\".llmos.api.execution.v1.WorkerInfo\"V\n\x16\x43onfigureWorkerRequest\x12\x0b\n\x03ref\x18\x01 \x01(\t\x12\x0c\n\x04keys\x18\x02 \x03(\t\x12\x0e\n\x06pinned\x18\x03 \x01(\x08\x12\x11\n\tinstances\x18\x04 \x01(\r\"M\n\x17\x43onfigureWorkerResponse\x12\x32\n\x06worker\x18\x01 \x01(\x0b\x32\".llmos.api.execution.v1.WorkerInfo2\x8a\x02\n\rWorkerControl\x12z\n\x0e\x44\x65scribeWorker\x12-.llmos.api.execution.v1.DescribeWorkerRequest\x1a..llmos.api.execution.v1.DescribeWorkerResponse\"\t\x90\x02\x01\xaa\xed\x18\x02\x08\x01\x12}\n\x0f\x43onfigureWorker\x12..llmos.api.execution.v1.ConfigureWorkerRequest\x1a/.llmos.api.execution.v1.ConfigureWorkerResponse\"\t\x90\x02\x02\xaa\xed\x18\x02\x08\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,9 +42,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DESCRIBEWORKERRESPONSE']._serialized_start=173
   _globals['_DESCRIBEWORKERRESPONSE']._serialized_end=249
   _globals['_CONFIGUREWORKERREQUEST']._serialized_start=251
-  _globals['_CONFIGUREWORKERREQUEST']._serialized_end=318
-  _globals['_CONFIGUREWORKERRESPONSE']._serialized_start=320
-  _globals['_CONFIGUREWORKERRESPONSE']._serialized_end=397
-  _globals['_WORKERCONTROL']._serialized_start=400
-  _globals['_WORKERCONTROL']._serialized_end=666
+  _globals['_CONFIGUREWORKERREQUEST']._serialized_end=337
+  _globals['_CONFIGUREWORKERRESPONSE']._serialized_start=339
+  _globals['_CONFIGUREWORKERRESPONSE']._serialized_end=416
+  _globals['_WORKERCONTROL']._serialized_start=419
+  _globals['_WORKERCONTROL']._serialized_end=685
 # @@protoc_insertion_point(module_scope)

@@ -27,7 +27,7 @@ class DescribeWorkerRequest(_message.Message):
 
     REF_FIELD_NUMBER: _builtins.int
     ref: _builtins.str
-    """The worker's `name@version`."""
+    """The worker's own name."""
     def __init__(
         self,
         *,
@@ -74,10 +74,13 @@ class ConfigureWorkerRequest(_message.Message):
     REF_FIELD_NUMBER: _builtins.int
     KEYS_FIELD_NUMBER: _builtins.int
     PINNED_FIELD_NUMBER: _builtins.int
+    INSTANCES_FIELD_NUMBER: _builtins.int
     ref: _builtins.str
-    """The worker's `name@version`."""
+    """The worker's own name."""
     pinned: _builtins.bool
     """As WorkerInfo.pinned."""
+    instances: _builtins.int
+    """As LoadOptions.instances, kept for DescribeWorker; 0 = as it was."""
     @_builtins.property
     def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Keys to export beside `ref`; replaces the earlier ones."""
@@ -88,10 +91,11 @@ class ConfigureWorkerRequest(_message.Message):
         ref: _builtins.str = ...,
         keys: _abc.Iterable[_builtins.str] | None = ...,
         pinned: _builtins.bool = ...,
+        instances: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "pinned", b"pinned", "ref", b"ref"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instances", b"instances", "keys", b"keys", "pinned", b"pinned", "ref", b"ref"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

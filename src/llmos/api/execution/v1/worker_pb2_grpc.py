@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class WorkerControlStub(object):
-    """Served by every worker under its own `name@version`. Nothing else is loaded for these calls.
+    """Served by every worker under its own name: `name@version`, from a version's second worker on
+    `name@version#number`. Nothing else is loaded for these calls.
     """
 
     def __init__(self, channel):
@@ -48,7 +49,8 @@ class WorkerControlStub(object):
 
 
 class WorkerControlServicer(object):
-    """Served by every worker under its own `name@version`. Nothing else is loaded for these calls.
+    """Served by every worker under its own name: `name@version`, from a version's second worker on
+    `name@version#number`. Nothing else is loaded for these calls.
     """
 
     def DescribeWorker(self, request, context):
@@ -91,7 +93,8 @@ def add_WorkerControlServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class WorkerControl(object):
-    """Served by every worker under its own `name@version`. Nothing else is loaded for these calls.
+    """Served by every worker under its own name: `name@version`, from a version's second worker on
+    `name@version#number`. Nothing else is loaded for these calls.
     """
 
     @staticmethod

@@ -27,7 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class WorkerControlStub:
-    """Served by every worker under its own `name@version`. Nothing else is loaded for these calls."""
+    """Served by every worker under its own name: `name@version`, from a version's second worker on
+    `name@version#number`. Nothing else is loaded for these calls.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -46,7 +48,9 @@ class WorkerControlStub:
 
 @_typing.type_check_only
 class WorkerControlAsyncStub(WorkerControlStub):
-    """Served by every worker under its own `name@version`. Nothing else is loaded for these calls."""
+    """Served by every worker under its own name: `name@version`, from a version's second worker on
+    `name@version#number`. Nothing else is loaded for these calls.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     DescribeWorker: _aio.UnaryUnaryMultiCallable[_worker_pb2.DescribeWorkerRequest, _worker_pb2.DescribeWorkerResponse]  # type: ignore[assignment]
@@ -61,7 +65,9 @@ class WorkerControlAsyncStub(WorkerControlStub):
     """
 
 class WorkerControlServicer(metaclass=_abc_1.ABCMeta):
-    """Served by every worker under its own `name@version`. Nothing else is loaded for these calls."""
+    """Served by every worker under its own name: `name@version`, from a version's second worker on
+    `name@version#number`. Nothing else is loaded for these calls.
+    """
 
     @_abc_1.abstractmethod
     def DescribeWorker(
