@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import array
 import asyncio
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import grpc
-import numpy as np
 
 from llmos.api.execution.v1 import execution_pb2 as pb
 from llmos.api.execution.v1 import execution_pb2_grpc
@@ -89,7 +89,7 @@ class ExecutionModels:
 
 
 def _vectors(answer: pb.EmbedResponse) -> list[bytes]:
-    return [np.asarray(v.values, np.float32).tobytes() for v in answer.embeddings]
+    return [array.array("f", v.values).tobytes() for v in answer.embeddings]
 
 
 def _alone() -> FailedPrecondition:

@@ -6,8 +6,6 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 if TYPE_CHECKING:
     from usearch.index import Index
 
@@ -37,7 +35,8 @@ class Recall:
 
     def add(self, key: Key, vectors: Mapping[int, bytes]) -> None:
         """Add vectors; those of other lengths than the rest are of another model: start anew."""
-        from usearch.index import Index  # takes half a second to import, and few need it
+        import numpy as np  # this and the next take long to import, and few need them
+        from usearch.index import Index
 
         rows = np.stack([np.frombuffer(vector, np.float32) for vector in vectors.values()])
         numbers = np.fromiter(vectors, np.uint64, len(vectors))
@@ -52,6 +51,8 @@ class Recall:
 
     def search(self, key: Key, query: bytes, count: int) -> dict[int, float]:
         """Return the cosines of the nearest vectors, by number."""
+        import numpy as np
+
         index, vector = self._indices.get(key), np.frombuffer(query, np.float32)
         if index is None or not len(index) or index.ndim != len(vector):
             return {}

@@ -138,7 +138,7 @@ async def test_leases_are_renewed_and_taken_again(near_and_far: Any) -> None:
         mine = await client.create(10)
         kept = await client.create(10)
         await other.open(kept.handle)
-        until = asyncio.get_running_loop().time() + 2.5
+        until = asyncio.get_running_loop().time() + 1.5
         while asyncio.get_running_loop().time() < until:
             await asyncio.sleep(0.1)
             assert world.store.expire() == 0
