@@ -74,7 +74,9 @@ async def serve(config: StorageConfig) -> bool:
             stall_ms=stall_ms,
         )
         aliases = LocalAliases(storage.database)
-        add_registry(server, aliases, LocalLeases(storage.database), publisher.tell)
+        leases = LocalLeases(storage.database)
+        await asyncio.to_thread(leases.begin)
+        add_registry(server, aliases, leases, publisher.tell)
         state = await asyncio.to_thread(
             LocalState,
             storage.database,

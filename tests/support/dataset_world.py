@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import pyarrow as pa
 import pytest
+from remote_registry import RemoteLeases
 
 from llmos.api.storage.v1 import data_pb2 as pb
 from llmos.api.storage.v1 import data_pb2_grpc
@@ -43,6 +44,9 @@ from llmos.servers.storage.data.model import (
 from llmos.servers.storage.data.service import DatasetsService
 from llmos.servers.storage.local import LocalStorage
 from llmos.servers.storage.model import Progress
+from llmos.servers.storage.registry.base import VersionLeases
+from llmos.servers.storage.registry.local import LocalAliases, LocalLeases
+from llmos.servers.storage.serving import add_registry
 
 
 class RemoteDatasets(Datasets):
@@ -184,6 +188,7 @@ class DataWorld:
     datasets: Datasets
     store: LocalStorage
     state_dir: Path
+    leases: VersionLeases
 
     async def take(self, source: Path | str, **order: Any) -> Imported:
         """Import and return the end."""
@@ -230,8 +235,9 @@ async def data_world(way: str, state_dir: Path, url: str = "") -> AsyncIterator[
         stack.callback(store.close)
         core = LocalDatasets(store.blobs, store.database, blob_grace_s=0)
         stack.callback(core.close)
+        leases = LocalLeases(store.database)
         if way == "in process":
-            yield DataWorld(core, store, state_dir)
+            yield DataWorld(core, store, state_dir, leases)
             return
         kernel = "none"
         if way == "kernel":
@@ -241,6 +247,7 @@ async def data_world(way: str, state_dir: Path, url: str = "") -> AsyncIterator[
         server = Server("storage", ServerConfig(state_dir=state_dir, kernel=kernel))
         add = data_pb2_grpc.add_DatasetsServicer_to_server
         server.add(add, Bound(DatasetsService(core)))
+        add_registry(server, LocalAliases(store.database), leases)
         await server.start()
         stack.push_async_callback(server.stop, 0)
         if way == "kernel":
@@ -250,4 +257,4 @@ async def data_world(way: str, state_dir: Path, url: str = "") -> AsyncIterator[
             channel: grpc.aio.Channel = port.channel
         else:
             channel = await stack.enter_async_context(grpc.aio.insecure_channel(server.address))
-        yield DataWorld(RemoteDatasets(channel), store, state_dir)
+        yield DataWorld(RemoteDatasets(channel), store, state_dir, RemoteLeases(channel))

@@ -126,5 +126,11 @@ def _move(move: pb.AliasMove) -> AliasMove:
 
 def _lease(lease: pb.VersionLease) -> VersionLease:
     return VersionLease(
-        lease.id, lease.model, lease.version, lease.holder, lease.ttl_s, lease.remaining_s
+        lease.id,
+        lease.model,
+        lease.version,
+        lease.holder,
+        lease.ttl_s,
+        lease.remaining_s,
+        lease.dataset,
     )

@@ -24,6 +24,7 @@ from llmos.servers.storage.data.model import (
     data_digest,
 )
 from llmos.servers.storage.db import audit, fence, quota
+from llmos.servers.storage.db.clock import BootClock
 from llmos.servers.storage.db.engine import Database
 from llmos.servers.storage.db.tables import insert_new
 from llmos.servers.storage.db.tables_blobs import blobs
@@ -36,6 +37,7 @@ from llmos.servers.storage.db.tables_data import (
 from llmos.servers.storage.db.tables_registry import datasets_used
 from llmos.servers.storage.names import check_name, parse_ref, short
 from llmos.servers.storage.registry import pages
+from llmos.servers.storage.registry.leases import Leases, holders
 
 _KIND = "dataset"  # for quotas
 _LISTED = 8
@@ -47,6 +49,7 @@ class Catalog:
     def __init__(self, database: Database) -> None:
         """Use `database`."""
         self._db = database
+        self._leases = Leases(BootClock(), datasets=True)
 
     def insert(self, sql: Connection, draft: Draft) -> tuple[Dataset, bool]:
         """Register a draft under the next number of its name; its blobs must have rows.
@@ -98,7 +101,7 @@ class Catalog:
         Raises BAD_NAME, NO_SUCH_DATASET with near names, NO_SUCH_VERSION with those there are.
         """
         with self._db.read() as sql:
-            return self._load(sql, [_find(sql, ref)], report_too=True)[0]
+            return self._load(sql, [find(sql, ref)], report_too=True)[0]
 
     def page(self, name: str, size: int, token: str) -> Page:
         """Return up to `size` versions (0 = 100) by name, newest first. Raises BAD_PAGE."""
@@ -120,13 +123,19 @@ class Catalog:
     def delete(self, sql: Connection, ref: str, force: bool) -> list[str]:
         """Delete a version and return its digests. Raises as `get`, and IN_USE, STALE_FENCE."""
         fence.check(sql, caller.current().fence)
-        name, version = _find(sql, ref)
-        users = _users(sql, f"{name}@{version}")
-        if users and not force:
-            more = f" and {len(users) - _LISTED} more" if len(users) > _LISTED else ""
+        name, version = find(sql, ref)
+        self._leases.expire(sql)
+        if held := holders(self._leases.listed(sql, (name, version))):
             raise FailedPrecondition(
                 "IN_USE",
-                f"{name}@{version} is what {', '.join(users[:_LISTED])}{more} "
+                f"{name}@{version} is needed: {_some(held)} {'has' if len(held) == 1 else 'have'} "
+                "a lease on it; release the lease or wait until it runs out.",
+            )
+        users = _users(sql, f"{name}@{version}")
+        if users and not force:
+            raise FailedPrecondition(
+                "IN_USE",
+                f"{name}@{version} is what {_some(users)} "
                 f"{'was' if len(users) == 1 else 'were'} made from; delete those first, or "
                 "force it.",
             )
@@ -148,7 +157,8 @@ class Catalog:
         return [_one(sql, name, version, report_too) for name, version in keys]
 
 
-def _find(sql: Connection, ref: str) -> tuple[str, int]:
+def find(sql: Connection, ref: str) -> tuple[str, int]:
+    """Return (name, version) of an existing version. Raises as `Catalog.get`."""
     name, version = parse_ref(ref)
     newest = (
         select(data_versions.c.version)
@@ -169,6 +179,11 @@ def _find(sql: Connection, ref: str) -> tuple[str, int]:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     hint = f"near names: {', '.join(near)}" if near else "`llmos-ctl dataset list` lists all"
     raise NotFound("NO_SUCH_DATASET", f"There is no data set {short(name)}; {hint}.")
+
+
+def _some(items: list[str]) -> str:
+    more = f" and {len(items) - _LISTED} more" if len(items) > _LISTED else ""
+    return ", ".join(items[:_LISTED]) + more
 
 
 def _users(sql: Connection, ref: str) -> list[str]:

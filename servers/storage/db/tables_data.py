@@ -15,9 +15,11 @@ from sqlalchemy import (
 from llmos.servers.storage.db.tables import Int, Key, Real, metadata
 
 
-def _of_version() -> ForeignKeyConstraint:
+def _of_version(goes_with_it: bool = True) -> ForeignKeyConstraint:
     return ForeignKeyConstraint(
-        ["name", "version"], ["data_versions.name", "data_versions.version"], ondelete="CASCADE"
+        ["name", "version"],
+        ["data_versions.name", "data_versions.version"],
+        ondelete="CASCADE" if goes_with_it else None,
     )
 
 
@@ -67,4 +69,18 @@ data_parents = Table(
     Column("parent", Key, nullable=False),  # `name@version`; may have been deleted since
     _of_version(),
     Index("data_parents_parent", "parent"),
+)
+dataset_leases = Table(  # as version_leases
+    "dataset_leases",
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("name", Key, nullable=False),
+    Column("version", Int, nullable=False),
+    Column("holder", Text, nullable=False),
+    Column("ttl_s", Real, nullable=False),
+    Column("boot", Text, nullable=False),
+    Column("until", Real, nullable=False),
+    Column("request_id", Key, unique=True),
+    _of_version(goes_with_it=False),
+    Index("dataset_leases_version", "name", "version"),
 )

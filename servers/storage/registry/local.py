@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from typing import TypeVar
 
 from sqlalchemy import Connection
 
-from llmos.lib.errors import OutOfRange, Unavailable
+from llmos.lib.errors import LLMOSError, OutOfRange, Unavailable
+from llmos.servers.storage.data import catalog
 from llmos.servers.storage.db.clock import BootClock
 from llmos.servers.storage.db.engine import Database
 from llmos.servers.storage.names import check_alias, check_name
 from llmos.servers.storage.registry import history, moves, refs
 from llmos.servers.storage.registry.base import Aliases, VersionLeases
-from llmos.servers.storage.registry.leases import Leases
+from llmos.servers.storage.registry.leases import Leases, no_such_lease
 from llmos.servers.storage.registry.model import (
     Alias,
     AliasMove,
@@ -25,6 +27,8 @@ from llmos.servers.storage.registry.model import (
 )
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
+_DATASET = "dataset:"
 _BATCH = 500  # moves that a watch reads at a time
 _OTHERS_S = 1.0  # how soon a watch sees what another process wrote to the same PostgreSQL
 
@@ -141,37 +145,68 @@ class LocalLeases(VersionLeases):
     def __init__(self, database: Database, clock: BootClock | None = None) -> None:
         """Keep them in `database`, which lives longer; take the time from `clock`."""
         self._db = database
-        self._leases = Leases(clock or BootClock())
+        clock = clock or BootClock()
+        self._leases = Leases(clock)
+        self._on_datasets = Leases(clock, datasets=True)
+
+    def begin(self) -> None:
+        """Start the time of all anew, before the server serves: nobody could renew meanwhile."""
+        with self._db.read() as sql:
+            there = self._leases.any(sql) or self._on_datasets.any(sql)
+        if not there:
+            return
+        try:
+            with self._db.write() as sql:
+                self._leases.renew_all(sql)
+                self._on_datasets.renew_all(sql)
+        except LLMOSError as exc:  # a full disk: what is there can be read all the same
+            log.warning("leases were not renewed", extra={"cause": exc.message})
 
     async def acquire_lease(
         self, ref: str, holder: str, ttl_s: float, request_id: str = ""
     ) -> VersionLease:
         """See VersionLeases."""
-        return await asyncio.to_thread(
-            _run,
-            self._db.write,
-            lambda sql: self._leases.acquire(sql, refs.find(sql, ref), holder, ttl_s, request_id),
-        )
+
+        def acquire(sql: Connection) -> VersionLease:
+            leases, version = self._find(sql, ref)
+            return leases.acquire(sql, version, holder, ttl_s, request_id)
+
+        return await asyncio.to_thread(_run, self._db.write, acquire)
 
     async def renew_lease(self, id: str) -> VersionLease:
         """See VersionLeases."""
-        return await asyncio.to_thread(
-            _run, self._db.write, lambda sql: self._leases.renew(sql, id)
-        )
+
+        def renew(sql: Connection) -> VersionLease:
+            found = self._leases.renew(sql, id) or self._on_datasets.renew(sql, id)
+            if found is None:
+                raise no_such_lease(id)
+            return found
+
+        return await asyncio.to_thread(_run, self._db.write, renew)
 
     async def release_lease(self, id: str) -> bool:
         """See VersionLeases."""
         return await asyncio.to_thread(
-            _run, self._db.write, lambda sql: self._leases.release(sql, id)
+            _run,
+            self._db.write,
+            lambda sql: self._leases.release(sql, id) or self._on_datasets.release(sql, id),
         )
 
     async def list_leases(self, ref: str) -> Sequence[VersionLease]:
         """See VersionLeases."""
 
         def listed(sql: Connection) -> list[VersionLease]:
-            return self._leases.listed(sql, refs.find(sql, ref) if ref else None)
+            if not ref:
+                return self._leases.listed(sql) + self._on_datasets.listed(sql)
+            leases, version = self._find(sql, ref)
+            return leases.listed(sql, version)
 
         return await asyncio.to_thread(_run, self._db.read, listed)
+
+    def _find(self, sql: Connection, ref: str) -> tuple[Leases, tuple[str, int]]:
+        if ref.startswith(_DATASET):
+            return self._on_datasets, catalog.find(sql, ref.removeprefix(_DATASET))
+        return self._leases, refs.find(sql, ref)
 
 
 def _run(

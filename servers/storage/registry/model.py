@@ -60,7 +60,7 @@ class MovePage:
 
 @dataclass(frozen=True)
 class VersionLease:
-    """Keeps a version from being deleted until it runs out."""
+    """Keeps a version of a model, or of a data set, from being deleted until it runs out."""
 
     id: str
     model: str
@@ -68,6 +68,7 @@ class VersionLease:
     holder: str
     ttl_s: float
     remaining_s: float
+    dataset: bool = False
 
 
 @dataclass(frozen=True)

@@ -161,4 +161,5 @@ def lease_to_proto(lease: VersionLease) -> pb.VersionLease:
         holder=lease.holder,
         ttl_s=lease.ttl_s,
         remaining_s=lease.remaining_s,
+        dataset=lease.dataset,
     )

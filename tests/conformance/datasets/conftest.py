@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,5 +22,8 @@ async def world(request: pytest.FixtureRequest) -> AsyncIterator[DataWorld]:
     way, _, database = request.param.partition(", ")
     url = request.getfixturevalue("postgres_url") if database == "PostgreSQL" else ""
     with TemporaryDirectory(prefix="llmos-") as folder:  # short: Unix socket paths are
+        if not url:  # as a start would make it, but at once
+            (Path(folder) / "storage").mkdir()
+            shutil.copy(request.getfixturevalue("sqlite_template"), Path(folder) / "storage")
         async with data_world(way, Path(folder), url) as made:
             yield made

@@ -78,6 +78,31 @@ async def test_split_of_a_data_set_is_its_child(world: DataWorld, tmp_path: Path
     assert await world.datasets.delete("r@1", True) > 0
 
 
+async def test_a_lease_keeps_a_version_even_from_force(world: DataWorld, tmp_path: Path) -> None:
+    await world.take(reviews(tmp_path / "a.csv"), name="r")
+    lease = await world.leases.acquire_lease("dataset:r", "job 7", 60, "once")
+    assert (lease.dataset, lease.model, lease.version) == (True, "r", 1)
+    assert (await world.leases.acquire_lease("dataset:r@1", "job 7", 60, "once")).id == lease.id
+    for force in (False, True):
+        with pytest.raises(LLMOSError, match=f"'job 7' .lease {lease.id}. has a lease") as caught:
+            await world.datasets.delete("r@1", force)
+        assert caught.value.reason == "IN_USE"
+    assert [one.id for one in await world.leases.list_leases("dataset:r")] == [lease.id]
+    assert [one.id for one in await world.leases.list_leases("")] == [lease.id]
+    assert (await world.leases.renew_lease(lease.id)).dataset
+    for ref, reason in [
+        ("dataset:r@2", "NO_SUCH_VERSION"),
+        ("dataset:q", "NO_SUCH_DATASET"),
+        ("dataset:", "BAD_NAME"),
+        ("r", "NO_SUCH_MODEL"),
+    ]:
+        with pytest.raises(LLMOSError) as caught:
+            await world.leases.acquire_lease(ref, "job 7", 60)
+        assert caught.value.reason == reason
+    assert await world.leases.release_lease(lease.id)
+    assert await world.datasets.delete("r@1", False) > 0
+
+
 async def test_delete_frees_only_what_nobody_else_has(world: DataWorld, tmp_path: Path) -> None:
     one = (await world.take(reviews(tmp_path / "a.csv"), name="one")).dataset
     await world.take(reviews(tmp_path / "a.csv"), name="two")

@@ -89,3 +89,13 @@ async def test_a_restart_goes_on_and_a_reboot_begins_anew(database: Database) ->
     await leases.renew_lease(found.id)
     reboot.time = 66
     assert await left(leases) == []
+
+
+async def test_leases_get_their_time_back_when_the_server_begins(database: Database) -> None:
+    clock = SetClock()
+    lease = await LocalLeases(database, clock).acquire_lease("m", "w", 60)
+    clock.time += 600  # the server was away: nobody could renew
+    leases = LocalLeases(database, clock)
+    leases.begin()
+    (found,) = await left(leases)
+    assert (found.id, found.remaining_s) == (lease.id, 60)

@@ -143,10 +143,11 @@ class VersionLease(_message.Message):
     HOLDER_FIELD_NUMBER: _builtins.int
     TTL_S_FIELD_NUMBER: _builtins.int
     REMAINING_S_FIELD_NUMBER: _builtins.int
+    DATASET_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Chosen by the server."""
     model: _builtins.str
-    """Model."""
+    """Model; a data set, when `dataset` is set."""
     version: _builtins.int
     """Version that it holds."""
     holder: _builtins.str
@@ -155,6 +156,8 @@ class VersionLease(_message.Message):
     """Length, seconds."""
     remaining_s: _builtins.float
     """What is left of it, seconds."""
+    dataset: _builtins.bool
+    """It is on a data set."""
     def __init__(
         self,
         *,
@@ -164,10 +167,11 @@ class VersionLease(_message.Message):
         holder: _builtins.str = ...,
         ttl_s: _builtins.float = ...,
         remaining_s: _builtins.float = ...,
+        dataset: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["holder", b"holder", "id", b"id", "model", b"model", "remaining_s", b"remaining_s", "ttl_s", b"ttl_s", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "holder", b"holder", "id", b"id", "model", b"model", "remaining_s", b"remaining_s", "ttl_s", b"ttl_s", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -538,9 +542,9 @@ class AcquireVersionLeaseRequest(_message.Message):
     TTL_S_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     ref: _builtins.str
-    """`name`, `name@version` or `name@alias`."""
+    """`name`, `name@version` or `name@alias`; of a data set `dataset:name` or `dataset:name@version`."""
     holder: _builtins.str
-    """Who takes it, for people, e.g. `execution/4711`."""
+    """Who takes it, for people, e.g. `job 4711`."""
     ttl_s: _builtins.float
     """Length, seconds."""
     request_id: _builtins.str
@@ -683,7 +687,7 @@ class ListVersionLeasesRequest(_message.Message):
 
     REF_FIELD_NUMBER: _builtins.int
     ref: _builtins.str
-    """Only of what this means, when set."""
+    """Only of what this means, when set; as in AcquireVersionLeaseRequest."""
     def __init__(
         self,
         *,

@@ -357,10 +357,12 @@ class Aliases(object):
 
 
 class VersionLeasesStub(object):
-    """Served by the storage server. Who has a lease on a version keeps it from being deleted.
+    """Served by the storage server. Who has a lease on a version of a model or of a data set keeps it from
+    being deleted. The execution server has one on every version that it serves, a job on all it reads.
 
     A lease runs out when it is not renewed in time. Its time is that of the host's clock since boot,
-    which no change of the date touches; after a reboot it starts anew. All that change something can
+    which no change of the date touches; after a reboot, and when this server begins to serve, it starts
+    anew. All that change something can
     also end with RESOURCE_EXHAUSTED DISK_FULL, FAILED_PRECONDITION READ_ONLY, STALE_FENCE.
     """
 
@@ -393,10 +395,12 @@ class VersionLeasesStub(object):
 
 
 class VersionLeasesServicer(object):
-    """Served by the storage server. Who has a lease on a version keeps it from being deleted.
+    """Served by the storage server. Who has a lease on a version of a model or of a data set keeps it from
+    being deleted. The execution server has one on every version that it serves, a job on all it reads.
 
     A lease runs out when it is not renewed in time. Its time is that of the host's clock since boot,
-    which no change of the date touches; after a reboot it starts anew. All that change something can
+    which no change of the date touches; after a reboot, and when this server begins to serve, it starts
+    anew. All that change something can
     also end with RESOURCE_EXHAUSTED DISK_FULL, FAILED_PRECONDITION READ_ONLY, STALE_FENCE.
     """
 
@@ -404,7 +408,8 @@ class VersionLeasesServicer(object):
         """Takes a lease.
 
         Errors: INVALID_ARGUMENT BAD_NAME: also a holder over 256 characters. INVALID_ARGUMENT BAD_TTL:
-        not 1 to 604,800 seconds. NOT_FOUND NO_SUCH_MODEL, NO_SUCH_VERSION, NO_SUCH_ALIAS.
+        not 1 to 604,800 seconds. NOT_FOUND NO_SUCH_MODEL, NO_SUCH_VERSION, NO_SUCH_ALIAS,
+        NO_SUCH_DATASET.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -427,9 +432,11 @@ class VersionLeasesServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListVersionLeases(self, request, context):
-        """Lists the leases that have not run out, at most 1,000, oldest first.
+        """Lists the leases that have not run out, those that end first before others, at most 1,000 on
+        models and 1,000 on data sets.
 
-        Errors: INVALID_ARGUMENT BAD_NAME. NOT_FOUND NO_SUCH_MODEL, NO_SUCH_VERSION, NO_SUCH_ALIAS.
+        Errors: INVALID_ARGUMENT BAD_NAME. NOT_FOUND NO_SUCH_MODEL, NO_SUCH_VERSION, NO_SUCH_ALIAS,
+        NO_SUCH_DATASET.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -467,10 +474,12 @@ def add_VersionLeasesServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class VersionLeases(object):
-    """Served by the storage server. Who has a lease on a version keeps it from being deleted.
+    """Served by the storage server. Who has a lease on a version of a model or of a data set keeps it from
+    being deleted. The execution server has one on every version that it serves, a job on all it reads.
 
     A lease runs out when it is not renewed in time. Its time is that of the host's clock since boot,
-    which no change of the date touches; after a reboot it starts anew. All that change something can
+    which no change of the date touches; after a reboot, and when this server begins to serve, it starts
+    anew. All that change something can
     also end with RESOURCE_EXHAUSTED DISK_FULL, FAILED_PRECONDITION READ_ONLY, STALE_FENCE.
     """
 

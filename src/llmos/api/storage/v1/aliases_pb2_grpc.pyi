@@ -220,10 +220,12 @@ class AliasesServicer(metaclass=_abc_1.ABCMeta):
 def add_AliasesServicer_to_server(servicer: AliasesServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class VersionLeasesStub:
-    """Served by the storage server. Who has a lease on a version keeps it from being deleted.
+    """Served by the storage server. Who has a lease on a version of a model or of a data set keeps it from
+    being deleted. The execution server has one on every version that it serves, a job on all it reads.
 
     A lease runs out when it is not renewed in time. Its time is that of the host's clock since boot,
-    which no change of the date touches; after a reboot it starts anew. All that change something can
+    which no change of the date touches; after a reboot, and when this server begins to serve, it starts
+    anew. All that change something can
     also end with RESOURCE_EXHAUSTED DISK_FULL, FAILED_PRECONDITION READ_ONLY, STALE_FENCE.
     """
 
@@ -235,7 +237,8 @@ class VersionLeasesStub:
     """Takes a lease.
 
     Errors: INVALID_ARGUMENT BAD_NAME: also a holder over 256 characters. INVALID_ARGUMENT BAD_TTL:
-      not 1 to 604,800 seconds. NOT_FOUND NO_SUCH_MODEL, NO_SUCH_VERSION, NO_SUCH_ALIAS.
+      not 1 to 604,800 seconds. NOT_FOUND NO_SUCH_MODEL, NO_SUCH_VERSION, NO_SUCH_ALIAS,
+      NO_SUCH_DATASET.
     """
     RenewVersionLease: _grpc.UnaryUnaryMultiCallable[_aliases_pb2.RenewVersionLeaseRequest, _aliases_pb2.RenewVersionLeaseResponse]
     """Starts the time of a lease anew.
@@ -245,17 +248,21 @@ class VersionLeasesStub:
     ReleaseVersionLease: _grpc.UnaryUnaryMultiCallable[_aliases_pb2.ReleaseVersionLeaseRequest, _aliases_pb2.ReleaseVersionLeaseResponse]
     """Gives a lease back. Giving back one that is not there is OK."""
     ListVersionLeases: _grpc.UnaryUnaryMultiCallable[_aliases_pb2.ListVersionLeasesRequest, _aliases_pb2.ListVersionLeasesResponse]
-    """Lists the leases that have not run out, at most 1,000, oldest first.
+    """Lists the leases that have not run out, those that end first before others, at most 1,000 on
+    models and 1,000 on data sets.
 
-    Errors: INVALID_ARGUMENT BAD_NAME. NOT_FOUND NO_SUCH_MODEL, NO_SUCH_VERSION, NO_SUCH_ALIAS.
+    Errors: INVALID_ARGUMENT BAD_NAME. NOT_FOUND NO_SUCH_MODEL, NO_SUCH_VERSION, NO_SUCH_ALIAS,
+      NO_SUCH_DATASET.
     """
 
 @_typing.type_check_only
 class VersionLeasesAsyncStub(VersionLeasesStub):
-    """Served by the storage server. Who has a lease on a version keeps it from being deleted.
+    """Served by the storage server. Who has a lease on a version of a model or of a data set keeps it from
+    being deleted. The execution server has one on every version that it serves, a job on all it reads.
 
     A lease runs out when it is not renewed in time. Its time is that of the host's clock since boot,
-    which no change of the date touches; after a reboot it starts anew. All that change something can
+    which no change of the date touches; after a reboot, and when this server begins to serve, it starts
+    anew. All that change something can
     also end with RESOURCE_EXHAUSTED DISK_FULL, FAILED_PRECONDITION READ_ONLY, STALE_FENCE.
     """
 
@@ -264,7 +271,8 @@ class VersionLeasesAsyncStub(VersionLeasesStub):
     """Takes a lease.
 
     Errors: INVALID_ARGUMENT BAD_NAME: also a holder over 256 characters. INVALID_ARGUMENT BAD_TTL:
-      not 1 to 604,800 seconds. NOT_FOUND NO_SUCH_MODEL, NO_SUCH_VERSION, NO_SUCH_ALIAS.
+      not 1 to 604,800 seconds. NOT_FOUND NO_SUCH_MODEL, NO_SUCH_VERSION, NO_SUCH_ALIAS,
+      NO_SUCH_DATASET.
     """
     RenewVersionLease: _aio.UnaryUnaryMultiCallable[_aliases_pb2.RenewVersionLeaseRequest, _aliases_pb2.RenewVersionLeaseResponse]  # type: ignore[assignment]
     """Starts the time of a lease anew.
@@ -274,16 +282,20 @@ class VersionLeasesAsyncStub(VersionLeasesStub):
     ReleaseVersionLease: _aio.UnaryUnaryMultiCallable[_aliases_pb2.ReleaseVersionLeaseRequest, _aliases_pb2.ReleaseVersionLeaseResponse]  # type: ignore[assignment]
     """Gives a lease back. Giving back one that is not there is OK."""
     ListVersionLeases: _aio.UnaryUnaryMultiCallable[_aliases_pb2.ListVersionLeasesRequest, _aliases_pb2.ListVersionLeasesResponse]  # type: ignore[assignment]
-    """Lists the leases that have not run out, at most 1,000, oldest first.
+    """Lists the leases that have not run out, those that end first before others, at most 1,000 on
+    models and 1,000 on data sets.
 
-    Errors: INVALID_ARGUMENT BAD_NAME. NOT_FOUND NO_SUCH_MODEL, NO_SUCH_VERSION, NO_SUCH_ALIAS.
+    Errors: INVALID_ARGUMENT BAD_NAME. NOT_FOUND NO_SUCH_MODEL, NO_SUCH_VERSION, NO_SUCH_ALIAS,
+      NO_SUCH_DATASET.
     """
 
 class VersionLeasesServicer(metaclass=_abc_1.ABCMeta):
-    """Served by the storage server. Who has a lease on a version keeps it from being deleted.
+    """Served by the storage server. Who has a lease on a version of a model or of a data set keeps it from
+    being deleted. The execution server has one on every version that it serves, a job on all it reads.
 
     A lease runs out when it is not renewed in time. Its time is that of the host's clock since boot,
-    which no change of the date touches; after a reboot it starts anew. All that change something can
+    which no change of the date touches; after a reboot, and when this server begins to serve, it starts
+    anew. All that change something can
     also end with RESOURCE_EXHAUSTED DISK_FULL, FAILED_PRECONDITION READ_ONLY, STALE_FENCE.
     """
 
@@ -296,7 +308,8 @@ class VersionLeasesServicer(metaclass=_abc_1.ABCMeta):
         """Takes a lease.
 
         Errors: INVALID_ARGUMENT BAD_NAME: also a holder over 256 characters. INVALID_ARGUMENT BAD_TTL:
-          not 1 to 604,800 seconds. NOT_FOUND NO_SUCH_MODEL, NO_SUCH_VERSION, NO_SUCH_ALIAS.
+          not 1 to 604,800 seconds. NOT_FOUND NO_SUCH_MODEL, NO_SUCH_VERSION, NO_SUCH_ALIAS,
+          NO_SUCH_DATASET.
         """
 
     @_abc_1.abstractmethod
@@ -324,9 +337,11 @@ class VersionLeasesServicer(metaclass=_abc_1.ABCMeta):
         request: _aliases_pb2.ListVersionLeasesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_aliases_pb2.ListVersionLeasesResponse, _abc.Awaitable[_aliases_pb2.ListVersionLeasesResponse]]:
-        """Lists the leases that have not run out, at most 1,000, oldest first.
+        """Lists the leases that have not run out, those that end first before others, at most 1,000 on
+        models and 1,000 on data sets.
 
-        Errors: INVALID_ARGUMENT BAD_NAME. NOT_FOUND NO_SUCH_MODEL, NO_SUCH_VERSION, NO_SUCH_ALIAS.
+        Errors: INVALID_ARGUMENT BAD_NAME. NOT_FOUND NO_SUCH_MODEL, NO_SUCH_VERSION, NO_SUCH_ALIAS,
+          NO_SUCH_DATASET.
         """
 
 def add_VersionLeasesServicer_to_server(servicer: VersionLeasesServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

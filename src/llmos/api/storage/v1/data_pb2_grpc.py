@@ -120,8 +120,8 @@ class DatasetsServicer(object):
         """Deletes a version; its files go when nothing else has them.
 
         Errors: INVALID_ARGUMENT BAD_NAME: not `name@version`. NOT_FOUND NO_SUCH_DATASET,
-        NO_SUCH_VERSION. FAILED_PRECONDITION IN_USE: a data set or a model was made from it (lists
-        them) and force is off.
+        NO_SUCH_VERSION. FAILED_PRECONDITION IN_USE: somebody has a lease on it, or a data set or
+        a model was made from it (lists them) and force is off; force does not override a lease.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

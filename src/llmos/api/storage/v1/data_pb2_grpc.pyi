@@ -75,8 +75,8 @@ class DatasetsStub:
     """Deletes a version; its files go when nothing else has them.
 
     Errors: INVALID_ARGUMENT BAD_NAME: not `name@version`. NOT_FOUND NO_SUCH_DATASET,
-      NO_SUCH_VERSION. FAILED_PRECONDITION IN_USE: a data set or a model was made from it (lists
-      them) and force is off.
+      NO_SUCH_VERSION. FAILED_PRECONDITION IN_USE: somebody has a lease on it, or a data set or
+      a model was made from it (lists them) and force is off; force does not override a lease.
     """
     ReadDataset: _grpc.UnaryStreamMultiCallable[_data_pb2.ReadDatasetRequest, _data_pb2.ReadDatasetResponse]
     """Streams one worker's share of a split, as record batches.
@@ -138,8 +138,8 @@ class DatasetsAsyncStub(DatasetsStub):
     """Deletes a version; its files go when nothing else has them.
 
     Errors: INVALID_ARGUMENT BAD_NAME: not `name@version`. NOT_FOUND NO_SUCH_DATASET,
-      NO_SUCH_VERSION. FAILED_PRECONDITION IN_USE: a data set or a model was made from it (lists
-      them) and force is off.
+      NO_SUCH_VERSION. FAILED_PRECONDITION IN_USE: somebody has a lease on it, or a data set or
+      a model was made from it (lists them) and force is off; force does not override a lease.
     """
     ReadDataset: _aio.UnaryStreamMultiCallable[_data_pb2.ReadDatasetRequest, _data_pb2.ReadDatasetResponse]  # type: ignore[assignment]
     """Streams one worker's share of a split, as record batches.
@@ -222,8 +222,8 @@ class DatasetsServicer(metaclass=_abc_1.ABCMeta):
         """Deletes a version; its files go when nothing else has them.
 
         Errors: INVALID_ARGUMENT BAD_NAME: not `name@version`. NOT_FOUND NO_SUCH_DATASET,
-          NO_SUCH_VERSION. FAILED_PRECONDITION IN_USE: a data set or a model was made from it (lists
-          them) and force is off.
+          NO_SUCH_VERSION. FAILED_PRECONDITION IN_USE: somebody has a lease on it, or a data set or
+          a model was made from it (lists them) and force is off; force does not override a lease.
         """
 
     @_abc_1.abstractmethod
