@@ -106,7 +106,8 @@ def test_looking_into_the_kernel(os_up: WholeOS) -> None:
     assert os_up.json("kernel", "stats")["ended"]["0"] > 0
     for words in (["ports"], ["services"], ["calls"], ["stats"]):
         assert os_up.ok("kernel", *words)
-    assert os_up.json("job", "ls") == []
+    # Other tests of the same OS may have submitted some.
+    assert all(job["id"] and job["state"] for job in os_up.json("job", "ls"))
 
 
 def test_ps_counts_calls(os_up: WholeOS) -> None:

@@ -61,11 +61,10 @@ def test_what_is_read_is_there(os_up: WholeOS) -> None:
         "vllm:request_success_total",
         "vllm:num_requests_running",
     ):
-        labels = found[alias][0].labels
-        assert labels["model_name"] == "smollm2@1"
-        assert labels["tenant"] == "local"
-    ended = next(s for s in found["vllm:request_success_total"])
-    assert ended.labels["finished_reason"] in ("stop", "length")
+        whose = {(s.labels["model_name"], s.labels["tenant"]) for s in found[alias]}
+        assert ("smollm2@1", "local") in whose, alias  # others' models may be there, too
+    ended = {s.labels["finished_reason"] for s in found["vllm:request_success_total"]}
+    assert ended & {"stop", "length"}
 
 
 def test_times_add_up(os_up: WholeOS) -> None:
@@ -91,15 +90,18 @@ def test_the_dashboard_is_one() -> None:
         assert grid["x"] + grid["w"] <= 24
 
 
-def test_expressions_are_balanced() -> None:
-    for expr in expressions():
-        for opening, closing in ("()", "{}", "[]"):
-            assert expr.count(opening) == expr.count(closing), expr
-
-
-def test_alerts_pass_promtool() -> None:
+def test_promtool_takes_every_expression(tmp_path: Path) -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
-        pytest.skip("promtool is not installed (Debian's package prometheus)")
-    done = subprocess.run([promtool, "check", "rules", ALERTS], capture_output=True, text=True)
+        pytest.skip("promtool is not installed (make system-deps)")
+    panels = [
+        {"record": f"panel:{n}", "expr": target["expr"].replace("$__rate_interval", "5m")}
+        for n, panel in enumerate(dashboard()["panels"])
+        for target in panel["targets"]
+    ]
+    drawn = tmp_path / "panels.yml"
+    drawn.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": panels}]}))
+    command = [promtool, "check", "rules", ALERTS, drawn]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert f"{len(panels)} rules found" in done.stdout
