@@ -13,7 +13,8 @@ from sqlalchemy import Connection
 
 from llmos.lib import failpoint
 from llmos.servers.storage.blobs import rows
-from llmos.servers.storage.blobs.store import SEALED, Blobs, unlink
+from llmos.servers.storage.blobs.placement import unlink
+from llmos.servers.storage.blobs.store import SEALED, Blobs
 
 log = logging.getLogger(__name__)
 

@@ -8,12 +8,10 @@ also have no file, but be made of pieces of others, and a file may be sealed (<s
 from __future__ import annotations
 
 import contextlib
-import logging
 import shutil
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from sqlalchemy import Connection, select
@@ -21,12 +19,11 @@ from sqlalchemy import Connection, select
 from llmos.lib import failpoint
 from llmos.lib.errors import NotFound, OutOfRange
 from llmos.servers.storage import caller
-from llmos.servers.storage.blobs import rows, sharing
+from llmos.servers.storage.blobs import placement, rows
 from llmos.servers.storage.blobs.cache import Cache
 from llmos.servers.storage.blobs.reader import (
     Bytes,
     Joined,
-    Piece,
     PlainFile,
     SealedFile,
     damaged,
@@ -36,20 +33,9 @@ from llmos.servers.storage.crypt.keys import KeyRing, key_needed
 from llmos.servers.storage.db import quota
 from llmos.servers.storage.db.engine import Database
 from llmos.servers.storage.db.tables_blobs import blobs
-from llmos.servers.storage.disk import sync_dir, writing
+from llmos.servers.storage.disk import writing
 
-log = logging.getLogger(__name__)
 SEALED = ".sealed"
-
-
-@dataclass
-class _Placement:
-    """How a staged file will be stored."""
-
-    staged: Staged
-    tensors: list[sharing.Tensor] = field(default_factory=list)
-    parts: list[Piece] = field(default_factory=list)
-    pack: Staged | None = None
 
 
 class Blobs:
@@ -260,92 +246,20 @@ class Blobs:
         """
         new: list[Path] = []
         with contextlib.ExitStack() as held:
-            placements = [self._prepare(blob, held) for blob in staged]
+            placements = [placement.prepare(self, blob, held) for blob in staged]
             with self.db.lock:
                 try:
                     with self.db.write() as sql:
-                        for placement in placements:
-                            new += self._place(sql, placement)
+                        for made in placements:
+                            new += placement.place(self, sql, made)
                         yield sql
                         failpoint.hit("rows.written")
                 except BaseException:
-                    unlink(new)
+                    placement.unlink(new)
                     raise
         failpoint.hit("rows.committed")
-
-    def _prepare(self, staged: Staged, held: contextlib.ExitStack) -> _Placement:
-        """Do the slow part before the lock is taken: find shared tensors, write the pack."""
-        made = _Placement(staged)
-        if staged.size < sharing.WORTH or self.sizes([staged.sha256]) != [-1]:
-            return made
-        path = self.readable(staged)
-        made.tensors = sharing.scan(path)
-        with self.db.read() as sql:
-            stored = sharing.known(sql, [tensor.digest for tensor in made.tensors])
-        mine: list[str] = []
-        held.callback(self.unpin, mine)
-        for source in {sha256 for sha256, _ in stored.values()}:
-            if self.pin(source):
-                mine.append(source)
-        stored = {digest: place for digest, place in stored.items() if place[0] in mine}
-        plan = sharing.plan(staged.size, made.tensors, stored)
-        if plan is None:
-            return made
-        if plan.own:
-            staging = held.enter_context(self.staging())
-            writer = staging.writer()
-            with PlainFile(staged.sha256, staged.size, path) as opened:
-                for start, length in plan.own:
-                    for at in range(start, start + length, 1 << 20):
-                        writer.write(opened.read(at, min(1 << 20, start + length - at)))
-            made.pack = writer.finish()
-        pack = made.pack.sha256 if made.pack else ""
-        made.parts = [Piece(p.source or pack, p.start, p.length) for p in plan.pieces]
-        made.tensors = plan.tensors
-        return made
-
-    def _place(self, sql: Connection, made: _Placement) -> list[Path]:
-        staged = made.staged
-        if rows.size(sql, staged.sha256) >= 0:
-            rows.touch(sql, staged.sha256)
-            return []
-        if not made.parts:
-            new = self._link(sql, staged)
-            sharing.remember(sql, staged.sha256, made.tensors)
-            return new
-        new = []
-        if made.pack is not None:
-            if rows.size(sql, made.pack.sha256) < 0:
-                new = self._link(sql, made.pack, touched=0)
-            sharing.remember(sql, made.pack.sha256, made.tensors)
-        rows.add(sql, staged.sha256, staged.size, parts=made.parts)
-        return new
-
-    def _link(self, sql: Connection, staged: Staged, touched: float | None = None) -> list[Path]:
-        target = self.file(staged.sha256, sealed=staged.wrapped_key is not None)
-        with writing(self.folder):
-            if not target.parent.is_dir():
-                target.parent.mkdir(mode=0o700)
-                sync_dir(self.folder)
-            failpoint.hit("file.placing")
-            target.unlink(missing_ok=True)  # damaged, or left by a crash
-            target.hardlink_to(staged.path)
-            failpoint.hit("file.linked")
-            sync_dir(target.parent)
-        failpoint.hit("file.placed")
-        rows.add(sql, staged.sha256, staged.size, wrapped_key=staged.wrapped_key, touched=touched)
-        return [target]
 
 
 def no_such_blob(sha256: str) -> NotFound:
     """Return the error for a digest that is not stored."""
     return NotFound("NO_SUCH_BLOB", f"No blob {sha256} is stored; upload it with WriteBlob first.")
-
-
-def unlink(paths: Iterable[Path]) -> None:
-    """Remove files whose rows are gone; what cannot be removed goes at the next start."""
-    for path in paths:
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as exc:
-            log.warning("cannot remove a file", extra={"path": str(path), "cause": str(exc)})

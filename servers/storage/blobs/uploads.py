@@ -18,9 +18,10 @@ from sqlalchemy import Connection, Row, delete, insert, select, update
 from llmos.lib import failpoint
 from llmos.lib.errors import DataLoss, FailedPrecondition, LLMOSError, NotFound
 from llmos.servers.storage import caller, names
+from llmos.servers.storage.blobs.placement import unlink
 from llmos.servers.storage.blobs.session import Begun, Session
 from llmos.servers.storage.blobs.staging import Staged
-from llmos.servers.storage.blobs.store import Blobs, unlink
+from llmos.servers.storage.blobs.store import Blobs
 from llmos.servers.storage.blobs.uploads_base import Part, Upload, Uploads
 from llmos.servers.storage.db import audit, quota
 from llmos.servers.storage.db.tables_blobs import uploads

@@ -10,7 +10,8 @@ from pathlib import Path
 from sqlalchemy import text
 
 from llmos.servers.storage.blobs import rows
-from llmos.servers.storage.blobs.store import SEALED, Blobs, unlink
+from llmos.servers.storage.blobs.placement import unlink
+from llmos.servers.storage.blobs.store import SEALED, Blobs
 from llmos.servers.storage.upkeep import verify
 from llmos.servers.storage.upkeep.base import Finding, Kind, Step, Summary
 

@@ -11,8 +11,9 @@ from llmos.lib import failpoint
 from llmos.lib.errors import DataLoss
 from llmos.servers.storage import caller
 from llmos.servers.storage.blobs import rows
+from llmos.servers.storage.blobs.placement import unlink
 from llmos.servers.storage.blobs.sealing import NAME as KEY_CHECK
-from llmos.servers.storage.blobs.store import Blobs, unlink
+from llmos.servers.storage.blobs.store import Blobs
 from llmos.servers.storage.crypt.keys import KeyRing, key_needed
 from llmos.servers.storage.db import audit
 from llmos.servers.storage.db.tables_blobs import blobs as table

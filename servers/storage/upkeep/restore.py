@@ -20,9 +20,10 @@ from llmos.lib import failpoint
 from llmos.lib.errors import DataLoss, FailedPrecondition
 from llmos.servers.storage import caller
 from llmos.servers.storage.blobs import rows
+from llmos.servers.storage.blobs.placement import unlink
 from llmos.servers.storage.blobs.reader import SealedFile
 from llmos.servers.storage.blobs.sealing import NAME as KEY_CHECK
-from llmos.servers.storage.blobs.store import SEALED, Blobs, unlink
+from llmos.servers.storage.blobs.store import SEALED, Blobs
 from llmos.servers.storage.db import audit
 from llmos.servers.storage.db.tables import metadata
 from llmos.servers.storage.db.tables_blobs import blobs as blobs_table
