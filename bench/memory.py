@@ -2,9 +2,11 @@
 
 Then models: paging, sharing, page-in, cycles (`lib/memory_models.py`; not with --buffers).
 
-Real processes: a memory server, a consumer, and this one; last line is one JSON object, times are
-microseconds at the median. In every transfer the sender's bytes start in its private memory, and
-the consumer touches each page of what it got before it answers.
+Real processes: kernel, memory server, a consumer, and this one; last line is one JSON object,
+times are microseconds at the median of interleaved rounds. Buffers and handles go through the
+kernel, as in an LLM OS; inline is plain gRPC from here to the consumer. In every transfer the
+sender's bytes start in its private memory, and the consumer touches each page of what it got before
+it answers.
 """
 
 from __future__ import annotations
@@ -24,11 +26,13 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import uvloop
 from lib import memory_models
 
 from llmos.api.memory.v1.buffers_pb2 import BufferHandle
 from llmos.lib.buffers import BufferClient, Mapping
 from llmos.lib.config import socket_address
+from llmos.lib.port import ExportSpec, Port
 from llmos.lib.serve import OPTIONS
 
 SIZE = 4 << 20
@@ -42,37 +46,40 @@ def touch(data: bytes | memoryview) -> bytes:
     return str(sum(data[::PAGE])).encode()
 
 
-async def consume(memory: str, address: str) -> None:
+async def consume(kernel: str, address: str) -> None:
     """Be the consumer: takes bytes, a handle to open, or a handle that was opened before."""
-    async with grpc.aio.insecure_channel(memory) as channel, BufferClient(channel) as buffers:
-        kept: dict[str, Mapping] = {}
+    port = Port(kernel, "consumer")
+    buffers = BufferClient(port.channel)
+    kept: dict[str, Mapping] = {}
 
-        async def inline(data: bytes, context: Any) -> bytes:
-            return touch(data)
+    async def inline(data: bytes, context: Any) -> bytes:
+        return touch(data)
 
-        async def fresh(message: bytes, context: Any) -> bytes:
-            mapping = await buffers.open(BufferHandle.FromString(message))
-            answer = touch(mapping.view)
-            await buffers.free(mapping)
-            return answer
+    async def fresh(message: bytes, context: Any) -> bytes:
+        mapping = await buffers.open(BufferHandle.FromString(message))
+        answer = touch(mapping.view)
+        await buffers.free(mapping)
+        return answer
 
-        async def reused(message: bytes, context: Any) -> bytes:
-            handle = BufferHandle.FromString(message)
-            if handle.id not in kept:
-                kept[handle.id] = await buffers.open(handle)
-            return touch(kept[handle.id].view)
+    async def reused(message: bytes, context: Any) -> bytes:
+        handle = BufferHandle.FromString(message)
+        if handle.id not in kept:
+            kept[handle.id] = await buffers.open(handle)
+        return touch(kept[handle.id].view)
 
-        server = grpc.aio.server(options=OPTIONS)
-        methods: dict[str, Any] = {
-            f.__name__: grpc.unary_unary_rpc_method_handler(f) for f in (inline, fresh, reused)
-        }
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("Bench", methods),))
-        server.add_insecure_port(address)
-        await server.start()
-        stop = asyncio.Event()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-        await stop.wait()
-        await server.stop(1)
+    by_handle: Any = {f.__name__: grpc.unary_unary_rpc_method_handler(f) for f in (fresh, reused)}
+    port.serve(ExportSpec("Bench"), by_handle)
+    await port.start()
+    server = grpc.aio.server(options=OPTIONS)
+    methods: Any = {"inline": grpc.unary_unary_rpc_method_handler(inline)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("Bench", methods),))
+    server.add_insecure_port(address)
+    await server.start()
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    await stop.wait()
+    await server.stop(1)
+    await port.stop(1)
 
 
 @contextmanager
@@ -86,31 +93,32 @@ def process(*arguments: str) -> Iterator[None]:
         child.wait()
 
 
-async def median_us(once: Callable[[], Awaitable[object]]) -> float:
-    """Return the median time of `once`."""
-    times = []
+async def medians_us(parts: dict[str, Callable[[], Awaitable[object]]]) -> dict[str, float]:
+    """Return the median time of each part; every round runs them all, one after the other."""
+    times: dict[str, list[float]] = {name: [] for name in parts}
     for _ in range(WARM_UP + ROUNDS):
-        start = time.perf_counter()
-        await once()
-        times.append(time.perf_counter() - start)
-    return round(statistics.median(times[WARM_UP:]) * 1e6, 1)
+        for name, once in parts.items():
+            start = time.perf_counter()
+            await once()
+            times[name].append(time.perf_counter() - start)
+    return {n: round(statistics.median(t[WARM_UP:]) * 1e6, 1) for n, t in times.items()}
 
 
-async def measure(memory: str, consumer: str) -> dict[str, float]:
+async def measure(kernel: str, consumer: str) -> dict[str, float]:
     """Return the results by name."""
     data = os.urandom(SIZE)
     target = bytearray(SIZE)
+    port = Port(kernel, "producer")
+    await port.start()
     async with (
-        grpc.aio.insecure_channel(memory, options=OPTIONS) as channel,
         grpc.aio.insecure_channel(consumer, options=OPTIONS) as other,
-        BufferClient(channel) as buffers,
+        BufferClient(port.channel) as buffers,
     ):
-        await asyncio.gather(channel.channel_ready(), other.channel_ready())
+        await other.channel_ready()
         held = await buffers.create(SIZE)
 
-        async def send(method: str, message: bytes) -> bytes:
-            call: Any = other.unary_unary(f"/Bench/{method}")
-            return bytes(await call(message))
+        async def send(channel: Any, method: str, message: bytes) -> bytes:
+            return bytes(await channel.unary_unary(f"/Bench/{method}")(message))
 
         def cycle(size: int) -> Callable[[], Awaitable[object]]:
             async def once() -> None:
@@ -124,41 +132,49 @@ async def measure(memory: str, consumer: str) -> dict[str, float]:
             target[:] = data
 
         async def inline() -> bytes:
-            return await send("inline", data)
+            return await send(other, "inline", data)
 
         async def fresh() -> bytes:
             mapping = await buffers.create(SIZE)
             mapping.view[:] = data
-            answer = await send("fresh", mapping.handle.SerializeToString())
+            answer = await send(port.channel, "fresh", mapping.handle.SerializeToString())
             await buffers.free(mapping)
             return answer
 
         async def reused() -> bytes:
             held.view[:] = data
-            return await send("reused", held.handle.SerializeToString())
+            return await send(port.channel, "reused", held.handle.SerializeToString())
 
         answers = {await inline(), await fresh(), await reused()}
         assert len(answers) == 1, "the consumer saw different bytes"
-        return {
-            "create_map_free_4KiB": await median_us(cycle(PAGE)),
-            "create_map_free_4MiB": await median_us(cycle(SIZE)),
-            "4MiB_memcpy": await median_us(memcpy),
-            "4MiB_handle_reused_buffer": await median_us(reused),
-            "4MiB_handle_fresh_buffer": await median_us(fresh),
-            "4MiB_inline_grpc": await median_us(inline),
-        }
+        found = await medians_us(
+            {
+                "create_map_free_4KiB": cycle(PAGE),
+                "create_map_free_4MiB": cycle(SIZE),
+                "4MiB_memcpy": memcpy,
+                "4MiB_handle_reused_buffer": reused,
+                "4MiB_handle_fresh_buffer": fresh,
+                "4MiB_inline_grpc": inline,
+            }
+        )
+    await port.stop(1)
+    return found
 
 
 def main() -> None:
     """Run it all and print the results."""
     if sys.argv[1:2] == ["--consumer"]:
-        asyncio.run(consume(*sys.argv[2:]))
+        uvloop.run(consume(*sys.argv[2:]))
         return
     with tempfile.TemporaryDirectory(prefix="llmos-bench-") as folder:
-        memory, consumer = (socket_address(Path(folder), n) for n in ("memory", "consumer"))
-        server = ("-m", "llmos.servers.memory", "--state-dir", folder, "--kernel", "none")
-        with process(*server), process(__file__, "--consumer", memory, consumer):
-            results = asyncio.run(measure(memory, consumer))
+        kernel, consumer = (socket_address(Path(folder), n) for n in ("kernel", "consumer"))
+        state = ("--state-dir", folder)
+        with (
+            process("-m", "llmos.kernel", *state, "--tcp", "none"),
+            process("-m", "llmos.servers.memory", *state),
+            process(__file__, "--consumer", kernel, consumer),
+        ):
+            results = uvloop.run(measure(kernel, consumer))
     for name, value in results.items():
         print(f"{name:<28}{value:>10,.1f} us")
     handle = results["4MiB_handle_reused_buffer"]
@@ -168,7 +184,7 @@ def main() -> None:
         "handle_vs_memcpy_4mib": round(results["4MiB_memcpy"] / handle, 3),
     }
     if sys.argv[1:2] != ["--buffers"]:
-        found |= asyncio.run(memory_models.measure())
+        found |= uvloop.run(memory_models.measure())
     print(json.dumps({"benchmark": "memory", "rounds": ROUNDS, "us_p50": results, **found}))
 
 

@@ -27,6 +27,7 @@ from llmos.lib.errors import (
 )
 from llmos.servers.memory.record import Buffer, Record, lease_time, process_of
 from llmos.servers.memory.shm import Directory, charge
+from llmos.servers.memory.spares import Spares
 
 PIECE = 256 << 10
 _MAX_LABEL = 256
@@ -55,6 +56,7 @@ class BufferStore:
         Recovered leases get their full time again: nobody could renew them while we were away.
         """
         self._dir = directory
+        self._spares = Spares(directory)
         self._clock = clock
         self._progress = progress
         self.budget = budget or directory.total() // 2
@@ -93,9 +95,12 @@ class BufferStore:
             return self._again(self._buffers[known], lessee, size, lease_s)
         if request and (running := self._creating.get(key)):
             return self._again(await asyncio.shield(running), lessee, size, lease_s)
-        self._check(size, tenant)
+        self._budget(size, tenant)
+        spare = self._spares.take(size, self._clock())
+        if not spare:
+            self._space(size)
         record = Record(
-            id=secrets.token_hex(16),
+            id=spare or secrets.token_hex(16),
             token=secrets.token_hex(16),
             size=size,
             creator=lessee,
@@ -106,6 +111,9 @@ class BufferStore:
             leases={lessee: lease_time(lease_s)},
         )
         self._charge(record, charge(size))
+        if spare:
+            with self._refund(record):
+                return self._commit(record)
         if size <= _INLINE:
             with self._refund(record):
                 self._dir.allocate(record.id, size)
@@ -129,7 +137,7 @@ class BufferStore:
 
     def _commit(self, record: Record) -> Buffer:
         try:
-            self._dir.save(record)
+            self._dir.save(record, first=True)
         except BaseException:
             self._dir.remove(record.id)
             raise
@@ -237,6 +245,7 @@ class BufferStore:
     def expire(self, *, spare: Callable[[str], bool] = lambda lessee: False) -> int:
         """Drop the leases that ran out, but not of lessees to `spare`; return how many."""
         now = self._clock()
+        self._spares.expire(now)
         over = [
             (buffer, lessee)
             for buffer in self._buffers.values()
@@ -264,9 +273,10 @@ class BufferStore:
 
     def close(self) -> None:
         """Let go of the directory; the buffers stay."""
+        self._spares.close()
         self._dir.close()
 
-    def _check(self, size: int, tenant: str) -> None:
+    def _budget(self, size: int, tenant: str) -> None:
         if not 0 < size <= self.max_size:
             raise InvalidArgument(
                 "BAD_SIZE",
@@ -288,6 +298,10 @@ class BufferStore:
                 f"{self._used_by[tenant]:,} of the {self.quota:,} bytes that a tenant may have; "
                 "free some or raise tenant_buffer_bytes of the memory server.",
             )
+
+    def _space(self, size: int) -> None:
+        if self._dir.room() < charge(size):
+            self._spares.drop()
         if (room := self._dir.room()) < charge(size):
             raise ResourceExhausted(
                 "NO_ROOM",
@@ -344,4 +358,4 @@ class BufferStore:
         del self._buffers[record.id]
         self._charge(record, -charge(record.size))
         self._requests.pop((record.creator, record.request), None)
-        self._dir.remove(record.id)
+        self._spares.remove(record.id, record.size)

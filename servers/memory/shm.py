@@ -16,11 +16,12 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 import stat
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 from llmos.lib.errors import FailedPrecondition, ResourceExhausted
@@ -30,6 +31,7 @@ from llmos.servers.memory.record import Record
 
 SHM = Path("/dev/shm")
 _PIECE = 256 << 20  # bytes allocated at a time
+_RAM_S = 0.05  # asking what RAM is free takes longer than all else of creating a small buffer
 PAGE = os.sysconf("SC_PAGE_SIZE")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EFBIG}
 
@@ -57,6 +59,8 @@ class Directory:
         Raises FailedPrecondition ALREADY_RUNNING, UNSAFE_SHM_DIR or READ_ONLY.
         """
         self.path = path
+        self._root = str(path)
+        self._ram, self._ram_at = 0, -math.inf  # what was free when it was asked, less what is used
         self._lock = _acquire(path)
         owner = path / "owner.json"
         with contextlib.suppress(OSError, ValueError):
@@ -84,9 +88,14 @@ class Directory:
 
     def room(self) -> int:
         """Return the bytes that the file system, and the RAM behind a memory one, have free."""
-        info = os.statvfs(self.path)
+        info = os.statvfs(self._root)
         free = info.f_bavail * info.f_frsize
-        return min(free, available_ram()) if self.path.parent == SHM else free
+        if self.path.parent != SHM:
+            return free
+        now = time.monotonic()
+        if now - self._ram_at > _RAM_S:
+            self._ram, self._ram_at = available_ram(), now
+        return min(free, self._ram)
 
     def file(self, id: str) -> Path:
         """Return the path of a buffer's bytes."""
@@ -112,18 +121,30 @@ class Directory:
                         tick()
             finally:
                 os.close(fd)
+            self._ram -= size
         except OSError as exc:
             path.unlink(missing_ok=True)
             raise _full(exc, size) from exc
 
-    def save(self, record: Record) -> None:
-        """Write a record, atomically. Raises ResourceExhausted NO_ROOM."""
-        temporary = self.path / f"{record.id}.tmp"
+    def save(self, record: Record, *, first: bool = False) -> None:
+        """Write a record, atomically. Raises ResourceExhausted NO_ROOM.
+
+        first: nobody was told of the buffer yet, so half a record would do no harm: see `load`.
+        """
+        final = f"{self._root}/{record.id}.json"
+        path = final if first else f"{self._root}/{record.id}.tmp"
         try:
-            temporary.write_text(json.dumps(asdict(record)))
-            temporary.replace(self.path / f"{record.id}.json")
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            try:
+                data = json.dumps(vars(record)).encode()
+                if os.write(fd, data) < len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            finally:
+                os.close(fd)
+            if not first:
+                os.replace(path, final)
         except OSError as exc:
-            temporary.unlink(missing_ok=True)
+            Path(path).unlink(missing_ok=True)
             raise _full(exc, PAGE) from exc
 
     def load(self) -> Iterator[Record]:
@@ -155,8 +176,12 @@ class Directory:
 
     def remove(self, id: str) -> None:
         """Remove a buffer; mappings of it stay valid. The record goes first: see `load`."""
-        (self.path / f"{id}.json").unlink(missing_ok=True)
+        self.forget(id)
         self.file(id).unlink(missing_ok=True)
+
+    def forget(self, id: str) -> None:
+        """Remove a buffer's record, after which its file is nobody's."""
+        (self.path / f"{id}.json").unlink(missing_ok=True)
 
 
 def _full(exc: OSError, size: int) -> Exception:

@@ -191,7 +191,7 @@ async def test_opening_and_freeing_need_no_room(
     store = make_store()
     buffer = await store.create("a", 100)
 
-    def full(self: Directory, record: object) -> None:
+    def full(self: Directory, record: object, *, first: bool = False) -> None:
         raise ResourceExhausted("NO_ROOM", "no room")
 
     with monkeypatch.context() as patch:
