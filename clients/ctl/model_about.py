@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,9 @@ from llmos.clients.ctl.output import as_value, duration, short_name, when
 from llmos.clients.ctl.progress import note
 from llmos.clients.ctl.session import QUICK_S, UINT32, Session, command
 from llmos.lib.errors import NotFound
+
+if TYPE_CHECKING:
+    from llmos.api.storage.v1 import aliases_pb2
 
 lease = typer.Typer(help="Keep versions from being deleted, for a while.", no_args_is_help=True)
 model.app.add_typer(lease, name="lease")
@@ -135,7 +138,10 @@ def _datasets(session: Session, refs: list[str], rows: list[list[str]]) -> list[
 
 @command(
     lease,
-    examples=["llmos-ctl model lease take smollm2@prod --ttl 3600 --holder nightly-report"],
+    examples=[
+        "llmos-ctl model lease take smollm2@prod --ttl 3600 --holder nightly-report",
+        "llmos-ctl model lease take dataset:reviews@3",
+    ],
 )
 def take(
     session: Session,
@@ -143,20 +149,27 @@ def take(
     ttl: Annotated[float, typer.Option(min=1, max=_WEEK_S, help="Seconds.")] = 3600.0,
     holder: Annotated[str, typer.Option(help="Who takes it.")] = "llmos-ctl",
 ) -> None:
-    """Take a lease on a version: it is not deleted before the lease runs out or is released."""
+    """Take a lease on a version: it is not deleted before the lease runs out or is released.
+
+    The execution server has one on what it serves, a job on what it reads. `dataset:NAME` stands
+    for a data set.
+    """
     from llmos.api.storage.v1 import aliases_pb2, aliases_pb2_grpc
 
     stub = session.kernel(aliases_pb2_grpc.VersionLeasesStub)
     request = aliases_pb2.AcquireVersionLeaseRequest(ref=ref, holder=holder, ttl_s=ttl)
     made = stub.AcquireVersionLease(request, timeout=session.limit(QUICK_S)).lease
-    said = f"Lease {made.id} keeps {made.model}@{made.version} for {duration(made.ttl_s)}."
+    said = f"Lease {made.id} keeps {_leased(made)} for {duration(made.ttl_s)}."
     session.out.say(said, as_value(made))
 
 
 @command(lease)
 def ls(
     session: Session,
-    ref: Annotated[str, typer.Argument(help="Only of this version.", show_default=False)] = "",
+    ref: Annotated[
+        str,
+        typer.Argument(help="Only of this (or `dataset:NAME`).", show_default=False),
+    ] = "",
 ) -> None:
     """List the leases on versions."""
     from llmos.api.storage.v1 import aliases_pb2, aliases_pb2_grpc
@@ -164,11 +177,12 @@ def ls(
     stub = session.kernel(aliases_pb2_grpc.VersionLeasesStub)
     request = aliases_pb2.ListVersionLeasesRequest(ref=ref)
     found = stub.ListVersionLeases(request, timeout=session.limit(QUICK_S)).leases
-    rows = [
-        [item.id, f"{item.model}@{item.version}", duration(item.remaining_s), item.holder]
-        for item in found
-    ]
-    session.out.rows(["LEASE", "MODEL", "LEFT", "HOLDER"], rows, [as_value(i) for i in found])
+    rows = [[item.id, _leased(item), duration(item.remaining_s), item.holder] for item in found]
+    session.out.rows(["LEASE", "VERSION", "LEFT", "HOLDER"], rows, [as_value(i) for i in found])
+
+
+def _leased(lease: aliases_pb2.VersionLease) -> str:
+    return f"{'dataset:' if lease.dataset else ''}{lease.model}@{lease.version}"
 
 
 @command(lease)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import sys
 
 import uvloop
@@ -17,6 +18,7 @@ from llmos.lib.call import background
 from llmos.lib.config import load_or_exit
 from llmos.lib.errors import LLMOSError
 from llmos.lib.extras import needed
+from llmos.lib.holds import VersionHolds
 from llmos.lib.publish import Fact, Publisher
 from llmos.lib.serve import Server
 
@@ -26,10 +28,10 @@ with needed("execution"):
     from llmos.servers.execution.manager.aliases import follow
     from llmos.servers.execution.manager.changes import Changes
     from llmos.servers.execution.manager.core import Manager
+    from llmos.servers.execution.manager.holding import HoldingCatalog
     from llmos.servers.execution.manager.kernels import compile_kernels
     from llmos.servers.execution.manager.memory import MemoryGrants
     from llmos.servers.execution.manager.routing import DirectRouter, KernelRouter
-    from llmos.servers.execution.manager.storage import StorageCatalog
     from llmos.servers.execution.manager.watch import watch
     from llmos.servers.execution.manager.zygote import ZygoteClient
     from llmos.servers.execution.oip.manager import ManagerInference
@@ -46,7 +48,11 @@ async def serve(config: ExecutionConfig) -> None:
     address = config.kernel or config.socket("kernel")
     router = direct or KernelRouter(server.channel("kernel"), address)
     cache = config.state_dir / "execution" / "files"
-    catalog = StorageCatalog(server.channel("storage"), cache, config.patience_s, server.progress)
+    place = f"execution on {socket.gethostname()} ({config.state_dir})"
+    holds = VersionHolds(server.channel("storage"), place, lambda: manager.needed())
+    catalog = HoldingCatalog(
+        server.channel("storage"), cache, config.patience_s, holds, server.progress
+    )
     grants = MemoryGrants(server.channel("memory"), config.patience_s)
     zygote = ZygoteClient(config.state_dir, config.log_level, server.progress)
     publisher = Publisher(server.port.channel if server.port is not None else None)
@@ -54,6 +60,7 @@ async def serve(config: ExecutionConfig) -> None:
     def tell(topic: str, **facts: Fact) -> None:
         publisher.tell(topic, **facts)
         changes.happened()
+        holds.changed()
 
     manager = Manager(config, catalog, grants, router, zygote, progress=server.progress, tell=tell)
     changes = Changes(manager.rows)
@@ -76,6 +83,7 @@ async def serve(config: ExecutionConfig) -> None:
     async def adopt_open_and_watch() -> None:
         try:
             manager.open(await adopt(config.run_dir(), router))
+            watching.append(background(holds.keep()))
             if server.port is not None:
                 await watch(server.port.channel, manager)
         except Exception:  # outermost: without this the manager would wait for ever, in silence

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from socket import gethostname
+
 import grpc
 
 from llmos.api.storage.v1 import data_pb2, data_pb2_grpc, registry_pb2_grpc
 from llmos.api.storage.v1 import registry_pb2 as pb
+from llmos.lib.holds import VersionHolds
 from llmos.lib.rpc import from_rpc_error
-from llmos.servers.optimizer.seams import Source
+from llmos.servers.optimizer.seams import Need, Source
 
 FORMATS = {
     pb.FORMAT_GGUF: "gguf",
@@ -28,6 +32,8 @@ class StorageCatalog:
         self._registry: registry_pb2_grpc.RegistryAsyncStub = registry_pb2_grpc.RegistryStub(
             channel
         )
+        self._channel = channel
+        self._holds: VersionHolds | None = None
         self._datasets: data_pb2_grpc.DatasetsAsyncStub = data_pb2_grpc.DatasetsStub(channel)
 
     async def find(self, ref: str) -> Source:
@@ -54,3 +60,19 @@ class StorageCatalog:
         except grpc.RpcError as exc:
             raise from_rpc_error(exc) from exc
         return f"{answer.dataset.name}@{answer.dataset.version}"
+
+    async def keep(self, place: str, needed: Callable[[], Iterable[Need]]) -> None:
+        """See Catalog.keep."""
+        name = f"optimizer on {gethostname()} ({place})"
+        self._holds = VersionHolds(self._channel, name, needed)
+        await self._holds.keep()
+
+    async def settle(self) -> None:
+        """See Catalog.settle."""
+        if self._holds is not None:
+            await self._holds.settle()
+
+    def changed(self) -> None:
+        """See Catalog.changed."""
+        if self._holds is not None:
+            self._holds.changed()

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from llmos.api.optimizer.v1 import jobs_pb2, process_pb2
+from llmos.lib.call import background
 from llmos.lib.errors import FailedPrecondition, NotFound
 from llmos.lib.publish import Tell, nobody
 from llmos.servers.optimizer.entry import Entry
@@ -22,7 +23,7 @@ from llmos.servers.optimizer.files import Files
 from llmos.servers.optimizer.folder import Folder
 from llmos.servers.optimizer.kinds import table
 from llmos.servers.optimizer.launcher import new_id
-from llmos.servers.optimizer.seams import Catalog
+from llmos.servers.optimizer.seams import Catalog, Need
 from llmos.servers.optimizer.supervisor import Supervisor
 
 LISTED = 1000
@@ -57,6 +58,7 @@ class Jobs:
         self._running: dict[str, asyncio.Task[None]] = {}
         self._submitting = asyncio.Lock()
         self._lock = -1
+        self._keeping: asyncio.Task[None] | None = None
 
     def open(self) -> None:
         """Read what an earlier server left and go on with it.
@@ -86,6 +88,15 @@ class Jobs:
             if entry.job.state == jobs_pb2.JOB_STATE_RUNNING:
                 self._run(entry)
         self._pump()
+        self._keeping = background(self._catalog.keep(str(self._root), self.needed))
+
+    def needed(self) -> set[Need]:
+        """Return the versions that jobs read, and which job: also those queued and paused."""
+        going = [entry for entry in self._entries.values() if not entry.ended]
+        models = {(ref, f"job {e.job.id}") for e in going for ref in e.record.sources}
+        return models | {
+            (f"dataset:{ref}", f"job {e.job.id}") for e in going for ref in e.record.datasets
+        }
 
     def _take_lock(self) -> None:
         self._lock = os.open(self._root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -104,6 +115,9 @@ class Jobs:
         tasks = list(self._running.values())
         for task in tasks:
             task.remove_done_callback(self._done)
+        if self._keeping is not None:
+            tasks.append(self._keeping)
+        for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._lock >= 0:
@@ -159,6 +173,7 @@ class Jobs:
         entry = self._entries[id] = Entry(record, folder, self._told)
         if request_id:
             self._requests[request_id] = id
+        self._catalog.changed()
         return entry
 
     def list(self) -> list[jobs_pb2.Job]:
@@ -174,6 +189,8 @@ class Jobs:
         entry = self._entry(id)
         while True:
             changed = entry.changed
+            if entry.ended:
+                await self._catalog.settle()
             yield entry.snapshot()
             if entry.ended:
                 return
@@ -260,6 +277,7 @@ class Jobs:
         self._pump()
 
     def _told(self, job: jobs_pb2.Job) -> None:
+        self._catalog.changed()
         self._tell(
             "job.ended",
             job=job.id,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
+
+Need = tuple[str, str]  # a version, and who needs it
 
 
 @dataclass(frozen=True)
@@ -29,3 +32,15 @@ class Catalog(Protocol):
 
         Raises NotFound NO_SUCH_DATASET, NO_SUCH_VERSION.
         """
+
+    async def keep(self, place: str, needed: Callable[[], Iterable[Need]]) -> None:
+        """Keep these versions from being deleted, for ever; data sets are `dataset:REF`.
+
+        place: where the jobs are kept, for people.
+        """
+
+    async def settle(self) -> None:
+        """Let go of what is no longer needed: whoever wants to delete it now may."""
+
+    def changed(self) -> None:
+        """Look soon at what is needed."""

@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from llmos.lib.host import records
 from llmos.lib.publish import Tell, nobody
 from llmos.servers.optimizer.core import Jobs
 from llmos.servers.optimizer.launcher import Launcher
-from llmos.servers.optimizer.seams import Source
+from llmos.servers.optimizer.seams import Need, Source
 from llmos.servers.optimizer.supervisor import Supervisor
 
 COMMAND = (sys.executable, str(Path(__file__).with_name("sham_job.py")))
@@ -40,6 +40,13 @@ class Shelf:
         if name == "none":
             raise NotFound("NO_SUCH_DATASET", "There is no data set none.")
         return f"{name}@{version or 1}"
+
+    async def keep(self, place: str, needed: Callable[[], Iterable[Need]]) -> None:
+        self.needed = needed
+
+    async def settle(self) -> None: ...
+
+    def changed(self) -> None: ...
 
 
 def core(

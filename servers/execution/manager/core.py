@@ -196,6 +196,10 @@ class Manager:
         """Return the aliases that workers answer to, `name@alias`."""
         return self._names.aliases()
 
+    def needed(self) -> set[tuple[str, str]]:
+        """Return the versions that storage has to keep: all with workers; see VersionHolds."""
+        return {(worker.ref, "") for worker in self._table}
+
     async def unload(self, ref: str, *, force: bool = False) -> bool:
         """End a model's worker after its running calls; False when it was not loaded.
 
@@ -228,6 +232,7 @@ class Manager:
         self._leases.revoke(worker.ref)
         self._wishes.forget(worker.ref)
         await asyncio.shield(self._endings.end(worker))
+        await self._catalog.settle()
         return True
 
     async def rows(self) -> list[Row]:

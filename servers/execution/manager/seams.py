@@ -25,6 +25,9 @@ class Catalog(Protocol):
     async def fetch(self, version: Version) -> Mapping[str, Path]:
         """Return the version's files on this host, the main one first."""
 
+    async def settle(self) -> None:
+        """Let go of the versions that no worker has: whoever wants to delete them now may."""
+
 
 class Grants(Protocol):
     """Memory."""

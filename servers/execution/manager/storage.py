@@ -71,6 +71,9 @@ class StorageCatalog:
         """See seams.Catalog."""
         return {file.name: await self._local(file) for file in version.files}
 
+    async def settle(self) -> None:
+        """See seams.Catalog. Nothing is held by this one."""
+
     async def _local(self, file: StoredFile) -> Path:
         if file.path and os.access(file.path, os.R_OK):
             return Path(file.path)

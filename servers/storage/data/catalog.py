@@ -129,7 +129,8 @@ class Catalog:
             raise FailedPrecondition(
                 "IN_USE",
                 f"{name}@{version} is needed: {_some(held)} {'has' if len(held) == 1 else 'have'} "
-                "a lease on it; release the lease or wait until it runs out.",
+                "a lease on it; end what uses it (cancel the job), release the lease or wait "
+                "until it runs out.",
             )
         users = _users(sql, f"{name}@{version}")
         if users and not force:

@@ -10,6 +10,7 @@ from llmos.servers.storage.registry.leases import Leases, holders
 from llmos.servers.storage.registry.moves import remove
 from llmos.servers.storage.registry.rows import VersionKey
 
+_CURE = "end what uses it (unload the model), release the lease or wait until it runs out"
 _NAMED = 8  # in the message; the details have more
 _DETAILED = 100
 
@@ -37,7 +38,7 @@ def release(sql: Connection, version: VersionKey, held: Leases, force: bool) -> 
         was = "was" if len(children) == 1 else "were"
         reasons.append(f"{_some(children)} {was} made from it")
     if reasons:
-        cure = "release the lease or wait until it runs out" if leases and len(reasons) == 1 else ""
+        cure = _CURE if leases and len(reasons) == 1 else ""
         raise FailedPrecondition(
             "IN_USE",
             f"{ref} is needed: {'; '.join(reasons)}; "

@@ -61,6 +61,8 @@ class LocalCatalog:
         path = self.files[version.ref]
         return {path.name: path}
 
+    async def settle(self) -> None: ...
+
 
 class LocalGrants:
     """A budget; names what is idle and not pinned when it is short."""

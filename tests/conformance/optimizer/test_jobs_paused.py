@@ -68,6 +68,7 @@ async def test_a_paused_job_frees_its_place_and_goes_on_later(
     await reaches(core, slow, "works")
     good = await submit(stub, "good")
     paused = (await stub.PauseJob(pb.PauseJobRequest(id=slow))).job
+    assert ("slow@1", f"job {slow}") in core.needed()  # nobody deletes what it will go on with
     assert (paused.state, paused.pid, paused.stage) == (pb.JOB_STATE_PAUSED, 0, "paused")
     assert (state / "jobs" / slow / "work" / "scratch").exists()
     async for answer in stub.WatchJob(pb.WatchJobRequest(id=good)):
@@ -81,7 +82,7 @@ async def test_a_paused_job_frees_its_place_and_goes_on_later(
     assert (await stub.ResumeJob(pb.ResumeJobRequest(id=slow))).job.attempts == 2
     await stub.PauseJob(pb.PauseJobRequest(id=slow))
     cancelled = (await stub.CancelJob(pb.CancelJobRequest(id=slow))).job
-    assert cancelled.state == pb.JOB_STATE_CANCELLED
+    assert cancelled.state == pb.JOB_STATE_CANCELLED and not core.needed()
     for call in (
         stub.PauseJob(pb.PauseJobRequest(id=slow)),
         stub.ResumeJob(pb.ResumeJobRequest(id=slow)),

@@ -17,6 +17,7 @@ from model_files import tiny_onnx
 
 from llmos.api.execution.v1 import execution_pb2 as pb
 from llmos.api.memory.v1 import residency_pb2
+from llmos.api.storage.v1 import registry_pb2
 from llmos.lib.errors import Unavailable
 from llmos.lib.rpc import from_rpc_error
 
@@ -216,3 +217,26 @@ async def test_a_killed_kernel_finds_the_same_workers(
     for _ in range(20):
         np.testing.assert_array_equal(await llmos.infer(model), expected)
     assert running.record(f"worker/{model}").pid == worker
+
+
+async def test_a_version_is_not_deleted_while_it_is_loaded(
+    running: Stack, llmos: Client, model: str
+) -> None:
+    """Nor while its manager is dead; once unloaded it goes at once."""
+    await llmos.infer(model)
+
+    async def delete() -> str:
+        request = registry_pb2.DeleteVersionRequest(ref=f"{model}@1", force=True)
+        try:
+            await llmos.registry.DeleteVersion(request)
+        except grpc.aio.AioRpcError as exc:
+            return str(from_rpc_error(exc))
+        return ""
+
+    assert "execution on" in (said := await delete()) and "has a lease on it" in said
+    running.kill("execution")
+    assert "has a lease on it" in await delete()
+    running.start("execution")
+    assert "has a lease on it" in await delete()
+    await llmos.unload(model)
+    assert await delete() == ""
