@@ -181,6 +181,7 @@ def _model(row: Row) -> pb.Model:
         context_length=row.version.context_length,
         created_unix_s=row.version.created_unix_s,
         is_default=row.is_default,
+        aliases=row.version.aliases,
     )
     if (worker := row.worker) is not None:
         message.device = worker.device

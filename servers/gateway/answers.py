@@ -46,11 +46,14 @@ def model_objects(models: Iterable[pb.Model]) -> list[Json]:
 
 
 def find_model(models: Iterable[pb.Model], ref: str) -> Json | None:
-    """Return the model that `name` or `name@version` means."""
-    name, _, version = ref.partition("@")
+    """Return the model that `name`, `name@version` or `name@alias` means."""
+    name, _, which = ref.partition("@")
     named = [m for m in models if m.name == name]
-    if version:
-        named = [m for m in named if str(m.version) == version]
+    if which.isdigit():
+        named = [m for m in named if str(m.version) == which]
+    elif which:
+        # A worker that answers to the alias is what a request reaches: storage may be ahead of it.
+        named = [m for m in named if ref in m.keys] or [m for m in named if which in m.aliases]
     return _model_object(ref, _default(named)) if named else None
 
 

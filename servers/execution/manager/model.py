@@ -72,6 +72,7 @@ class Version:
     context_length: int = 0
     created_unix_s: float = 0.0
     files: Sequence[StoredFile] = ()
+    aliases: Sequence[str] = ()  # of the name, that mean this version now
 
     @property
     def ref(self) -> str:

@@ -116,6 +116,7 @@ def _version(message: pb.ModelVersion) -> Version:
         context_length=message.context_length,
         created_unix_s=message.created_unix_s,
         files=[StoredFile(f.name, f.sha256, f.size, f.path) for f in message.files],
+        aliases=list(message.aliases),
     )
 
 

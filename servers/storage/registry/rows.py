@@ -67,12 +67,11 @@ def _load(
     tagged = _lists(
         sql.execute(select(tags).where(of(sql, tags, keys)).order_by(tags.c.key)).all(),
     )
-    named: dict[VersionKey, list[Any]] = defaultdict(list)
+    c = aliases.c
+    pointing = select(c.name, c.version, c.alias).where(of(sql, aliases, keys)).order_by(c.alias)
+    named = _lists(sql.execute(pointing).all())
     signed: dict[VersionKey, list[Any]] = defaultdict(list)
     if not listing:
-        c = aliases.c
-        one = select(c.name, c.version, c.alias).where(of(sql, aliases, keys)).order_by(c.alias)
-        named = _lists(sql.execute(one).all())
         s = signatures.c
         two = (
             select(s.name, s.version, s.key_sha256)

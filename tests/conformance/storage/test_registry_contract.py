@@ -186,6 +186,9 @@ async def test_an_alias_moves_and_means_its_version(world: World) -> None:
     assert (made.version, before) == (1, 0)
     assert (await world.storage.get_version("m@prod")).ref == "m@1"
     assert (await world.storage.get_version("m@1")).aliases == ("prod",)
+    assert [v.aliases for v in (await world.storage.list_versions("m", 0, "")).versions][-1] == (
+        "prod",
+    )
     assert (await world.storage.get_version("m")).ref == "m@3"  # a name alone is its newest
     again = await world.aliases.set_alias("m", "prod", 1)
     assert again == (made, 1)  # no move

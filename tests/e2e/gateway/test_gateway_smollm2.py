@@ -39,6 +39,21 @@ def test_a_chat(client: OpenAI) -> None:
     assert reply.usage.prompt_tokens > 10
 
 
+def test_a_model_by_its_alias(client: OpenAI, os_up: WholeOS) -> None:
+    os_up.ok("model", "alias", "set", f"{MODEL}@1", "the-one")
+    try:
+        model = client.models.retrieve(f"{MODEL}@the-one")
+        extra: Any = model.model_extra
+        assert (model.id, extra["llmos"]["version"]) == (f"{MODEL}@the-one", 1)
+        reply = client.completions.create(model=model.id, prompt="One, two,", max_tokens=2)
+        assert reply.model == f"{MODEL}@1"
+        assert client.models.retrieve(f"{MODEL}@the-one").id == model.id  # as a worker's key
+        with pytest.raises(openai.NotFoundError):
+            client.models.retrieve(f"{MODEL}@another")
+    finally:
+        os_up.ok("model", "alias", "rm", f"{MODEL}@the-one")
+
+
 def test_a_stream_is_the_same_text_as_the_whole(client: OpenAI) -> None:
     params: Any = {"model": MODEL, "messages": PARIS, "seed": 11, "max_tokens": 24}
     whole = client.chat.completions.create(**params).choices[0].message.content

@@ -175,6 +175,13 @@ async def test_models_by_name_and_version() -> None:
     assert version("echo") == version("echo@2") == 2
     assert version("echo@1") == 1
     assert version("echo@9") is version("nothing") is version("") is None
+    for model in models:
+        if model.name == "echo":
+            model.aliases[:] = ["prod"] if model.version == 1 else ["next"]
+            model.keys[:] = [f"echo@{model.version}"]
+    assert (version("echo@prod"), version("echo@next"), version("echo@other")) == (1, 2, None)
+    models[4].keys.append("echo@prod")  # storage moved it back; version 2 still answers to it
+    assert (models[4].name, models[4].version, version("echo@prod")) == ("echo", 2, 2)
 
 
 def test_events_are_one_line() -> None:

@@ -767,6 +767,7 @@ class Model(_message.Message):
     LOAD_S_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
     INSTANCES_FIELD_NUMBER: _builtins.int
+    ALIASES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Model name."""
     version: _builtins.int
@@ -813,6 +814,10 @@ class Model(_message.Message):
     def instances(self) -> _containers.RepeatedCompositeFieldContainer[Global___Instance]:
         """Its workers, when loaded. The fields above tell of the first, the bytes of all."""
 
+    @_builtins.property
+    def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What storage's aliases of the name mean this version, without the name: `prod`."""
+
     def __init__(
         self,
         *,
@@ -836,10 +841,11 @@ class Model(_message.Message):
         load_s: _builtins.float = ...,
         options: Global___LoadOptions | None = ...,
         instances: _abc.Iterable[Global___Instance] | None = ...,
+        aliases: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "created_unix_s", b"created_unix_s", "device", b"device", "engine", b"engine", "granted_bytes", b"granted_bytes", "instances", b"instances", "is_default", b"is_default", "keys", b"keys", "leases", b"leases", "load_s", b"load_s", "name", b"name", "options", b"options", "pid", b"pid", "pinned", b"pinned", "reason", b"reason", "state", b"state", "task", b"task", "tenant", b"tenant", "used_bytes", b"used_bytes", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "context_length", b"context_length", "created_unix_s", b"created_unix_s", "device", b"device", "engine", b"engine", "granted_bytes", b"granted_bytes", "instances", b"instances", "is_default", b"is_default", "keys", b"keys", "leases", b"leases", "load_s", b"load_s", "name", b"name", "options", b"options", "pid", b"pid", "pinned", b"pinned", "reason", b"reason", "state", b"state", "task", b"task", "tenant", b"tenant", "used_bytes", b"used_bytes", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

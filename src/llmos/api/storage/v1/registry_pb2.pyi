@@ -187,7 +187,7 @@ class ModelVersion(_message.Message):
 
     @_builtins.property
     def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Aliases that mean this version now; not in ListVersions."""
+        """Aliases that mean this version now."""
 
     @_builtins.property
     def signed_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
