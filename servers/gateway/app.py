@@ -19,6 +19,7 @@ from llmos.servers.gateway.backend import Backend
 from llmos.servers.gateway.batch_run import asker
 from llmos.servers.gateway.batches import Batches
 from llmos.servers.gateway.config import GatewayConfig
+from llmos.servers.gateway.counts import Counts
 from llmos.servers.gateway.documents import Documents
 from llmos.servers.gateway.files import Files
 from llmos.servers.gateway.finetuning import FineTuning
@@ -47,15 +48,18 @@ def build(
     channels: Channels | None = None,
     keys: Keys | None = None,
     telemetry: Telemetry | None = None,
+    metrics: Metrics | None = None,
+    counts: Counts | None = None,
 ) -> ASGIApp:
     """Return the application; without `channels` it has the APIs of `backend` alone.
 
     keys: who may use the APIs; None = everybody. telemetry: who is told of every request.
+    metrics: where requests are counted. counts: the same of all processes on the port.
     """
-    metrics = Metrics()
+    metrics = metrics or Metrics()
     routes: list[BaseRoute] = [
         *OpenAI(backend, config, metrics, channels).routes(),
-        *Ops(backend, metrics, channels).routes(),
+        *Ops(backend, counts or metrics, channels).routes(),
         *openapi.routes(),
     ]
     if channels is not None:

@@ -16,6 +16,8 @@ class GatewayConfig(ServerConfig):
 
     host: str = option("127.0.0.1", "address that HTTP listens on")
     port: int = option(8080, "TCP port of HTTP; 0 = any free one, see <run_dir>/gateway.address")
+    processes: int = option(1, "processes that answer HTTP on the port, 1 to 64")
+    sibling: int = option(0, "which of them this is; the first one, 0, starts the others")
     request_timeout_s: float = option(600.0, "deadline of one request, seconds")
     body_timeout_s: float = option(60.0, "how long a client may take to send a body, seconds")
     max_body_bytes: int = option(16 << 20, "largest request body, bytes")
@@ -45,6 +47,11 @@ class GatewayConfig(ServerConfig):
         """Refuse values that cannot work. Raises InvalidArgument BAD_CONFIG."""
         if not 0 <= self.port <= 65535:
             raise InvalidArgument("BAD_CONFIG", f"port = {self.port} is not in 0 to 65535.")
+        if not 0 <= self.sibling < self.processes <= 64:
+            raise InvalidArgument(
+                "BAD_CONFIG",
+                f"processes = {self.processes} must be 1 to 64, and sibling below it.",
+            )
         for name in (
             "request_timeout_s",
             "body_timeout_s",

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterable
 import grpc
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
-from prometheus_client.registry import Collector, CollectorRegistry
+from prometheus_client.registry import CollectorRegistry
 
 from llmos.api.inference import open_inference_pb2 as oip
 from llmos.api.inference import open_inference_pb2_grpc
 from llmos.api.kernel.v1 import admin_pb2, admin_pb2_grpc
 from llmos.lib.errors import LLMOSError
 from llmos.lib.rpc import from_rpc_error
+from llmos.servers.gateway.counts import Given
 
 _TIMEOUT_S = 1.0
 _EXECUTION = ("llmos.api.execution.v1.Execution", "inference.GRPCInferenceService")
@@ -30,19 +31,8 @@ async def text(channels: Channels) -> bytes:
     """Return the metrics in Prometheus' text format."""
     found = await asyncio.gather(_statistics(channels), _queues(channels))
     registry = CollectorRegistry()
-    registry.register(_Given([metric for metrics in found for metric in metrics]))
+    registry.register(Given([metric for metrics in found for metric in metrics]))
     return generate_latest(registry)
-
-
-class _Given(Collector):
-    def __init__(self, metrics: Iterable[Metric]) -> None:
-        self._metrics = metrics
-
-    def collect(self) -> Iterable[Metric]:
-        return self._metrics
-
-    def describe(self) -> Iterable[Metric]:
-        return ()
 
 
 async def _statistics(channels: Channels) -> list[Metric]:

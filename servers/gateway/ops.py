@@ -10,6 +10,7 @@ from starlette.routing import Route
 
 from llmos.servers.gateway import model_metrics
 from llmos.servers.gateway.backend import Backend
+from llmos.servers.gateway.counts import Counts
 from llmos.servers.gateway.metrics import CONTENT_TYPE, Metrics
 
 
@@ -17,7 +18,10 @@ class Ops:
     """The endpoints beside the API."""
 
     def __init__(
-        self, backend: Backend, metrics: Metrics, channels: model_metrics.Channels | None = None
+        self,
+        backend: Backend,
+        metrics: Metrics | Counts,
+        channels: model_metrics.Channels | None = None,
     ) -> None:
         """Look at `backend` and `metrics`; `channels`: where models and the kernel are asked."""
         self._backend = backend
@@ -70,7 +74,8 @@ class Ops:
 
     async def metrics(self, request: Request) -> Response:
         """Return all metrics."""
-        text = self._metrics.text()
+        metrics = self._metrics
+        text = await metrics.text() if isinstance(metrics, Counts) else metrics.text()
         if self._channels is not None:
             text += await model_metrics.text(self._channels)
         return Response(text, headers={"content-type": CONTENT_TYPE})

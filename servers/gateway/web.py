@@ -22,8 +22,11 @@ ADDRESS_FILE = "gateway.address"
 _KEEP_ALIVE_S = 75
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Return a bound socket. Raises FailedPrecondition ADDRESS_IN_USE or BAD_ADDRESS."""
+def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """Return a bound socket that listens; shared: further processes of this user may do so, too.
+
+    Raises FailedPrecondition ADDRESS_IN_USE or BAD_ADDRESS.
+    """
     try:
         infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as exc:
@@ -34,6 +37,8 @@ def listen(host: str, port: int) -> socket.socket:
     sock = socket.socket(family, kind, protocol)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind(address)
         # Listen at once: with SO_REUSEADDR two sockets may be bound, and only one can listen.
         sock.listen(2048)
@@ -51,6 +56,22 @@ def listen(host: str, port: int) -> socket.socket:
             "--port.",
         ) from exc
     return sock
+
+
+def listen_first(host: str, port: int, run_dir: Path) -> socket.socket:
+    """As `listen` with `shared`, for the first of several processes.
+
+    Another program's sockets of the same user could be joined by mistake, so nobody may listen
+    there but what a first process before this one, which died, has left.
+    """
+    try:
+        listen(host, port).close()
+    except FailedPrecondition as exc:
+        announcement = run_dir / ADDRESS_FILE
+        left = announcement.read_text().strip() if announcement.exists() else ""
+        if exc.reason != "ADDRESS_IN_USE" or left.rpartition(":")[2] != str(port):
+            raise
+    return listen(host, port, shared=True)
 
 
 def address_of(sock: socket.socket) -> str:

@@ -94,14 +94,14 @@ def test_promtool_takes_every_expression(tmp_path: Path) -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("promtool is not installed (make system-deps)")
+    written = [t["expr"] for panel in dashboard()["panels"] for t in panel["targets"]]
     panels = [
-        {"record": f"panel:{n}", "expr": target["expr"].replace("$__rate_interval", "5m")}
-        for n, panel in enumerate(dashboard()["panels"])
-        for target in panel["targets"]
+        {"record": f"panel:{n}", "expr": expr.replace("$__rate_interval", "5m")}
+        for n, expr in enumerate(written)
     ]
     drawn = tmp_path / "panels.yml"
     drawn.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": panels}]}))
-    command = [promtool, "check", "rules", ALERTS, drawn]
+    command: list[str | Path] = [promtool, "check", "rules", ALERTS, drawn]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"{len(panels)} rules found" in done.stdout
