@@ -10,7 +10,8 @@ from llmos.clients.ctl import (
     chat,
     dashboard,
     dataset,
-    dataset_rows,  # noqa: F401  # more commands of dataset
+    dataset_budget,  # noqa: F401  # more commands of dataset
+    dataset_rows,  # noqa: F401  # the same
     demo,
     doctor,
     embed,

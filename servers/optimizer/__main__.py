@@ -7,7 +7,7 @@ import sys
 
 import uvloop
 
-from llmos.api.optimizer.v1 import jobs_pb2_grpc, process_pb2
+from llmos.api.optimizer.v1 import jobs_pb2_grpc, privacy_pb2_grpc, process_pb2
 from llmos.lib import log
 from llmos.lib.config import load_or_exit
 from llmos.lib.errors import InvalidArgument, LLMOSError
@@ -17,8 +17,10 @@ from llmos.servers.optimizer.catalog import StorageCatalog
 from llmos.servers.optimizer.config import OptimizerConfig
 from llmos.servers.optimizer.core import Jobs
 from llmos.servers.optimizer.launcher import Launcher
+from llmos.servers.optimizer.privacy import PrivacyService
 from llmos.servers.optimizer.service import JobsService
 from llmos.servers.optimizer.supervisor import Supervisor
+from llmos.servers.optimizer.train.budget import Budgets
 
 
 def build(config: OptimizerConfig, server: Server) -> Jobs:
@@ -58,6 +60,11 @@ async def serve(config: OptimizerConfig) -> None:
         jobs_pb2_grpc.add_JobsServicer_to_server,
         JobsService(jobs),
         stall_ms=int(config.stall_s * 1000),
+    )
+    storage = server.channel("storage")
+    server.add(
+        privacy_pb2_grpc.add_PrivacyBudgetsServicer_to_server,
+        PrivacyService(StorageCatalog(storage), Budgets(storage)),
     )
     try:
         jobs.open()
