@@ -6,6 +6,7 @@ import copy
 import heapq
 
 from llmos.api.kernel.v1 import port_pb2 as pb
+from llmos.kernel.core import latency
 from llmos.kernel.core.intake import Intake
 from llmos.kernel.core.limits import Limits
 from llmos.kernel.core.scheduler import Scheduler
@@ -182,6 +183,8 @@ class Calls:
         if not live:  # cancelled before; only now has the work stopped
             self._return_credit(port, call)
             return
+        if not code:
+            latency.count(port.latency, self._now - call.opened_at)
         self.scheduler.ended(call, cost, self._now)
         opener = call.opener
         if opener is None:

@@ -40,6 +40,7 @@ class PortState:
     stalled: bool = False  # calls in progress and none finished within its stall time
     served: int = 0
     failed: int = 0
+    latency: list[int] = field(default_factory=list)  # see latency.count
 
     @property
     def name(self) -> str:

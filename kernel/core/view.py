@@ -38,6 +38,7 @@ def port_info(port: PortState, now: float) -> admin.PortInfo:
         failed=port.failed,
         draining=port.draining,
         stalled=port.stalled,
+        latency=port.latency,
     )
 
 
