@@ -53,6 +53,10 @@ def _check_pipeline(spec: pb.Pipeline, kinds: Mapping[str, Kind]) -> Needs:
         check_gates("pipeline.promotion.gates", promotion.gates)
         check_range("pipeline.promotion.watch_s", promotion.watch_s, 0, 86_400)
         check_range("pipeline.promotion.max_failed", promotion.max_failed, 0, 1)
+        for name in ("max_p99_ms", "max_slowdown"):
+            check_range(f"pipeline.promotion.{name}", getattr(promotion, name), 0, 1e9)
+            if getattr(promotion, name) and not promotion.watch_s:
+                raise bad(f"pipeline.promotion.{name} needs watch_s: say how long to watch calls.")
     return Needs([spec.model] if spec.model else [], list(dict.fromkeys(datasets)))
 
 

@@ -7,17 +7,18 @@ import time
 
 import grpc
 
-from llmos.api.kernel.v1 import admin_pb2, admin_pb2_grpc
 from llmos.api.optimizer.v1 import jobs_pb2
 from llmos.api.storage.v1 import aliases_pb2 as pb
 from llmos.api.storage.v1 import aliases_pb2_grpc
-from llmos.lib.errors import FailedPrecondition
+from llmos.lib.errors import FailedPrecondition, NotFound
 from llmos.lib.rpc import from_rpc_error
+from llmos.servers.optimizer.job.chains.live import Calls, Watch
 from llmos.servers.optimizer.job.context import JobContext
-from llmos.servers.optimizer.job.storage import patiently
+from llmos.servers.optimizer.job.storage import Storage, patiently
 
 _LOOK_S = 0.5
 _MAX_FAILED = 0.01
+_MIN_CALLS = 20
 
 
 class Promoter:
@@ -26,21 +27,38 @@ class Promoter:
     def __init__(self, context: JobContext, promotion: jobs_pb2.Promotion) -> None:
         """Move nothing yet."""
         self._context, self._promotion = context, promotion
-        storage = context.channel("storage")
-        self._aliases: aliases_pb2_grpc.AliasesAsyncStub = aliases_pb2_grpc.AliasesStub(storage)
+        self._storage = context.channel("storage")
+        self._aliases: aliases_pb2_grpc.AliasesAsyncStub = aliases_pb2_grpc.AliasesStub(
+            self._storage
+        )
 
     async def run(self, ref: str) -> None:
-        """Do it. Raises FailedPrecondition ROLLED_BACK when calls on the version fail."""
+        """Do it. Raises FailedPrecondition ROLLED_BACK when calls on the version go badly."""
         for alias in filter(None, (self._promotion.canary, self._promotion.alias)):
             self._context.tell(f"moves {alias} to {ref}", 0.92)
+            before = await self._before(ref)
             revision = await self._move(ref, alias)
             if self._promotion.watch_s:
                 self._context.tell(f"watches calls on {ref}", 0.95)
-                if why := await self._watch(ref):
+                if why := await self._watch(ref, before):
                     await self._back(ref, alias, revision)
                     raise FailedPrecondition(
                         "ROLLED_BACK", f"{alias} was moved to {ref} and back again: {why}."
                     )
+
+    async def _before(self, ref: str) -> Calls:
+        """Return the calls on the version that the alias means now, where they are compared."""
+        if not self._promotion.max_slowdown:
+            return Calls()
+        try:
+            name = f"{ref.partition('@')[0]}@{self._promotion.alias}"
+            found = await Storage(self._storage).version(name)
+        except NotFound:  # the first one
+            return Calls()
+        old = f"{found.name}@{found.version}"
+        if old == ref:
+            return Calls()
+        return await Watch(old, since_start=True).look(self._context.channel("kernel"))
 
     async def _move(self, ref: str, alias: str) -> int:
         model, _, version = ref.partition("@")
@@ -66,31 +84,34 @@ class Promoter:
 
         await patiently(call)
 
-    async def _watch(self, ref: str) -> str:
+    async def _watch(self, ref: str, before: Calls) -> str:
         """Return what is wrong with the calls on a version's workers, as the kernel counts them."""
         until = time.monotonic() + self._promotion.watch_s
-        limit = self._promotion.max_failed or _MAX_FAILED
-        stub: admin_pb2_grpc.AdminAsyncStub = admin_pb2_grpc.AdminStub(
-            self._context.channel("kernel")
-        )
-        first: dict[int, tuple[int, int]] = {}
-        last: dict[int, tuple[int, int]] = {}
-
-        async def look() -> admin_pb2.ListPortsResponse:
-            return await stub.ListPorts(admin_pb2.ListPortsRequest(), timeout=10)
-
-        began = True
+        watch, kernel = Watch(ref), self._context.channel("kernel")
         while True:
-            for port in (await patiently(look)).ports:
-                if any(ref in export.keys for export in port.exports):
-                    now = (int(port.served), int(port.failed))
-                    first.setdefault(port.port, now if began else (0, 0))
-                    last[port.port] = now
-            began = False
-            served = sum(last[p][0] - first[p][0] for p in last)
-            failed = sum(last[p][1] - first[p][1] for p in last)
-            if served and failed / served > limit:
-                return f"{failed} of {served} calls failed, at most {limit:.1%} may"
+            if why := self._wrong(await watch.look(kernel), before):
+                return why
             if time.monotonic() > until:
                 return ""
             await asyncio.sleep(_LOOK_S)
+
+    def _wrong(self, now: Calls, before: Calls) -> str:
+        limits = self._promotion
+        most, enough = limits.max_failed or _MAX_FAILED, limits.min_calls or _MIN_CALLS
+        if now.served and now.failed / now.served > most:
+            return f"{now.failed} of {now.served} calls failed, at most {most:.1%} may"
+        if now.timed < enough:
+            return ""
+        if limits.max_p99_ms and now.p99_ms > limits.max_p99_ms:
+            return (
+                f"the 99th percentile of {now.timed} calls is {now.p99_ms:.3g} ms, at most "
+                f"{limits.max_p99_ms:.3g} ms may be"
+            )
+        slowest = limits.max_slowdown * before.p99_ms
+        if limits.max_slowdown and before.timed >= enough and now.p99_ms > slowest:
+            return (
+                f"the 99th percentile of {now.timed} calls is {now.p99_ms:.3g} ms, of the version "
+                f"before it was {before.p99_ms:.3g} ms; at most {limits.max_slowdown:.3g} times "
+                "that may be"
+            )
+        return ""

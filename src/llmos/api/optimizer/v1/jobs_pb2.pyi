@@ -229,6 +229,9 @@ class Promotion(_message.Message):
     CANARY_FIELD_NUMBER: _builtins.int
     WATCH_S_FIELD_NUMBER: _builtins.int
     MAX_FAILED_FIELD_NUMBER: _builtins.int
+    MAX_P99_MS_FIELD_NUMBER: _builtins.int
+    MAX_SLOWDOWN_FIELD_NUMBER: _builtins.int
+    MIN_CALLS_FIELD_NUMBER: _builtins.int
     alias: _builtins.str
     """Alias of the result's model that is moved in the end, e.g. `prod`."""
     canary: _builtins.str
@@ -241,6 +244,16 @@ class Promotion(_message.Message):
     """Largest share of calls that may fail in that time, 0 to 1; beyond it the alias is rolled back
     and the job fails with ROLLED_BACK. 0 = 0.01.
     """
+    max_p99_ms: _builtins.float
+    """Milliseconds that the 99th percentile of calls may take in that time, from their arrival in the
+    kernel to their end; likewise. 0 = any.
+    """
+    max_slowdown: _builtins.float
+    """How many times slower the 99th percentile may be than that of the version that the alias meant
+    before, over the calls its workers have had; likewise, where both have had `min_calls`. 0 = any.
+    """
+    min_calls: _builtins.int
+    """Calls that both limits on time need before they say anything; 0 = 20."""
     @_builtins.property
     def gates(self) -> _containers.RepeatedCompositeFieldContainer[_measure_pb2.Gate]:
         """What must hold of the result: of the figures that its steps measured, the last one's first."""
@@ -253,10 +266,13 @@ class Promotion(_message.Message):
         canary: _builtins.str = ...,
         watch_s: _builtins.float = ...,
         max_failed: _builtins.float = ...,
+        max_p99_ms: _builtins.float = ...,
+        max_slowdown: _builtins.float = ...,
+        min_calls: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "canary", b"canary", "gates", b"gates", "max_failed", b"max_failed", "watch_s", b"watch_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "canary", b"canary", "gates", b"gates", "max_failed", b"max_failed", "max_p99_ms", b"max_p99_ms", "max_slowdown", b"max_slowdown", "min_calls", b"min_calls", "watch_s", b"watch_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
