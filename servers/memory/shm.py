@@ -32,6 +32,7 @@ from llmos.servers.memory.record import Record
 SHM = Path("/dev/shm")
 _PIECE = 256 << 20  # bytes allocated at a time
 _RAM_S = 0.05  # asking what RAM is free takes longer than all else of creating a small buffer
+_ZEROS = memoryview(bytes(1 << 20))
 PAGE = os.sysconf("SC_PAGE_SIZE")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EFBIG}
 
@@ -101,12 +102,14 @@ class Directory:
         """Return the path of a buffer's bytes."""
         return self.path / id
 
-    def allocate(self, id: str, size: int, tick: Callable[[], None] | None = None) -> None:
+    def allocate(
+        self, id: str, size: int, tick: Callable[[], None] | None = None, *, clear: bool = False
+    ) -> None:
         """Make a zeroed file whose space is really there. Blocks; leaves nothing behind on error.
 
-        `tick` is called after each piece that is there. Raises ResourceExhausted NO_ROOM. (A
-        sparse file would fit always, and then kill whoever touches it with SIGBUS when memory
-        runs out.)
+        `tick` is called after each piece that is there. clear: write the zeros now, not when pages
+        are touched first. Raises ResourceExhausted NO_ROOM. (A sparse file would fit always, and
+        then kill whoever touches it with SIGBUS when memory runs out.)
         """
         path = self.file(id)
         try:
@@ -119,6 +122,8 @@ class Directory:
                     os.posix_fallocate(fd, start, min(_PIECE, size - start))
                     if tick is not None:
                         tick()
+                for start in range(0, size if clear else 0, len(_ZEROS)):
+                    os.pwrite(fd, _ZEROS[: size - start], start)
             finally:
                 os.close(fd)
             self._ram -= size

@@ -1,9 +1,9 @@
 """Files made ahead: what is asked for again and again is there when it is asked for.
 
-Allocating 4 MiB of zeroed shared memory takes longer than all else of creating a buffer, and so
-does giving them back. Both happen here in a thread, beside the answer. A spare was never handed
-out, so nobody has an old mapping of it; it is not counted in the budget of buffers, and is gone
-when its size was not asked for during `KEEP_S`.
+Allocating and clearing 4 MiB of shared memory takes longer than all else of creating and filling a
+buffer, and giving them back takes long, too. Both happen here in a thread, beside the answer. A
+spare was never handed out, so nobody has an old mapping of it; it is not counted in the budget of
+buffers, and is gone when its size was not asked for during `KEEP_S`.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Spares:
         self._thread.shutdown()
 
     def _make(self, size: int, spare: _Spare) -> None:
-        spare.made = self._thread.submit(self._dir.allocate, spare.id, size)
+        spare.made = self._thread.submit(self._dir.allocate, spare.id, size, clear=True)
 
     def _remove(self, size: int) -> None:
         spare = self._of.pop(size)

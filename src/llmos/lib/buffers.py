@@ -45,6 +45,7 @@ CLIENT_KEY = "llmos-client"  # metadata by which the clients of one process or s
 _CALL_S = 10.0
 _STREAM_S = 600.0
 _RETRY_S = 0.1
+_AT_ONCE = 16 << 20  # bytes; what is larger may be wanted in part
 
 R = TypeVar("R")
 log = logging.getLogger(__name__)
@@ -310,6 +311,11 @@ def _map(path: str, size: int, *, write: bool) -> mmap.mmap | None:
     try:
         if os.fstat(fd).st_size != size:
             raise DataLoss("TRUNCATED", "The buffer was cut by a process writing to it.")
-        return mmap.mmap(fd, size, prot=mmap.PROT_READ | (mmap.PROT_WRITE if write else 0))
+        flags, prot = mmap.MAP_SHARED, mmap.PROT_READ
+        if write:
+            prot |= mmap.PROT_WRITE
+            if size <= _AT_ONCE:  # a page fault for every page costs five times as much
+                flags |= getattr(mmap, "MAP_POPULATE", 0)
+        return mmap.mmap(fd, size, flags=flags, prot=prot)
     finally:
         os.close(fd)
