@@ -13,6 +13,9 @@ from llmos.lib.chain import Entry, Head
 from llmos.servers.storage.db.tables_audit import audit_log
 
 _MOST = 2**63 - 1  # what a database takes
+# Made once: they run with every change, and to make one takes longer than to run it.
+_ADD = insert(audit_log)
+_LAST = select(audit_log.c.seq, audit_log.c.hash).order_by(audit_log.c.seq.desc()).limit(1)
 
 
 def record(
@@ -27,24 +30,24 @@ def record(
         head(sql), time.time_ns() // 1_000_000, _clean(actor), action, _clean(subject), detail
     )
     sql.execute(
-        insert(audit_log).values(
-            seq=entry.seq,
-            at_ms=entry.at_ms,
-            actor=entry.actor,
-            action=entry.action,
-            subject=entry.subject,
-            detail=entry.detail,
-            previous=entry.previous,
-            hash=entry.hash,
-        )
+        _ADD,
+        {
+            "seq": entry.seq,
+            "at_ms": entry.at_ms,
+            "actor": entry.actor,
+            "action": entry.action,
+            "subject": entry.subject,
+            "detail": entry.detail,
+            "previous": entry.previous,
+            "hash": entry.hash,
+        },
     )
     return Head(entry.seq, entry.hash)
 
 
 def head(sql: Connection) -> Head:
     """Return the end of the log."""
-    last = select(audit_log.c.seq, audit_log.c.hash).order_by(audit_log.c.seq.desc()).limit(1)
-    row = sql.execute(last).first()
+    row = sql.execute(_LAST).first()
     return Head(row.seq, row.hash) if row is not None else Head()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from llmos.lib.errors import ResourceExhausted
 from llmos.servers.storage.db.tables_quota import charges, quotas, usage
@@ -17,6 +17,21 @@ from llmos.servers.storage.db.tables_quota import charges, quotas, usage
 UPLOAD = "upload"  # kind of blobs that no version has taken up
 MODEL = "model"
 DEFAULT = "*"  # the tenant whose limits those have that have none of their own
+# Made once: they run with every change, and to make one takes longer than to run it.
+_OWN = select(quotas).where(quotas.c.tenant.in_(bindparam("tenants", expanding=True)))
+_TOTAL = select(func.sum(usage.c.bytes), func.sum(usage.c["items"])).where(
+    usage.c.tenant == bindparam("of")
+)
+_ADJUST = (
+    update(usage)
+    .where(usage.c.tenant == bindparam("of"), usage.c.kind == bindparam("what"))
+    .values(
+        {
+            "bytes": usage.c.bytes + bindparam("more_bytes"),
+            "items": usage.c["items"] + bindparam("more_items"),
+        }
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +81,8 @@ def adjust(sql: Connection, tenant: str, kind: str, bytes: int, items: int) -> N
     """Add to a tenant's usage. Raises QUOTA_EXCEEDED when that grows beyond its limits."""
     if bytes > 0 or items > 0:
         require(sql, tenant, max(bytes, 0), max(items, 0))
-    mine = (usage.c.tenant == tenant) & (usage.c.kind == kind)
-    added = {"bytes": usage.c.bytes + bytes, "items": usage.c["items"] + items}
-    if sql.execute(update(usage).where(mine).values(added)).rowcount == 0:
+    added = {"of": tenant, "what": kind, "more_bytes": bytes, "more_items": items}
+    if sql.execute(_ADJUST, added).rowcount == 0:
         row = {"tenant": tenant, "kind": kind, "bytes": bytes, "items": items}
         sql.execute(insert(usage).values(row))
 
@@ -103,10 +117,11 @@ def limits(sql: Connection, tenant: str) -> Limits:
 
 def own_limits(sql: Connection, tenants: Sequence[str] | None = None) -> dict[str, Limits]:
     """Return the limits of those (of these) that have some of their own, also of DEFAULT."""
-    query = select(quotas)
-    if tenants is not None:
-        query = query.where(quotas.c.tenant.in_(tenants))
-    return {row.tenant: Limits(row.limit_bytes, row.limit_items) for row in sql.execute(query)}
+    if tenants is None:
+        rows = sql.execute(select(quotas))
+    else:
+        rows = sql.execute(_OWN, {"tenants": tenants})
+    return {row.tenant: Limits(row.limit_bytes, row.limit_items) for row in rows}
 
 
 def set_limits(sql: Connection, tenant: str, new: Limits | None) -> None:
@@ -119,8 +134,7 @@ def set_limits(sql: Connection, tenant: str, new: Limits | None) -> None:
 
 def total(sql: Connection, tenant: str) -> Used:
     """Return what a tenant has stored in all."""
-    sums = select(func.sum(usage.c.bytes), func.sum(usage.c["items"]))
-    row = sql.execute(sums.where(usage.c.tenant == tenant)).one()
+    row = sql.execute(_TOTAL, {"of": tenant}).one()
     return Used(int(row[0] or 0), int(row[1] or 0))
 
 

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Connection, Row, and_, literal, or_, select, update
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    Row,
+    and_,
+    bindparam,
+    literal,
+    or_,
+    select,
+    update,
+)
 
 from llmos.lib.errors import OutOfRange
 from llmos.servers.storage.db.tables_state import counter
@@ -15,11 +26,16 @@ _LOOK = 1000  # changes looked at for one batch
 _RESTORED = 1_000_000_000  # revisions; as etcd's --bump-revision
 _BATCH = 4 << 20  # bytes of one batch of changes, unless one transaction has more
 c = table.c
+# Made once: they run with every change, and to make one takes longer than to run it.
+_REVISIONS = select(counter.c.revision, counter.c.compacted)
+_NEWEST = select(table).where(
+    (c.tenant == bindparam("of")) & (c.key == bindparam("named")) & c.replaced.is_(None)
+)
 
 
 def revisions(sql: Connection) -> tuple[int, int]:
     """Return the newest revision, and up to which one history is gone."""
-    row = sql.execute(select(counter.c.revision, counter.c.compacted)).one()
+    row = sql.execute(_REVISIONS).one()
     return row.revision, row.compacted
 
 
@@ -61,8 +77,7 @@ def future(revision: int, newest: int) -> OutOfRange:
 
 def newest(sql: Connection, tenant: str, key: str) -> Document | None:
     """Return the newest state of a document, also when it is deleted (version 0)."""
-    mine = (c.tenant == tenant) & (c.key == key) & c.replaced.is_(None)
-    row = sql.execute(select(table).where(mine)).first()
+    row = sql.execute(_NEWEST, {"of": tenant, "named": key}).first()
     return document(row) if row is not None else None
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from llmos.lib.errors import NotFound
 from llmos.servers.storage.db import audit, quota
@@ -19,6 +19,18 @@ from llmos.servers.storage.state.checks import MAX_NUMBER, bad, plain
 from llmos.servers.storage.state.model import Document, Keys, Put
 
 _LISTED = 32  # names that an audit entry lists
+# Made once: they run with every change, and to make one takes longer than to run it.
+_COUNT = update(counter).values(revision=counter.c.revision + 1).returning(counter.c.revision)
+_ADD = insert(table)
+_REPLACE = (
+    update(table)
+    .where(
+        table.c.tenant == bindparam("of"),
+        table.c.key == bindparam("named"),
+        table.c.mod_revision == bindparam("at"),
+    )
+    .values(replaced=bindparam("by"))
+)
 
 
 class Writer:
@@ -42,8 +54,7 @@ class Writer:
     def revision(self) -> int:
         """This transaction's revision; taken when it is first asked for."""
         if not self._revision:
-            more = update(counter).values(revision=counter.c.revision + 1)
-            self._revision = self.sql.execute(more.returning(counter.c.revision)).scalar_one()
+            self._revision = self.sql.execute(_COUNT).scalar_one()
         return self._revision
 
     @property
@@ -96,22 +107,22 @@ class Writer:
         if before is not None:
             if before.mod_revision == self.revision:
                 raise bad(f"it changes {before.key} twice")
-            old = (table.c.tenant == self.tenant) & (table.c.key == before.key)
-            old &= table.c.mod_revision == before.mod_revision
-            self.sql.execute(update(table).where(old).values(replaced=self.revision))
+            old = {"of": self.tenant, "named": before.key, "at": before.mod_revision}
+            self.sql.execute(_REPLACE, old | {"by": self.revision})
         self.sql.execute(
-            insert(table).values(
-                tenant=self.tenant,
-                key=document.key,
-                mod_revision=document.mod_revision,
-                position=len(self.documents),
-                create_revision=document.create_revision,
-                version=document.version,
-                lease=document.lease,
-                content_type=document.content_type,
-                value=document.value,
-                size=_size(document),
-            )
+            _ADD,
+            {
+                "tenant": self.tenant,
+                "key": document.key,
+                "mod_revision": document.mod_revision,
+                "position": len(self.documents),
+                "create_revision": document.create_revision,
+                "version": document.version,
+                "lease": document.lease,
+                "content_type": document.content_type,
+                "value": document.value,
+                "size": _size(document),
+            },
         )
         self.documents.append(document.key)
 
