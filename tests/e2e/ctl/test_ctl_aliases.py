@@ -79,11 +79,17 @@ def test_calls_go_where_the_alias_points(os_up: WholeOS, tmp_path: Path) -> None
     assert os_up.ctl("model", "ls", "--task", "nonsense").returncode == 2
     assert os_up.json("model", "lineage", "aliased@prod")["nodes"][0]["ref"] == "aliased@1"
     lease = os_up.json("model", "lease", "take", "aliased@2", "--ttl", "600")
-    assert os_up.json("model", "lease", "ls")[0]["id"] == lease["id"]
+    held = {one["id"]: one["holder"] for one in os_up.json("model", "lease", "ls", "aliased@2")}
+    assert held[lease["id"]] == "llmos-ctl"
     assert os_up.ctl("model", "rm", "aliased@2", "--force").returncode == 7
     os_up.ok("model", "lease", "renew", lease["id"])
     os_up.ok("model", "lease", "release", lease["id"])
     assert "prod" in os_up.ok("model", "show", "aliased@1")
     os_up.ok("model", "alias", "rm", "aliased@prod")
+    os_up.ok("model", "load", "aliased@1")
+    serving = os_up.ctl("model", "rm", "aliased@1")
+    assert serving.returncode == 7 and "unload the model" in serving.stderr
+    os_up.ok("model", "unload", "aliased@1")
+    os_up.ctl("model", "unload", "aliased@2")
     os_up.ok("model", "rm", "aliased@2")
     os_up.ok("model", "rm", "aliased@1")
