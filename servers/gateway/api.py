@@ -19,6 +19,7 @@ from llmos.servers.gateway.backend import Backend, Call
 from llmos.servers.gateway.config import GatewayConfig
 from llmos.servers.gateway.faces import ChatChoice, Choice, TextChoice
 from llmos.servers.gateway.generation import measured, merged
+from llmos.servers.gateway.media import Reader
 from llmos.servers.gateway.metrics import Metrics, RequestMeter
 from llmos.servers.gateway.parameters import refused
 from llmos.servers.gateway.schema import (
@@ -81,7 +82,13 @@ class OpenAI:
         params = await self._read(request, ChatBody)
         requests = convert.chat_requests(params)
         choices = [ChatChoice(i, params) for i in range(len(requests))]
-        backend = self._remembering(params.session) if params.session else self._backend
+        backend: Generator = self._backend
+        if params.session:
+            backend = self._remembering(params.session)
+        elif (medium := params.medium()) is not None:
+            if self._channels is None:
+                raise refused("UNSUPPORTED_VALUE", "messages", "must be text here")
+            backend = Reader(self._channels("execution"), medium)
         return await self._generate(request, params, ChatChoice, requests, choices, backend)
 
     def _remembering(self, session: str) -> Generator:

@@ -29,6 +29,7 @@ from llmos.servers.gateway.metrics import Metrics
 from llmos.servers.gateway.observe import Observed
 from llmos.servers.gateway.oip import OpenInference
 from llmos.servers.gateway.ops import Ops
+from llmos.servers.gateway.transcriptions import Transcriptions
 from llmos.servers.gateway.webconsole import Console
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def build(
     if channels is not None:
         routes += [
             *OpenInference(lambda: channels("execution"), config).routes(),
+            *Transcriptions(channels, config).routes(),
             *Admin(channels, config).routes(),
             *Console().routes(),
         ]

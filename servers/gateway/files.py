@@ -6,16 +6,12 @@ import time
 import uuid
 from typing import Any
 
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Message
 
 from llmos.lib.errors import InvalidArgument, NotFound
-from llmos.servers.gateway import body
+from llmos.servers.gateway import forms
 from llmos.servers.gateway.config import GatewayConfig
 from llmos.servers.gateway.documents import Documents, Metadata, metadata_of
 
@@ -44,29 +40,16 @@ class Files:
 
     async def create(self, request: Request) -> Response:
         """Take a file as a multipart form with `file` and `purpose`."""
-        config = self._config
-        raw = await body.read(request, config.max_body_bytes, config.body_timeout_s)
-
-        async def receive() -> Message:
-            return {"type": "http.request", "body": raw, "more_body": False}
-
-        try:
-            form = Request(request.scope, receive).form(
-                max_files=1, max_fields=8, max_part_size=config.max_body_bytes
+        form = await forms.read(request, self._config)
+        purpose = form.fields.get("purpose", "")
+        if form.content is None or purpose not in PURPOSES:
+            raise InvalidArgument(
+                "BAD_FORM",
+                "Send a multipart form with a `file` and its `purpose`: one of "
+                f"{', '.join(PURPOSES)}.",
             )
-            async with form as fields:
-                file, purpose = fields.get("file"), fields.get("purpose")
-                if not isinstance(file, UploadFile) or purpose not in PURPOSES:
-                    raise InvalidArgument(
-                        "BAD_FORM",
-                        "Send a multipart form with a `file` and its `purpose`: one of "
-                        f"{', '.join(PURPOSES)}.",
-                    )
-                content, name = await file.read(), file.filename or "file"
-        except (MultiPartException, HTTPException, KeyError) as exc:
-            said = getattr(exc, "detail", "") or getattr(exc, "message", "") or "it has no boundary"
-            raise InvalidArgument("BAD_FORM", f"The form cannot be read: {said}.") from exc
-        return JSONResponse(await self.add(name, content, str(purpose), metadata_of(request)))
+        who = metadata_of(request)
+        return JSONResponse(await self.add(form.name, form.content, purpose, who))
 
     async def add(self, name: str, content: bytes, purpose: str, who: Metadata) -> Json:
         """Keep a file; return its object."""

@@ -4,31 +4,40 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
 from pydantic_core import PydanticCustomError
+
+from llmos.servers.gateway.media import Content, medium_of
 
 _STRICT = ConfigDict(extra="allow", strict=True)
 
 
-def _content(value: object) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
+def _content(value: object) -> Content | None:
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return Content(value)
     if not isinstance(value, list):
-        raise PydanticCustomError("invalid_type", "must be a string or a list of text parts")
-    texts = []
+        raise PydanticCustomError("invalid_type", "must be a string or a list of parts")
+    texts, media = [], []
     for part in value:
         kind = part.get("type") if isinstance(part, dict) else None
+        if kind in ("image_url", "input_audio"):
+            media.append(medium_of(part))
+            continue
         if kind not in ("text", "refusal"):
             raise PydanticCustomError(
                 "unsupported_value",
-                "has a part of type {kind}; chats take parts of type 'text' (images and sounds go "
-                "to /v1/classify and /v2/models)",
+                "has a part of type {kind}; chats take parts of type 'text', 'image_url' and "
+                "'input_audio'",
                 {"kind": repr(kind)},
             )
         if not isinstance(part.get(kind), str):
             raise PydanticCustomError("invalid_type", "has a text part without a string `text`")
         texts.append(part[kind])
-    return "".join(texts)
+    content = Content("".join(texts))
+    content.media = tuple(media)
+    return content
 
 
 def schema_object(value: object) -> dict[str, Any] | None:
@@ -123,7 +132,10 @@ class Message(BaseModel):
     model_config = _STRICT
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[str | None, BeforeValidator(_content)] = None
+    content: Annotated[
+        Content | None,
+        PlainValidator(_content, json_schema_input_type=str | list[dict[str, Any]] | None),
+    ] = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None

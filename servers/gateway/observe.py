@@ -26,6 +26,7 @@ ROUTES = frozenset(
         "/v1/chat/completions",
         "/v1/completions",
         "/v1/embeddings",
+        "/v1/audio/transcriptions",
     }
 )
 # One series for each.

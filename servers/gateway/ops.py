@@ -52,6 +52,7 @@ class Ops:
                     "POST /v1/chat/completions",
                     "POST /v1/completions",
                     "POST /v1/embeddings",
+                    "POST /v1/audio/transcriptions",
                     "GET /llmos/v1",
                     "GET /console/",
                     "GET /metrics",

@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import PydanticCustomError
 
 from llmos.lib.errors import InvalidArgument
+from llmos.servers.gateway.media import Medium
 from llmos.servers.gateway.messages import Choice, Message, ResponseFormat, Tool
 from llmos.servers.gateway.parameters import check_extra, refused
 
@@ -108,6 +109,17 @@ class ChatBody(GenerationBody):
     session: Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,128}$")] | None = None
     response_format: ResponseFormat | None = None
 
+    def medium(self) -> Medium | None:
+        """Return the image or sound that is asked about, if one is."""
+        return next(
+            (
+                m.content.media[0]
+                for m in self.messages
+                if m.content is not None and m.content.media
+            ),
+            None,
+        )
+
 
 class CompletionBody(GenerationBody):
     """Body of POST /v1/completions."""
@@ -198,6 +210,7 @@ def check_chat(body: ChatBody) -> None:
             if "content" in message.model_fields_set:
                 raise refused("INVALID_TYPE", f"messages[{i}].content", "must be text")
             raise refused("MISSING_REQUIRED_PARAMETER", f"messages[{i}].content", "is required")
+    _check_media(body)
     if body.session is not None and (body.n or 1) > 1:
         raise refused("INVALID_VALUE", "n", "must be 1 in a `session`, which has one answer")
     if body.max_tokens and body.max_completion_tokens:
@@ -215,6 +228,25 @@ def check_chat(body: ChatBody) -> None:
     wants_text = body.response_format is None or body.response_format.type == "text"
     if not wants_text and (isinstance(chosen, Choice) or chosen == "required"):
         raise refused("INVALID_VALUE", "response_format", "and a required tool exclude each other")
+
+
+def _check_media(body: ChatBody) -> None:
+    """Refuse what a model that reads images or sounds could only ignore."""
+    parts = [one for m in body.messages if m.content is not None for one in m.content.media]
+    if not parts:
+        return
+    said = "".join(m.content or "" for m in body.messages)
+    if len(parts) > 1 or len(body.messages) > 1 or said or body.messages[0].role != "user":
+        raise refused(
+            "INVALID_VALUE",
+            "messages",
+            "must be one image or sound alone: models here that read them take nothing else, so "
+            "leave texts and other messages out",
+        )
+    for name in ("tools", "response_format", "logprobs", "session"):
+        value = getattr(body, name)
+        if value and getattr(value, "type", "") != "text":
+            raise refused("UNSUPPORTED_PARAMETER", name, "does not go with images and sounds")
 
 
 def _invalid(exc: ValidationError) -> InvalidArgument:
