@@ -64,7 +64,7 @@ async def serve(config: ExecutionConfig) -> None:
 
     manager = Manager(config, catalog, grants, router, zygote, progress=server.progress, tell=tell)
     changes = Changes(manager.rows)
-    regions = Regions(lambda: BufferClient(server.channel("memory")))
+    regions = Regions(lambda: BufferClient(server.channel("memory")), config.shm_allow)
     stall_ms = int(config.stall_s * 1000)
     server.add(
         execution_pb2_grpc.add_ExecutionServicer_to_server,

@@ -21,6 +21,9 @@ class ExecutionConfig(ServerConfig):
     python_models: bool = option(
         False, "run models that bring Python code of their own, with the rights of this user"
     )
+    shm_allow: str = option(
+        "", "names of POSIX shared memory that clients may register: patterns, `cam-*, frames`"
+    )
     credits: int = option(64, "calls that a worker takes at a time; more wait in the kernel")
     load_timeout_s: float = option(300.0, "give up loading a model after this many seconds")
     drain_s: float = option(60.0, "an unloaded model's calls may go on for this many seconds")

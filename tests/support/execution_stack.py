@@ -16,7 +16,7 @@ from memory_process import Processes
 
 from llmos.api.execution.v1 import execution_pb2, execution_pb2_grpc
 from llmos.api.inference import open_inference_pb2, open_inference_pb2_grpc
-from llmos.api.kernel.v1 import admin_pb2_grpc
+from llmos.api.kernel.v1 import admin_pb2, admin_pb2_grpc
 from llmos.api.memory.v1 import residency_pb2_grpc
 from llmos.api.storage.v1 import registry_pb2, registry_pb2_grpc
 from llmos.lib.config import run_dir
@@ -89,6 +89,11 @@ class Client:
         self.residency = residency_pb2_grpc.ResidencyStub(channel)
         self.admin = admin_pb2_grpc.AdminStub(channel)
 
+    async def attached(self) -> set[str]:
+        """Return the names of the processes that export something."""
+        reply = await self.admin.ListPorts(admin_pb2.ListPortsRequest(), timeout=60)
+        return {p.name for p in reply.ports if p.exports}
+
     async def import_model(self, source: str, name: str = "") -> str:
         request = registry_pb2.ImportModelRequest(source=source, name=name)
         async for reply in self.registry.ImportModel(request, timeout=120):
@@ -121,11 +126,16 @@ class Client:
 
 @asynccontextmanager
 async def client(running: Stack) -> AsyncIterator[Client]:
-    """Attach a client to the kernel."""
+    """Attach a client to the kernel, when those that were started have done so."""
     port = Port(running.processes.address("kernel"), "test")
     await port.start()
+    client_ = Client(port)
+    wanted = {n for n in ("storage", "memory", "execution") if running.processes.runs(n)}
     try:
-        yield Client(port)
+        async with asyncio.timeout(60):
+            while not wanted <= await client_.attached():
+                await asyncio.sleep(0.05)
+        yield client_
     finally:
         await port.stop(1)
 

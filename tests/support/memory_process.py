@@ -24,6 +24,7 @@ class Processes:
         self.state_dir = state_dir
         self.shm = shm.locate("", state_dir, run_dir(state_dir))
         self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self.environment: dict[str, str] = {}  # of those that are started from now on
 
     def __enter__(self) -> Processes:
         return self
@@ -56,12 +57,17 @@ class Processes:
     def spawn(self, name: str, command: list[str]) -> subprocess.Popen[bytes]:
         """Start any program under a name; its stdout is a pipe. What it forks ends with it."""
         env = {k: v for k, v in os.environ.items() if not k.startswith("LLMOS_")}
+        env |= self.environment
         with (self.state_dir / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=log, env=env, start_new_session=True
             )
         self._running[name] = process
         return process
+
+    def runs(self, name: str) -> bool:
+        """Return whether it was started and not ended by us."""
+        return name in self._running
 
     def kill(self, name: str) -> None:
         self._end(name, signal.SIGKILL)

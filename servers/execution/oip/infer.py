@@ -14,10 +14,10 @@ from llmos.api.inference import open_inference_pb2 as pb
 from llmos.lib.bufferkey import handle_of
 from llmos.lib.errors import InvalidArgument, ResourceExhausted, Unimplemented
 from llmos.servers.execution.engine.base import Engine, Generation, Prediction, TensorSpec
-from llmos.servers.execution.oip import parameters, tensors
+from llmos.servers.execution.oip import parameters, segments, tensors
 from llmos.servers.execution.oip.describe import TEXT_INPUT, TEXT_OUTPUT
 from llmos.servers.execution.oip.parameters import Asked, Place
-from llmos.servers.execution.oip.regions import Lookup
+from llmos.servers.execution.oip.regions import Lookup, Region
 from llmos.servers.execution.worker.memory import SharedMemory, part
 from llmos.servers.execution.worker.predict import dtype_of
 
@@ -102,7 +102,7 @@ class Inference:
         shared: dict[str, memoryview] = {}
         for tensor in request.inputs:
             if (where := parameters.place(tensor.name, tensor.parameters)) is not None:
-                shared[tensor.name] = await self._view(where, write=False)
+                shared[tensor.name] = await self._given(where)
         specs = self._inputs
         if self._engine.info.task == "generate":
             specs = {TEXT_INPUT.name: TEXT_INPUT}
@@ -114,15 +114,30 @@ class Inference:
                 places[output.name] = where
         return arrays, places
 
-    async def _view(self, where: Place, *, write: bool) -> memoryview:
+    async def _given(self, where: Place) -> memoryview:
+        region = await self._region(where)
+        at = region.offset + where.offset
+        if segment := segments.name_of(region.key):
+            return memoryview(await asyncio.to_thread(segments.read, segment, at, where.size))
+        return part(await self._memory.open(handle_of(region.key)), at, where.size)
+
+    async def _put(self, where: Place, data: bytes) -> None:
+        region = await self._region(where)
+        at = region.offset + where.offset
+        if segment := segments.name_of(region.key):
+            await asyncio.to_thread(segments.write, segment, at, data)
+            return
+        mapping = await self._memory.open(handle_of(region.key), write=True)
+        part(mapping, at, where.size)[: len(data)] = data
+
+    async def _region(self, where: Place) -> Region:
         region = await self._regions.find(where.region)
         if where.offset + where.size > region.byte_size:
             raise tensors.bad(
                 f"{where.size:,} bytes from byte {where.offset:,} do not fit in region "
                 f"{where.region!r} of {region.byte_size:,} bytes."
             )
-        mapping = await self._memory.open(handle_of(region.key), write=write)
-        return part(mapping, region.offset + where.offset, where.size)
+        return region
 
     async def _write(
         self,
@@ -151,8 +166,7 @@ class Inference:
                     f"Output {name!r} has {len(data):,} bytes; {where.size:,} bytes of region "
                     f"{where.region!r} are given for it."
                 )
-            view = await self._view(where, write=True)
-            view[: len(data)] = data
+            await self._put(where, data)
             output.parameters["shared_memory_region"].string_param = where.region
             output.parameters["shared_memory_byte_size"].int64_param = len(data)
             if where.offset:

@@ -1,7 +1,7 @@
 """Shared memory regions: names that a tenant gave to parts of buffers of the memory server.
 
-The manager keeps them (`Regions`); a worker asks it for those that a request names (`Lookup`). A
-path or key of anything but a buffer is never opened.
+The manager keeps them (`Regions`); a worker asks it for those that a request names (`Lookup`).
+Nothing is opened but buffers and what the operator allowed (`segments`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from llmos.lib.errors import (
     ResourceExhausted,
 )
 from llmos.lib.rpc import from_rpc_error
+from llmos.servers.execution.oip import segments
 
 MOST = 1024
 _CALL_S = 10.0
@@ -34,9 +35,10 @@ Region = pb.SystemSharedMemoryStatusResponse.RegionStatus
 class Regions:
     """The regions of all tenants, in the manager. They are gone with it: register them again."""
 
-    def __init__(self, buffers: Callable[[], BufferClient]) -> None:
-        """Start with none; `buffers` reaches the memory server."""
+    def __init__(self, buffers: Callable[[], BufferClient], allowed: str = "") -> None:
+        """Start with none; `buffers` reaches the memory server. allowed: as `shm_allow`."""
         self._buffers = buffers
+        self._allowed = allowed
         self._client: BufferClient | None = None
         self._of: dict[str, dict[str, Region]] = {}
 
@@ -51,22 +53,37 @@ class Regions:
 
     async def register(self, tenant: str, request: pb.SystemSharedMemoryRegisterRequest) -> None:
         """Name a part of a buffer; the same again is OK. Raises as the proto says."""
-        handle = handle_of(request.key)
         if not request.name or not request.byte_size:
             raise InvalidArgument("BAD_REGION", "A region needs a name, and a size over 0.")
+        segment = segments.name_of(request.key)
+        if segment and segments.is_allowed(segment, self._allowed):
+            segments.check(segment, request.offset, request.byte_size)
+            self._keep(tenant, request)
+            return
+        handle = handle_of(request.key)
         if request.offset + request.byte_size > handle.size:
             raise OutOfRange(
                 "BAD_RANGE",
                 f"{request.byte_size:,} bytes from byte {request.offset:,} do not fit in the "
                 f"buffer's {handle.size:,} bytes.",
             )
+        self._room(tenant, request)
+        await self._probe(handle)
+        self._keep(tenant, request)
+
+    def _keep(self, tenant: str, request: pb.SystemSharedMemoryRegisterRequest) -> None:
+        region = self._room(tenant, request)
+        self._of.setdefault(tenant, {})[request.name] = region
+
+    def _room(self, tenant: str, request: pb.SystemSharedMemoryRegisterRequest) -> Region:
+        """Return the region to keep. Raises REGION_EXISTS, TOO_MANY_REGIONS."""
         region = Region(
             name=request.name,
             key=request.key,
             offset=request.offset,
             byte_size=request.byte_size,
         )
-        mine = self._of.setdefault(tenant, {})
+        mine = self._of.get(tenant, {})
         if request.name in mine and mine[request.name] != region:
             raise AlreadyExists(
                 "REGION_EXISTS",
@@ -76,8 +93,7 @@ class Regions:
             raise ResourceExhausted(
                 "TOO_MANY_REGIONS", f"{MOST:,} regions are registered; unregister some."
             )
-        await self._probe(handle)
-        mine[request.name] = region
+        return region
 
     def unregister(self, tenant: str, name: str) -> None:
         """Forget a region, or all of a tenant."""

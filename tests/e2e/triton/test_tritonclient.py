@@ -34,7 +34,8 @@ axis = 1
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with stack(tmp_path_factory.mktemp("triton")) as running:
+    flags = ("--shm-allow", "llmostest-*")
+    with stack(tmp_path_factory.mktemp("triton"), execution=flags) as running:
         yield running
 
 
@@ -203,6 +204,57 @@ async def test_tensors_in_buffers_of_the_memory_server(running: Stack, llmos: Cl
         "INVALID_ARGUMENT",
         "INVALID_ARGUMENT",
     ]
+
+
+OWN_SEGMENTS = """
+import os
+import tritonclient.utils.shared_memory as shm
+x = np.random.default_rng(1).standard_normal((4, 32)).astype(np.float32)
+found["errors"] = []
+def registers(name, key, size, offset=0):
+    return fails(lambda: client.register_system_shared_memory(name, key, size, offset))
+names = [f"/llmostest-{os.getpid()}-{side}" for side in ("in", "out", "hidden")]
+names[2] = names[2].replace("test", "other")
+segments = [shm.create_shared_memory_region(n, n, 4096) for n in names]
+try:
+    shm.set_shared_memory_region(segments[0], [x])
+    client.register_system_shared_memory("own in", names[0], 512)
+    client.register_system_shared_memory("own out", names[1], 256, 128)
+    given = triton.InferInput("x", [4, 32], "FP32")
+    given.set_shared_memory("own in", 512)
+    wanted = triton.InferRequestedOutput("y")
+    wanted.set_shared_memory("own out", 128)
+    client.infer("tiny", [given], outputs=[wanted], client_timeout=60)
+    found["y"] = shm.get_contents_as_numpy(segments[1], np.float32, [4, 8], 128).tolist()
+    found["errors"].append(registers("hidden", names[2], 64))
+    found["errors"].append(registers("none", "/llmostest-none", 64))
+    found["errors"].append(registers("path", "/../dev/shm" + names[0], 64))
+    found["errors"].append(registers("large", names[0], 4096, 1))
+    os.truncate("/dev/shm" + names[0], 8)  # a client that cuts its segment harms no worker
+    found["errors"].append(fails(lambda: client.infer("tiny", [given], client_timeout=60)))
+    given = tensor("x", x)
+    client.infer("tiny", [given], outputs=[wanted], client_timeout=60)
+finally:
+    for segment in segments:
+        shm.destroy_shared_memory_region(segment)
+"""
+
+
+@pytest.mark.timeout(150)
+async def test_segments_of_its_own_shared_memory_module(running: Stack, llmos: Client) -> None:
+    pid = (await llmos.load("tiny")).pid
+    found = run(running, OWN_SEGMENTS)
+    x = np.random.default_rng(1).standard_normal((4, 32)).astype(np.float32)
+    weight = np.random.default_rng(0).standard_normal((32, 8), dtype=np.float32)
+    np.testing.assert_allclose(np.array(found["y"]), x @ weight, atol=1e-4)
+    assert [code.removeprefix("StatusCode.") for code in found["errors"]] == [
+        "INVALID_ARGUMENT",
+        "NOT_FOUND",
+        "INVALID_ARGUMENT",
+        "OUT_OF_RANGE",
+        "OUT_OF_RANGE",
+    ]
+    assert (await llmos.models())["tiny@1"].pid == pid
 
 
 STREAMED = """

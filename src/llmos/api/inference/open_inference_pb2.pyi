@@ -1487,7 +1487,7 @@ class SystemSharedMemoryRegisterRequest(_message.Message):
     """Name to give it."""
     key: _builtins.str
     """A buffer of the memory server: `ID:TOKEN:HOST:SIZE` of its handle, the token in hexadecimal
-    digits (llmos.lib.bufferkey).
+    digits (llmos.lib.bufferkey). Or the name of a segment of POSIX shared memory, `/NAME`.
     """
     offset: _builtins.int
     """First byte in the buffer."""

@@ -228,13 +228,15 @@ class GRPCInferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SystemSharedMemoryRegister(self, request, context):
-        """Gives a part of a buffer of the memory server a name for the caller's requests. No path that a
+        """Gives a part of a buffer of the memory server, or of POSIX shared memory that the operator
+        allowed (`shm_allow` in [execution]), a name for the caller's requests. No other path that a
         caller names is ever opened.
 
         Errors:
-        INVALID_ARGUMENT BAD_REGION: the key is not that of a buffer, or the size is 0.
+        INVALID_ARGUMENT BAD_REGION: the key is neither that of a buffer nor allowed, or the size 0.
+        NOT_FOUND NO_SUCH_BUFFER, NO_SUCH_SEGMENT: there is none with that key.
         ALREADY_EXISTS REGION_EXISTS: another region has that name.
-        OUT_OF_RANGE BAD_RANGE: offset and size exceed the buffer.
+        OUT_OF_RANGE BAD_RANGE: offset and size exceed the buffer or segment.
         RESOURCE_EXHAUSTED TOO_MANY_REGIONS: over 1,024 of this caller.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

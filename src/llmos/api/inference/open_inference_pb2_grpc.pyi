@@ -107,13 +107,15 @@ class GRPCInferenceServiceStub:
     Errors: NOT_FOUND NO_SUCH_REGION: the one that is named is not registered.
     """
     SystemSharedMemoryRegister: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.SystemSharedMemoryRegisterRequest, _open_inference_pb2.SystemSharedMemoryRegisterResponse]
-    """Gives a part of a buffer of the memory server a name for the caller's requests. No path that a
+    """Gives a part of a buffer of the memory server, or of POSIX shared memory that the operator
+    allowed (`shm_allow` in [execution]), a name for the caller's requests. No other path that a
     caller names is ever opened.
 
     Errors:
-      INVALID_ARGUMENT BAD_REGION: the key is not that of a buffer, or the size is 0.
+      INVALID_ARGUMENT BAD_REGION: the key is neither that of a buffer nor allowed, or the size 0.
+      NOT_FOUND NO_SUCH_BUFFER, NO_SUCH_SEGMENT: there is none with that key.
       ALREADY_EXISTS REGION_EXISTS: another region has that name.
-      OUT_OF_RANGE BAD_RANGE: offset and size exceed the buffer.
+      OUT_OF_RANGE BAD_RANGE: offset and size exceed the buffer or segment.
       RESOURCE_EXHAUSTED TOO_MANY_REGIONS: over 1,024 of this caller.
     """
     SystemSharedMemoryUnregister: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.SystemSharedMemoryUnregisterRequest, _open_inference_pb2.SystemSharedMemoryUnregisterResponse]
@@ -207,13 +209,15 @@ class GRPCInferenceServiceAsyncStub(GRPCInferenceServiceStub):
     Errors: NOT_FOUND NO_SUCH_REGION: the one that is named is not registered.
     """
     SystemSharedMemoryRegister: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.SystemSharedMemoryRegisterRequest, _open_inference_pb2.SystemSharedMemoryRegisterResponse]  # type: ignore[assignment]
-    """Gives a part of a buffer of the memory server a name for the caller's requests. No path that a
+    """Gives a part of a buffer of the memory server, or of POSIX shared memory that the operator
+    allowed (`shm_allow` in [execution]), a name for the caller's requests. No other path that a
     caller names is ever opened.
 
     Errors:
-      INVALID_ARGUMENT BAD_REGION: the key is not that of a buffer, or the size is 0.
+      INVALID_ARGUMENT BAD_REGION: the key is neither that of a buffer nor allowed, or the size 0.
+      NOT_FOUND NO_SUCH_BUFFER, NO_SUCH_SEGMENT: there is none with that key.
       ALREADY_EXISTS REGION_EXISTS: another region has that name.
-      OUT_OF_RANGE BAD_RANGE: offset and size exceed the buffer.
+      OUT_OF_RANGE BAD_RANGE: offset and size exceed the buffer or segment.
       RESOURCE_EXHAUSTED TOO_MANY_REGIONS: over 1,024 of this caller.
     """
     SystemSharedMemoryUnregister: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.SystemSharedMemoryUnregisterRequest, _open_inference_pb2.SystemSharedMemoryUnregisterResponse]  # type: ignore[assignment]
@@ -370,13 +374,15 @@ class GRPCInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _open_inference_pb2.SystemSharedMemoryRegisterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_open_inference_pb2.SystemSharedMemoryRegisterResponse, _abc.Awaitable[_open_inference_pb2.SystemSharedMemoryRegisterResponse]]:
-        """Gives a part of a buffer of the memory server a name for the caller's requests. No path that a
+        """Gives a part of a buffer of the memory server, or of POSIX shared memory that the operator
+        allowed (`shm_allow` in [execution]), a name for the caller's requests. No other path that a
         caller names is ever opened.
 
         Errors:
-          INVALID_ARGUMENT BAD_REGION: the key is not that of a buffer, or the size is 0.
+          INVALID_ARGUMENT BAD_REGION: the key is neither that of a buffer nor allowed, or the size 0.
+          NOT_FOUND NO_SUCH_BUFFER, NO_SUCH_SEGMENT: there is none with that key.
           ALREADY_EXISTS REGION_EXISTS: another region has that name.
-          OUT_OF_RANGE BAD_RANGE: offset and size exceed the buffer.
+          OUT_OF_RANGE BAD_RANGE: offset and size exceed the buffer or segment.
           RESOURCE_EXHAUSTED TOO_MANY_REGIONS: over 1,024 of this caller.
         """
 
