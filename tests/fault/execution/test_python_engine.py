@@ -107,7 +107,7 @@ async def test_environments_have_processes_of_their_own(make: Make, tmp_path: Pa
     (_, who), (_, other) = await ask(own, 1), await ask(ours, 1)
     assert who == [f"m0 {home}"]
     assert other[0] != f"m1 {home}"
-    assert "ModuleNotFoundError" in run(str(home / "bin" / "python"), "-c", "import llmos")
+    assert "ModuleNotFoundError" in run(str(home / "bin" / "python"), "-I", "-c", "import llmos")
     with pytest.raises(errors.Internal):
         await ask(own, 101)
     assert (await ask(ours, 1))[0][0, 0] == 2
