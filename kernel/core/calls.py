@@ -163,6 +163,7 @@ class Calls:
             if kind == pb.KIND_DATA:
                 call.delivered = True
                 if envelope.cookie:
+                    call.fruitless = 0
                     if type(call.cookie) is bytes:
                         call.cookie = bytearray(call.cookie)
                     call.cookie += envelope.cookie
@@ -296,13 +297,14 @@ class Calls:
         return (
             call.replayable
             and (not call.delivered or bool(call.cookie))
-            and call.attempts + 1 < self._limits.max_attempts
+            and call.fruitless + 1 < self._limits.max_attempts
         )
 
     def _again(self, call: Call) -> bool:
         if not self._repeatable(call):
             return False
         call.attempts += 1
+        call.fruitless += 1
         self._cancel_children(call)
         self._stats.redispatched += 1
         try:

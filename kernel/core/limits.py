@@ -15,7 +15,7 @@ class Limits:
     initial_window: int = 4 << 20
     absence_grace_s: float = 15.0  # how long calls wait for a server that is away
     startup_grace_s: float = 5.0  # how long after its start the kernel waits for unknown services
-    max_attempts: int = 4  # servers that one call is given to
+    max_attempts: int = 4  # servers that one call is given to without getting further
     max_queued: int = 100_000  # calls waiting in the kernel
     max_queued_per_key: int = 20_000  # calls waiting for one key
     max_kept_bytes: int = 16 << 20  # request bytes kept per call for its re-dispatch

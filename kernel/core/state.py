@@ -145,6 +145,7 @@ class Call:
     export: Export | None = None  # who runs it
     server_id: int = 0
     attempts: int = 0
+    fruitless: int = 0  # of these, since a stream last got further
     first: pb.Envelope | bytes | None = None  # OPEN, for the (next) server; bytes: encoded
     more: list[pb.Envelope] | None = None  # what followed it
     kept_bytes: int = 0

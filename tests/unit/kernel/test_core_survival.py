@@ -72,6 +72,30 @@ def test_a_call_is_not_given_to_servers_for_ever() -> None:
     empty(sim)
 
 
+def test_a_long_stream_outlives_any_number_of_servers_that_bring_it_on() -> None:
+    sim = Sim()
+    client = sim.attach("client")
+    worker = sim.attach("worker")
+    worker.export(EXECUTION, ("m",))
+    client.open(GENERATE, generate("m"))
+    limit = sim.core.limits.max_attempts
+    for i in range(3 * limit):
+        opened = next(e for e in worker.take() if e.kind == pb.KIND_OPEN)
+        assert opened.open.attempt == i
+        worker.data(opened.call, b"a token", cookie=b".")
+        assert client.one().payload == b"a token"
+        worker.die()
+        worker = sim.attach("worker")
+        worker.export(EXECUTION, ("m",))
+    for _ in range(limit - 1):  # the first of these had brought nothing yet
+        assert not client.take()
+        worker.die()
+        worker = sim.attach("worker")
+        worker.export(EXECUTION, ("m",))
+    assert client.error() == (14, "SERVER_DIED")
+    empty(sim)
+
+
 def test_calls_that_are_not_idempotent_are_not_repeated() -> None:
     sim = Sim()
     server, client = sim.attach("s"), sim.attach("client")
