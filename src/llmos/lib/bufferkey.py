@@ -22,8 +22,8 @@ def handle_of(key: str) -> BufferHandle:
         raise InvalidArgument(
             "BAD_REGION",
             "The key is not that of a buffer of the memory server (ID:TOKEN:HOST:SIZE, see "
-            "llmos.lib.bufferkey), nor a name that the operator allowed (shm_allow in [execution]); "
-            "create a buffer there, or let the name be allowed.",
+            "llmos.lib.bufferkey), nor a name that shm_allow in [execution] allows; create a "
+            "buffer there, or have the name allowed.",
         )
     return BufferHandle(
         id=match[1], token=bytes.fromhex(match[2]), host=match[3], size=int(match[4])
