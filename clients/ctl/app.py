@@ -8,6 +8,7 @@ from llmos.clients.ctl import (
     audit,
     bench,
     chat,
+    classify,
     dashboard,
     dataset,
     dataset_budget,  # noqa: F401  # more commands of dataset
@@ -89,6 +90,7 @@ def build() -> typer.Typer:
     run.register(app)
     chat.register(app)
     embed.register(app)
+    classify.register(app)
     demo.register(app)
     dashboard.register(app)
     doctor.register(app)

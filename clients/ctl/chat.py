@@ -63,9 +63,12 @@ def chat(
     top_k: run.TopK = None,
     seed: run.Seed = None,
     system: run.System = "",
+    adapter: run.Adapter = "",
 ) -> None:
     """Talk with a model. Ctrl-C stops an answer, Ctrl-D ends the chat, `/help` tells the rest."""
-    talk = Talk(model, run.Settings(max_tokens, temperature, top_p, top_k, seed), system)
+    talk = Talk(
+        model, run.Settings(max_tokens, temperature, top_p, top_k, seed, adapter=adapter), system
+    )
     with _history(session.state_dir / "chat_history"):
         while (said := _ask()) is not None:
             if said.startswith("/"):

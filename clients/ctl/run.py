@@ -22,6 +22,7 @@ _EXAMPLES = [
     'llmos-ctl run smollm2 "Why is the sky blue?"',
     'llmos-ctl run smollm2 "Once upon a time" --raw --seed 7 --max-tokens 50',
     "cat question.txt | llmos-ctl run smollm2 -",
+    'llmos-ctl run smollm2 "In the beginning" --raw --adapter smollm2-lora',
 ]
 
 MaxTokens = Annotated[
@@ -38,6 +39,7 @@ Seed = Annotated[
 ]
 Stop = Annotated[list[str] | None, typer.Option(help="End at this text; may be given again.")]
 System = Annotated[str, typer.Option(help="A system message in front of the chat.")]
+Adapter = Annotated[str, typer.Option(help="A LoRA adapter in storage to answer with.")]
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Settings:
     top_k: int | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    adapter: str = ""
 
 
 @dataclass
@@ -90,13 +93,14 @@ def run(
     seed: Seed = None,
     stop: Stop = None,
     system: System = "",
+    adapter: Adapter = "",
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the text as it is, without a chat template.")
     ] = False,
 ) -> None:
     """Ask a model and print the answer as it comes; the model is loaded when it is not."""
     text = sys.stdin.read() if prompt == "-" else prompt
-    settings = Settings(max_tokens, temperature, top_p, top_k, seed, tuple(stop or ()))
+    settings = Settings(max_tokens, temperature, top_p, top_k, seed, tuple(stop or ()), adapter)
     messages = ([("system", system)] if system else []) + [("user", text)]
     request = build(model, text if raw else messages, settings)
     answer = stream(session, request, show=not session.json)
@@ -124,6 +128,7 @@ def build(
         max_tokens=settings.max_tokens or 0,
         sampling=sampling,
         stop=list(settings.stop),
+        adapter=settings.adapter,
     )
     if isinstance(asked, str):
         request.prompt = asked
