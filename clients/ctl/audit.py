@@ -27,8 +27,12 @@ Heads = Annotated[
 ]
 
 
-@command(app, "list")
-@command(app, examples=["llmos-ctl audit ls -n 20", "llmos-ctl audit ls --action model. --all"])
+@command(app, "list", watch=True)
+@command(
+    app,
+    examples=["llmos-ctl audit ls -n 20", "llmos-ctl audit ls --action model. --all"],
+    watch=True,
+)
 def ls(
     session: Session,
     number: Annotated[int, typer.Option("-n", min=1, max=1000, help="The newest so many.")] = 50,

@@ -158,7 +158,7 @@ def _about(dataset: data_pb2.Dataset) -> str:
     return ", ".join(part for part in parts if part)
 
 
-@command(app, "list")
+@command(app, "list", watch=True)
 def list_(
     session: Session,
     name: Annotated[str, typer.Argument(help="Only this data set.", show_default=False)] = "",

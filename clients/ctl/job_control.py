@@ -51,7 +51,7 @@ def logs(
         sys.stdout.buffer.flush()
 
 
-@command(app, "artifacts")
+@command(app, "artifacts", watch=True)
 def artifacts(
     session: Session,
     id: JobId,

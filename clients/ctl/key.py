@@ -68,7 +68,7 @@ def create(
     session.out.say(secret, {"key": secret, **_shown(key)})
 
 
-@command(app, "list", examples=["llmos-ctl key list"])
+@command(app, "list", examples=["llmos-ctl key list"], watch=True)
 def list_(session: Session) -> None:
     """List the keys; the keys themselves are not kept."""
     keys = sorted(_keys(session), key=lambda key: (key.tenant, key.created_unix_s))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
 
-    @command(app)
+    @command(app, watch=True)
     def tenants(session: Session) -> None:
         """List the tenants, what they may use and what they have used."""
         reply = _ask(session)

@@ -96,8 +96,8 @@ def release(
     session.out.say(said, as_value(reply))
 
 
-@command(app, "list")
-@command(app, examples=["llmos-ctl lock ls", "llmos-ctl lock ls deploy/"])
+@command(app, "list", watch=True)
+@command(app, examples=["llmos-ctl lock ls", "llmos-ctl lock ls deploy/"], watch=True)
 def ls(
     session: Session,
     prefix: Annotated[str, typer.Argument(help="Beginning of the names.")] = "",

@@ -18,7 +18,7 @@ def _stub(session: Session) -> Any:
     return session.kernel(prefix_pb2_grpc.PrefixesStub)
 
 
-@command(app, name="list", examples=["llmos-ctl mem prefixes list"])
+@command(app, name="list", examples=["llmos-ctl mem prefixes list"], watch=True)
 def list_(session: Session) -> None:
     """List what is held, by model, layout and tenant."""
     from llmos.api.memory.v1 import prefix_pb2 as pb

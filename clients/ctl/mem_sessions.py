@@ -24,7 +24,7 @@ def _stub(session: Session) -> Any:
     return session.kernel(sessions_pb2_grpc.SessionsStub)
 
 
-@command(app, name="list", examples=["llmos-ctl mem sessions list"])
+@command(app, name="list", examples=["llmos-ctl mem sessions list"], watch=True)
 def list_(session: Session) -> None:
     """List sessions, by id."""
     from llmos.api.memory.v1 import sessions_pb2 as pb

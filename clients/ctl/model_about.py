@@ -163,7 +163,7 @@ def take(
     session.out.say(said, as_value(made))
 
 
-@command(lease)
+@command(lease, watch=True)
 def ls(
     session: Session,
     ref: Annotated[

@@ -19,8 +19,8 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY = {"ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
 
 
-@command(app, "list")
-@command(app)
+@command(app, "list", watch=True)
+@command(app, watch=True)
 def ls(session: Session) -> None:
     """List the tenants that store something or have limits of their own."""
     from llmos.api.storage.v1 import quota_pb2, quota_pb2_grpc

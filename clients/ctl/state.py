@@ -103,8 +103,8 @@ def _read(file: str) -> bytes:
     return sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
 
 
-@command(app, "list")
-@command(app, examples=["llmos-ctl state ls apps/"])
+@command(app, "list", watch=True)
+@command(app, examples=["llmos-ctl state ls apps/"], watch=True)
 def ls(
     session: Session,
     prefix: Annotated[str, typer.Argument(help="Beginning of the names.")] = "",

@@ -28,7 +28,7 @@ def _stub(session: Session) -> maintenance_pb2_grpc.MaintenanceStub:
     return session.kernel(maintenance_pb2_grpc.MaintenanceStub)
 
 
-@command(app)
+@command(app, watch=True)
 def df(session: Session) -> None:
     """Show what is stored, what it takes on the disk, and what could go."""
     from llmos.api.storage.v1 import maintenance_pb2 as pb

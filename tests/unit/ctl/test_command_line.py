@@ -7,12 +7,16 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 from llmos.clients.ctl import run
 from llmos.clients.ctl.__main__ import main
+from llmos.clients.ctl.app import build
 
 COMMANDS = [
     *([name] for name in "up down ps logs restart run chat embed demo top doctor bench".split()),
@@ -147,3 +151,17 @@ def test_request_has_only_what_was_given() -> None:
     raw = run.build("m", "text", run.Settings(seed=3, stop=("a", "b"), max_tokens=5))
     assert raw.WhichOneof("input") == "prompt" and list(raw.stop) == ["a", "b"]
     assert (raw.sampling.seed, raw.max_tokens) == (3, 5)
+
+
+def test_every_list_can_be_watched() -> None:
+    def lists(group: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+        for name, command in group.commands.items():
+            if hasattr(command, "commands"):
+                yield from lists(command, (*path, name))
+            elif name in ("ls", "list", "ps"):
+                yield (*path, name), command
+
+    found = list(lists(typer.main.get_command(build()), ()))
+    assert len(found) > 10
+    for path, command in found:
+        assert any("--watch" in parameter.opts for parameter in command.params), path
