@@ -92,7 +92,9 @@ class World:
     async def version(self, ref: str) -> registry_pb2.ModelVersion:
         return (await self.registry.GetVersion(registry_pb2.GetVersionRequest(ref=ref))).version
 
-    async def run(self, spec: jobs_pb2.JobSpec, *, id: str = "", done: Done | None = None) -> Done:
+    async def run(
+        self, spec: jobs_pb2.JobSpec, *, id: str = "", done: Done | None = None, threads: int = 1
+    ) -> Done:
         """Check the spec as the server does, and do the work. The same id goes on with a job."""
         kind, message = table.find(spec)
         needs = kind.check(message)
@@ -112,8 +114,9 @@ class World:
             sources=[source.ref for source in sources],
             datasets=[await catalog.find_dataset(ref) for ref in needs.datasets],
             attempt=attempt,
-            threads=1,
+            threads=threads,
         )
+        folder.write_launch(launch)
         report = Report(folder.progress(attempt))
         done = done or Done()
         done.folder = folder
