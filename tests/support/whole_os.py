@@ -23,6 +23,8 @@ tcp = "127.0.0.1:0"
 port = 0
 [execution]
 threads = 1
+[optimizer]
+threads = 1
 """
 
 
