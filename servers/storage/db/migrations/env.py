@@ -2,6 +2,12 @@
 
 from alembic import context
 
-context.configure(connection=context.config.attributes["connection"], transactional_ddl=True)
+from llmos.lib import failpoint
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    transactional_ddl=True,
+    on_version_apply=lambda **_: failpoint.hit("migration.step"),
+)
 with context.begin_transaction():
     context.run_migrations()
