@@ -28,6 +28,7 @@ from llmos.clients.ctl import (
     model,
     model_about,  # noqa: F401  # more commands of model
     model_alias,  # noqa: F401  # the same
+    model_load,  # noqa: F401  # the same
     model_memory,  # noqa: F401  # the same
     model_places,  # noqa: F401  # the same
     model_sign,  # noqa: F401  # the same

@@ -1,4 +1,4 @@
-"""Models: import, list, show, remove, load, unload. More of them: model_alias, model_about."""
+"""Models: import, list, show, remove, unload. More of them: model_load, model_alias ..."""
 
 from __future__ import annotations
 
@@ -127,6 +127,7 @@ def ls(
         fields = version.DESCRIPTOR.fields_by_name
         loaded = states.get((version.name, version.version))
         state = as_value(loaded)["state"] if loaded is not None else ""
+        many = len(loaded.instances) if loaded is not None else 0
         rows.append(
             [
                 f"{version.name}@{version.version}",
@@ -135,7 +136,7 @@ def ls(
                 version.architecture,
                 version.dtype,
                 size(version.size_bytes),
-                state,
+                f"{state}, {many} workers" if many > 1 else state,
                 when(version.created_unix_s),
             ]
         )
@@ -238,42 +239,6 @@ def rm(
     request = registry_pb2.DeleteVersionRequest(ref=ref, force=force)
     reply = stub.DeleteVersion(request, timeout=session.limit(QUICK_S))
     session.out.say(f"Removed {ref}; {size(reply.freed_bytes)} are free again.", as_value(reply))
-
-
-@command(
-    app,
-    examples=[
-        "llmos-ctl model load smollm2 --pin",
-        "llmos-ctl model load smollm2 --precision int8 --threads 1",
-    ],
-)
-def load(
-    session: Session,
-    ref: Ref,
-    pin: Annotated[bool, typer.Option("--pin", help="Never evict it for other models.")] = False,
-    precision: Annotated[
-        str, typer.Option(help="fp32, bf16 or int8; of language models.", show_default=False)
-    ] = "",
-    threads: Annotated[
-        int, typer.Option(min=0, help="Compute threads, on as many cores of its own; 0 = default.")
-    ] = 0,
-    device: Annotated[str, typer.Option(help="cpu or cuda:0 ...", show_default=False)] = "",
-) -> None:
-    """Load a model before its first call, and wait until it is ready.
-
-    Options hold until it is unloaded, also when its worker dies and is replaced.
-    """
-    from llmos.api.execution.v1 import execution_pb2, execution_pb2_grpc
-
-    stub = session.kernel(execution_pb2_grpc.ExecutionStub)
-    with status(f"loading {ref}"):
-        request = execution_pb2.LoadModelRequest(model=ref, pin=pin)
-        if precision or threads or device:
-            options = execution_pb2.LoadOptions(precision=precision, threads=threads, device=device)
-            request.options.CopyFrom(options)
-        model = stub.LoadModel(request, timeout=session.limit()).model
-    where = f"{model.name}@{model.version} is loaded on {model.device} by {model.engine}"
-    session.out.say(f"{where}, pid {model.pid}, {size(model.used_bytes)}.", as_value(model))
 
 
 @command(app)

@@ -53,7 +53,7 @@ class ExecutionService(execution_pb2_grpc.ExecutionServicer):
             )
         pin = True if request.pin else False if request.unpin else None
         options = read_options(request.options) if request.HasField("options") else None
-        worker = await self._manager.load(request.model, pin, _asker(context), options)
+        worker = await self._manager.load(request.model, pin, _asker(context), options, whole=True)
         return pb.LoadModelResponse(model=await self._listed(worker.ref))
 
     async def HoldModel(
@@ -138,7 +138,7 @@ class ExecutionService(execution_pb2_grpc.ExecutionServicer):
                 f"{model} is not served here but by its worker; make this call to the kernel.",
             )
         return execution_pb2_grpc.ExecutionStub(
-            self._direct.channel(await self._manager.load(model))
+            self._direct.channel(self._manager.next_of(await self._manager.load(model)))
         )
 
 
@@ -181,13 +181,15 @@ def _model(row: Row) -> pb.Model:
         context_length=row.version.context_length,
         created_unix_s=row.version.created_unix_s,
         is_default=row.is_default,
+        adapter=row.version.adapter,
+        base=row.version.base if row.version.adapter else "",
         aliases=row.version.aliases,
     )
     if (worker := row.worker) is not None:
         message.device = worker.device
         message.pid = worker.pid
-        message.granted_bytes = worker.granted_bytes
-        message.used_bytes = worker.used_bytes
+        message.granted_bytes = sum(w.granted_bytes for w in row.workers)
+        message.used_bytes = sum(w.used_bytes for w in row.workers)
         message.context_length = worker.context_length or message.context_length
         message.keys[:] = worker.keys
         message.options.CopyFrom(options_message(worker.options))
@@ -195,4 +197,15 @@ def _model(row: Row) -> pb.Model:
         message.leases = worker.leases
         message.tenant = worker.tenant
         message.load_s = worker.load_s
+    for worker in row.workers:
+        message.instances.add(
+            number=worker.replica,
+            state=pb.ModelState.ValueType(worker.state.value),
+            pid=worker.pid,
+            device=worker.device,
+            threads=worker.threads,
+            cpus=worker.cpus,
+            granted_bytes=worker.granted_bytes,
+            used_bytes=worker.used_bytes,
+        )
     return message

@@ -1,4 +1,7 @@
-"""Frames on the sockets between manager, zygote and workers: 4 bytes of length, then a message."""
+"""What manager, zygote and workers agree on: frames on their sockets, and names of workers.
+
+A frame is 4 bytes of length, then a message.
+"""
 
 from __future__ import annotations
 
@@ -39,3 +42,8 @@ def unpack(buffer: bytearray, kind: type[M]) -> M | None:
         return kind.FromString(data)
     except Exception as exc:  # protobuf's DecodeError differs between its implementations
         raise BadFrame(str(exc)) from exc
+
+
+def name_of(ref: str, replica: int) -> str:
+    """Return a worker's name: its port, its record and its log are called by it."""
+    return f"{ref}#{replica}" if replica else ref

@@ -20,6 +20,7 @@ from llmos.lib.serve import Server
 
 with needed("gateway"):
     from llmos.servers.gateway import web
+    from llmos.servers.gateway.adapters import NamingAdapters
     from llmos.servers.gateway.app import build
     from llmos.servers.gateway.config import GatewayConfig
     from llmos.servers.gateway.counts import Counts
@@ -45,7 +46,7 @@ async def run(config: GatewayConfig) -> None:
     metrics = Metrics()
     counts = Counts(run_dir, config.sibling, metrics.text) if config.processes > 1 else None
     app = build(
-        Upstream(server.channel("execution"), far_end),
+        NamingAdapters(Upstream(server.channel("execution"), far_end)),
         config,
         server.channel,
         keys,

@@ -47,6 +47,12 @@ def model_objects(models: Iterable[pb.Model]) -> list[Json]:
 
 def find_model(models: Iterable[pb.Model], ref: str) -> Json | None:
     """Return the model that `name`, `name@version` or `name@alias` means."""
+    found = find(models, ref)
+    return _model_object(ref, found) if found is not None else None
+
+
+def find(models: Iterable[pb.Model], ref: str) -> pb.Model | None:
+    """Return the version that `name`, `name@version` or `name@alias` means."""
     name, _, which = ref.partition("@")
     named = [m for m in models if m.name == name]
     if which.isdigit():
@@ -54,7 +60,7 @@ def find_model(models: Iterable[pb.Model], ref: str) -> Json | None:
     elif which:
         # A worker that answers to the alias is what a request reaches: storage may be ahead of it.
         named = [m for m in named if ref in m.keys] or [m for m in named if which in m.aliases]
-    return _model_object(ref, _default(named)) if named else None
+    return _default(named) if named else None
 
 
 def _default(versions: Sequence[pb.Model]) -> pb.Model:
@@ -68,6 +74,7 @@ def _model_object(ref: str, model: pb.Model) -> Json:
         "object": "model",
         "created": int(model.created_unix_s),
         "owned_by": "llmos",
+        **({"parent": model.base or None} if model.adapter else {}),
         "llmos": {
             "version": model.version,
             "state": pb.ModelState.Name(model.state).removeprefix("MODEL_STATE_").lower(),

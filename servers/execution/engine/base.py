@@ -36,6 +36,8 @@ class ModelSpec:
     threads: int = 0  # 0 = all cores that this process may use
     precision: str = ""  # `auto` (or empty), `fp32`, `bf16` or `int8`; for causal models
     state_dir: str = ""  # of this LLM OS; for engines that keep files or sockets there
+    asked_threads: int = 0  # who loads it asked for so many, whatever the version says; 0 = did not
+    changes: Mapping[str, str] = field(default_factory=dict)  # of its serving.toml: see `declared`
 
 
 # Classes of calls, as CallClass of the kernel's port.proto: lower ones come first.

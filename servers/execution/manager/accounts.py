@@ -47,8 +47,8 @@ class Accounts:
             if time.monotonic() - self._reported < _FRESH_S:
                 return
             try:
-                for ref, load in (await self._router.loads()).items():
-                    if (worker := self._table.get(ref)) is not None:
+                for name, load in (await self._router.loads()).items():
+                    if (worker := self._table.get(name)) is not None:
                         worker.running, worker.served = load.running, load.served
                 await self._grants.report(list(self._of(self._table)))
                 self._reported = time.monotonic()
@@ -74,6 +74,6 @@ class Accounts:
                         used_bytes, worker.pid, worker.device
                     )
                 if time.monotonic() - worker.ready_at > WINDOW_S:
-                    crashes.lived(worker.ref)
+                    crashes.lived(worker.id)
             await self.report()
             await asyncio.sleep(_REPORT_S)

@@ -9,6 +9,7 @@ from pathlib import Path
 from llmos.lib.errors import InvalidArgument, LLMOSError
 from llmos.lib.host import ProcessRecord, records
 from llmos.servers.execution.manager.model import Ref, Worker
+from llmos.servers.execution.manager.options import cores_of
 from llmos.servers.execution.manager.process import Process
 from llmos.servers.execution.manager.seams import Router
 from llmos.servers.execution.manager.starting import describe
@@ -26,11 +27,14 @@ async def adopt(run_dir: Path, router: Router) -> list[Worker]:
 
 async def _adopt(record: ProcessRecord, router: Router) -> Worker | None:
     try:
-        ref = Ref.parse(record.name.removeprefix(_PREFIX))
+        text, _, number = record.name.removeprefix(_PREFIX).partition("#")
+        ref = Ref.parse(text)
+        replica = int(number or 0)
         process = Process(record.pid)
-    except (InvalidArgument, ProcessLookupError):
+    except (InvalidArgument, ProcessLookupError, ValueError):
         return None
-    worker = Worker(ref.name, ref.version, process=process, listen=record.address)
+    worker = Worker(ref.name, ref.version, replica, process=process, listen=record.address)
+    worker.cpus = cores_of(record.pid)
     try:
         info = await router.describe(worker)
     except LLMOSError as exc:
@@ -38,9 +42,9 @@ async def _adopt(record: ProcessRecord, router: Router) -> Worker | None:
     else:
         if info.pid == record.pid:
             describe(worker, info)
-            log.info("adopted", extra={"worker": worker.ref, "pid": worker.pid})
+            log.info("adopted", extra={"worker": worker.id, "pid": worker.pid})
             return worker
         cause = f"process {info.pid} answers in its place"
-    log.warning("ending", extra={"worker": worker.ref, "pid": worker.pid, "cause": cause})
+    log.warning("ending", extra={"worker": worker.id, "pid": worker.pid, "cause": cause})
     await process.kill()
     return None

@@ -62,6 +62,5 @@ def _meant(row: Row, ref: Ref | None) -> bool:
 
 def _shown(row: Row) -> object:
     """Return what makes a row different from before; not the memory it uses just now."""
-    worker = row.worker
-    about = (worker.pid, worker.device, worker.granted_bytes, tuple(worker.keys)) if worker else ()
+    about = [(w.pid, w.state, w.device, w.granted_bytes, tuple(w.keys)) for w in row.workers]
     return (row.state, row.reason, row.is_default, row.engine, about)

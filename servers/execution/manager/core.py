@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import time
@@ -16,8 +17,10 @@ from llmos.servers.execution.config import ExecutionConfig
 from llmos.servers.execution.manager.accounts import Accounts
 from llmos.servers.execution.manager.crashes import CrashLog
 from llmos.servers.execution.manager.endings import Endings
+from llmos.servers.execution.manager.instances import Instances
 from llmos.servers.execution.manager.leases import Leases
 from llmos.servers.execution.manager.listing import Row, rows
+from llmos.servers.execution.manager.loading import Loads
 from llmos.servers.execution.manager.model import NOBODY, Asker, Plan, Ref, State, Version, Worker
 from llmos.servers.execution.manager.naming import Names
 from llmos.servers.execution.manager.options import Options, Wishes
@@ -58,10 +61,19 @@ class Manager:
         self._leases = leases = Leases()
         self._crashes = crashes = CrashLog(time.monotonic)
         self._accounts = accounts = Accounts(table, grants, router, leases)
-        self._endings = Endings(
-            config, table, router, forge, leases, accounts, crashes, tell, progress
+        self._endings = endings = Endings(
+            config,
+            table,
+            router,
+            forge,
+            leases,
+            accounts,
+            crashes,
+            tell,
+            progress,
+            lambda ref: self._instances.refill(ref),
         )
-        self._names = Names(table, router, leases, self._endings.end)
+        self._names = Names(table, router, leases, endings.end)
         self._starter = Starter(
             config,
             catalog,
@@ -69,14 +81,15 @@ class Manager:
             router,
             forge,
             crashes,
-            self._endings.evict,
+            endings.evict,
             accounts.report,
             progress,
-            lambda: [w.pid for w in table if w.pid],
+            table,
         )
-        self._wishes = Wishes()
-        self._loads: dict[str, asyncio.Task[Worker]] = {}
-        self._failures: dict[str, str] = {}
+        self._wishes = wishes = Wishes()
+        self._loads = loads = Loads(table, self._starter, endings, wishes, tell)
+        self._instances = Instances(table, catalog, wishes, loads, self._names, endings)
+        self._turns = itertools.count()
         self._open = asyncio.Event()
         self._reporter: asyncio.Task[None] | None = None
 
@@ -86,12 +99,15 @@ class Manager:
             self._table.add(worker)
             self._wishes.adopt(worker.ref, worker.options)
             self._endings.watch(worker)
+        for worker in adopted:
+            self._instances.refill(worker.ref)
         self._open.set()
         self._reporter = background(self._accounts.keep(self._crashes))
 
     async def close(self) -> None:
         """Give up what is half done. Ready workers go on; the next manager adopts them."""
-        tasks: list[asyncio.Task[Any]] = [*self._loads.values(), *self._endings.running.values()]
+        tasks: list[asyncio.Task[Any]] = [*self._instances.filling.values()]
+        tasks += [*self._loads.running.values(), *self._endings.running.values()]
         if self._reporter is not None:
             tasks.append(self._reporter)
         for task in tasks:
@@ -109,10 +125,13 @@ class Manager:
         pin: bool | None = None,
         asker: Asker = NOBODY,
         options: Options | None = None,
+        *,
+        whole: bool = False,
     ) -> Worker:
         """Return a ready worker for a reference. pin: whether others may evict it; None = as it is.
 
-        options: how it is to run from now on; None = as it does, or by the configuration.
+        options: how it is to run from now on; None = as it does, or by the configuration. whole:
+        wait until the version has all its workers, or leave those out that were to be new.
 
         A plain name means its newest version from now on, an alias what storage says now. Raises
         InvalidArgument BAD_NAME, and what storage, memory and engines raise.
@@ -120,25 +139,66 @@ class Manager:
         key = Ref.parse(ref).moves
         await self._open.wait()
         version = await self._catalog.resolve(ref)
+        before, wish = self._table.of(version.ref), self._wishes.of(version.ref)
         if options is not None:
-            loaded = self._table.get(version.ref) is not None
             cores = len(os.sched_getaffinity(0))
-            self._wishes.give(version.ref, options, loaded=loaded, cores=cores)
-        worker = await self._ensure(version, key, bool(pin), asker)
+            self._wishes.give(version.ref, options, loaded=bool(before), cores=cores)
+        try:
+            worker = await self._some(version, key, bool(pin), asker, whole)
+        except LLMOSError:
+            if options is not None:
+                self._wishes.set(version.ref, wish)
+            if whole:
+                for new in self._table.ready(version.ref):
+                    if new not in before:
+                        self._endings.end(new)
+            raise
+        if options is not None:
+            await self._tell_options(version.ref)
         if key:
-            await self._names.take(worker, key)
-        if pin is not None and pin != worker.pinned:
-            await self._names.configure(worker, worker.keys[1:], pinned=pin)
-            await self._grants.acquire(worker, worker.granted_bytes)
+            await self._names.take(version.ref, key)
+        if pin is not None:
+            for one in self._table.ready(version.ref):
+                if pin != one.pinned:
+                    await self._names.configure(one, one.keys[1:], pinned=pin)
+                    await self._grants.acquire(one, one.granted_bytes)
         return worker
+
+    async def _some(
+        self, version: Version, key: str, pin: bool, asker: Asker, whole: bool
+    ) -> Worker:
+        """Return one of a version's workers, ready; see `load`."""
+        if whole:
+            await self._instances.wanted(version)  # what cannot be is refused before it is begun
+        ready = self._table.ready(version.ref)
+        worker = ready[0] if ready else await self._loads.one(version, 0, key, pin, asker)
+        holder = self._table.holder(key)
+        if whole or (holder is not None and holder.ref != version.ref):
+            # The name moves only when the new version is as strong as it is to be.
+            await self._instances.complete(version)
+        elif not ready:
+            self._instances.refill(version.ref)
+        return worker
+
+    async def _tell_options(self, ref: str) -> None:
+        """Let a version's workers know them, for the next manager."""
+        options = self._wishes.of(ref)
+        for worker in self._table.ready(ref):
+            if worker.options != options:
+                worker.options = options
+                await self._names.configure(worker, worker.keys[1:], worker.pinned)
+
+    def next_of(self, worker: Worker) -> Worker:
+        """Return one of the workers of its version, in turn; for calls without a kernel."""
+        ready = self._table.ready(worker.ref) or [worker]
+        return ready[next(self._turns) % len(ready)]
 
     async def plan(self, ref: str) -> Plan:
         """Return what loading would need and what would have to go. Raises as `load`."""
         await self._open.wait()
         version = await self._catalog.resolve(ref)
-        worker = self._table.get(version.ref)
-        if worker is not None and worker.alive():
-            return Plan(version.ref, worker.device, 0, ())
+        if ready := self._table.ready(version.ref):
+            return Plan(version.ref, ready[0].device, 0, ())
         worker = Worker(version.name, version.version, task=version.task)
         needed, evict = await self._starter.plan(worker, version)
         return Plan(version.ref, worker.device, needed, evict)
@@ -169,11 +229,11 @@ class Manager:
         """Make `key` hot; the kernel has just found that it is not. Raises as `load`."""
         Ref.parse(key)
         await self._open.wait()
-        holder = next((w for w in self._table if key in w.keys and w.alive()), None)
-        if holder is not None and holder.state is State.READY:
-            if await comes_back(self._router, holder, key):
+        holders = [w for w in self._table if key in w.keys and w.alive() and w.state is State.READY]
+        if holders:
+            if await comes_back(self._router, holders, key):
                 return
-            await self._endings.lost(holder)
+            await asyncio.gather(*map(self._endings.lost, holders))
         # Again when somebody unloads it at once: the answer must be true when it is sent.
         while (await self.load(key, asker=asker)).state is not State.READY:
             await asyncio.sleep(0)
@@ -201,7 +261,7 @@ class Manager:
         return {(worker.ref, "") for worker in self._table}
 
     async def unload(self, ref: str, *, force: bool = False) -> bool:
-        """End a model's worker after its running calls; False when it was not loaded.
+        """End a model's workers after their running calls; False when it was not loaded.
 
         Raises FailedPrecondition HELD when clients hold it, unless `force`.
 
@@ -219,19 +279,22 @@ class Manager:
         ]
         if not candidates:
             return False
-        worker = max(candidates, key=lambda w: (wanted.name in w.keys, w.version))
-        if (loading := self._loads.get(worker.ref)) is not None:
-            await asyncio.wait({loading})
-        if self._table.get(worker.ref) is not worker:
+        found = max(candidates, key=lambda w: (wanted.name in w.keys, w.version)).ref
+        self._instances.stop(found)
+        workers = self._table.of(found)
+        if loading := [t for w in workers if (t := self._loads.running.get(w.id))]:
+            await asyncio.wait(loading)
+        workers = [w for w in workers if w in self._table]
+        if not workers:
             return False
-        if (holders := self._leases.count(worker.ref)) and not force:
+        if (holders := self._leases.count(found)) and not force:
             raise FailedPrecondition(
                 "HELD",
-                f"{worker.ref} is held by {holders} client(s); wait until they are done, or force.",
+                f"{found} is held by {holders} client(s); wait until they are done, or force.",
             )
-        self._leases.revoke(worker.ref)
-        self._wishes.forget(worker.ref)
-        await asyncio.shield(self._endings.end(worker))
+        self._leases.revoke(found)
+        self._wishes.forget(found)
+        await asyncio.gather(*(asyncio.shield(self._endings.end(w)) for w in workers))
         await self._catalog.settle()
         return True
 
@@ -242,60 +305,8 @@ class Manager:
         return rows(versions, [*self._table], self._why_failed)
 
     def _why_failed(self, ref: str) -> str:
-        return self._crashes.reason(ref) or self._failures.get(ref, "")
+        return self._crashes.reason(ref) or self._loads.failures.get(ref, "")
 
-    # Loading.
-
-    async def _ensure(self, version: Version, key: str, pin: bool, asker: Asker) -> Worker:
-        ref = version.ref
-        while True:
-            if (ending := self._endings.running.get(ref)) is not None:
-                await asyncio.wait({ending})
-                continue
-            worker = self._table.get(ref)
-            if worker is not None and worker.state is State.READY:
-                if worker.alive():
-                    return worker
-                self._endings.bury(worker)  # the news of its death is still on the way
-                continue
-            if (task := self._loads.get(ref)) is None:
-                # In the background: it is shared by all who wait, and outlives their calls.
-                task = self._loads[ref] = background(self._load(version, key, pin, asker))
-                task.add_done_callback(lambda _: self._loads.pop(ref))
-            return await asyncio.shield(task)
-
-    async def _load(self, version: Version, key: str, pin: bool, asker: Asker) -> Worker:
-        worker = Worker(version.name, version.version, task=version.task, pinned=pin)
-        worker.rank, worker.tenant = asker
-        worker.options = self._wishes.of(worker.ref)
-        self._table.add(worker)
-        keys = [key] if key and self._table.holder(key) is None else []
-        began = time.monotonic()
-        try:
-            await self._starter.start(worker, version, keys)
-        except LLMOSError as exc:
-            self._failures[worker.ref] = exc.message
-            log.warning("cannot load", extra={"worker": worker.ref, "cause": exc.message})
-            self._tell("model.failed", model=worker.ref, cause=exc.message)
-            raise
-        finally:
-            if worker.state is not State.READY:
-                self._table.remove(worker)
-        self._failures.pop(worker.ref, None)
-        self._endings.watch(worker)
-        seconds = round(time.monotonic() - began, 3)
-        log.info("loaded", extra={"worker": worker.ref, "pid": worker.pid, "seconds": seconds})
-        self._tell(
-            "model.loaded",
-            model=worker.ref,
-            engine=worker.engine,
-            device=worker.device,
-            granted_bytes=worker.granted_bytes,
-            pid=worker.pid,
-            seconds=seconds,
-        )
-        return worker
-
-    def hung(self, ref: str, pid: int) -> None:
+    def hung(self, name: str, pid: int) -> None:
         """Kill a worker that the kernel finds hung; the next call for its model loads it again."""
-        self._endings.hung(ref, pid)
+        self._endings.hung(name, pid)

@@ -38,8 +38,9 @@ class Endings:
         crashes: CrashLog,
         tell: Tell,
         progress: Callable[[], None],
+        lost: Callable[[str], None],
     ) -> None:
-        """Take what is needed; see Manager."""
+        """Take what is needed; see Manager. lost: told the ref when a worker died on its own."""
         self._config = config
         self._table = table
         self._router = router
@@ -49,18 +50,20 @@ class Endings:
         self._crashes = crashes
         self._tell = tell
         self._progress = progress
-        self.running: dict[str, asyncio.Task[None]] = {}  # by ref
+        self._lost = lost
+        self.running: dict[str, asyncio.Task[None]] = {}  # by worker
+        self.evicted: set[str] = set()  # grants of workers whose version has others
 
     def watch(self, worker: Worker) -> None:
         """Notice when a ready worker dies."""
         if worker.process is not None:
             worker.process.exited.add_done_callback(lambda _: self.bury(worker))
 
-    def hung(self, ref: str, pid: int) -> None:
+    def hung(self, name: str, pid: int) -> None:
         """Kill a worker that the kernel finds hung; the next call for its model loads it again."""
-        worker = self._table.get(ref)
+        worker = self._table.get(name)
         if worker is None or worker.process is None or worker.pid != pid:
-            log.warning("a worker that is not ours hangs", extra={"worker": ref, "pid": pid})
+            log.warning("a worker that is not ours hangs", extra={"worker": name, "pid": pid})
             return
         worker.hung = f"hung: no work done in {self._config.worker_stall_s:g} s, with calls to do"
         worker.process.signal(signal.SIGKILL)
@@ -68,7 +71,7 @@ class Endings:
     async def lost(self, worker: Worker) -> None:
         """Kill a worker that the kernel does not know any more."""
         if worker.process is not None and worker.state is State.READY and worker.alive():
-            log.error("killing a worker that lost the kernel", extra={"worker": worker.ref})
+            log.error("killing a worker that lost the kernel", extra={"worker": worker.id})
             await worker.process.kill()
             self.bury(worker)
 
@@ -80,18 +83,19 @@ class Endings:
 
     async def _mourn(self, worker: Worker) -> None:
         status = await self._forge.exit_status(worker.pid)
-        cause = worker.hung or how_it_ended(self._config.state_dir, worker.ref, status)
+        cause = worker.hung or how_it_ended(self._config.state_dir, worker.id, status)
         lived = time.monotonic() - worker.ready_at
-        log.error("a worker died", extra={"worker": worker.ref, "pid": worker.pid, "cause": cause})
+        log.error("a worker died", extra={"worker": worker.id, "pid": worker.pid, "cause": cause})
         self._tell("model.failed", model=worker.ref, cause=cause)
         if worker.hung or lived < SOON_S:
-            self._crashes.add(worker.ref, cause)
+            self._crashes.add(worker.id, cause)
         await self._accounts.release(worker.grant)
+        self._lost(worker.ref)
 
     def end(self, worker: Worker) -> asyncio.Task[None]:
         """Unload in the background, after the running calls; return the task."""
         if worker.state is State.UNLOADING:
-            return self.running[worker.ref]
+            return self.running[worker.id]
         worker.state = State.UNLOADING
         return self._finish(worker, self._unload(worker))
 
@@ -101,17 +105,18 @@ class Endings:
             await worker.process.end(_STOP_S)
         self._table.remove(worker)
         await self._accounts.release(worker.grant)
-        log.info("unloaded", extra={"worker": worker.ref})
-        self._tell("model.unloaded", model=worker.ref)
+        log.info("unloaded", extra={"worker": worker.id})
+        if not self._table.of(worker.ref):
+            self._tell("model.unloaded", model=worker.ref)
 
     def _finish(self, worker: Worker, work: Awaitable[None]) -> asyncio.Task[None]:
         async def run() -> None:
             try:
                 await work
             finally:
-                self.running.pop(worker.ref, None)
+                self.running.pop(worker.id, None)
 
-        task = self.running[worker.ref] = background(run())
+        task = self.running[worker.id] = background(run())
         return task
 
     async def evict(self, grant: str) -> None:
@@ -122,4 +127,6 @@ class Endings:
         elif worker.state is State.LOADING or self._leases.count(worker.ref):
             await asyncio.sleep(0.1)  # it will be reported so; ask again
         else:
+            if len(self._table.ready(worker.ref)) > 1:
+                self.evicted.add(grant)
             await asyncio.shield(self.end(worker))

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from llmos.lib.errors import InvalidArgument, ResourceExhausted
 from llmos.servers.execution.manager.options import NONE, Options
 from llmos.servers.execution.manager.process import Process
+from llmos.servers.execution.wire import name_of
 
 _REF = re.compile(
     r"([A-Za-z0-9][A-Za-z0-9._-]{0,127})(?:@(?:([1-9][0-9]{0,17})|([A-Za-z][A-Za-z0-9._-]{0,63})))?"
@@ -72,12 +73,18 @@ class Version:
     context_length: int = 0
     created_unix_s: float = 0.0
     files: Sequence[StoredFile] = ()
+    base: str = ""  # of an adapter: the model it is for, as far as known
     aliases: Sequence[str] = ()  # of the name, that mean this version now
 
     @property
     def ref(self) -> str:
         """Return `name@version`."""
         return f"{self.name}@{self.version}"
+
+    @property
+    def adapter(self) -> bool:
+        """Return whether it is a LoRA adapter as PEFT saves them."""
+        return any(file.name == "adapter_config.json" for file in self.files)
 
 
 class Asker(NamedTuple):
@@ -112,10 +119,11 @@ class State(Enum):
 
 @dataclass(eq=False)
 class Worker:
-    """One model version that is loaded, being loaded, or being unloaded."""
+    """One worker of a version that is loaded, being loaded, or being unloaded."""
 
     name: str
     version: int
+    replica: int = 0  # which of the version's workers this is
     state: State = State.LOADING
     process: Process | None = None
     engine: str = ""
@@ -138,6 +146,8 @@ class Worker:
     refused: ResourceExhausted | None = None  # why it has to wait for room
     options: Options = NONE
     hung: str = ""  # how it hung, when it was killed for that
+    threads: int = 0  # for computing; 0 = all cores
+    cpus: Sequence[int] = ()  # cores of its own; () = it may use all
 
     @property
     def ref(self) -> str:
@@ -145,9 +155,14 @@ class Worker:
         return f"{self.name}@{self.version}"
 
     @property
+    def id(self) -> str:
+        """Return its own name, `name@version`, or `name@version#replica` from the second on."""
+        return name_of(self.ref, self.replica)
+
+    @property
     def grant(self) -> str:
-        """Return the id of its residency grant; #0 is the first (and so far only) replica."""
-        return f"{self.ref}#0"
+        """Return the id of its residency grant, `name@version#replica`."""
+        return f"{self.ref}#{self.replica}"
 
     @property
     def pid(self) -> int:

@@ -29,15 +29,24 @@ class Names:
         """Return the aliases that workers answer to, `name@alias`."""
         return [k for w in self._table for k in w.keys if Ref.parse(k).alias]
 
-    async def take(self, worker: Worker, key: str) -> None:
-        """Let a plain name or an alias mean `worker`.
+    async def take(self, ref: str, key: str) -> None:
+        """Let a plain name or an alias mean a version that is loaded.
 
         The one that it meant before ends, unless it has another name or alias.
         """
+        async with self._moving[Ref.parse(ref).name]:
+            for worker in self._table.ready(ref):
+                if key not in worker.keys:
+                    await self.configure(worker, [*worker.keys[1:], key], worker.pinned)
+            await self._leave(key, [w for w in self._table if w.ref != ref])
+
+    async def join(self, worker: Worker) -> bool:
+        """Let a new worker answer to all that others of its version do; False: there are none."""
         async with self._moving[worker.name]:
-            if key not in worker.keys:
-                await self.configure(worker, [*worker.keys[1:], key], worker.pinned)
-            await self._leave(key, [w for w in self._table if w is not worker])
+            others = [w for w in self._table.ready(worker.ref) if w is not worker]
+            if others and set(others[0].keys) != set(worker.keys):
+                await self.configure(worker, others[0].keys[1:], others[0].pinned)
+            return bool(others)
 
     async def drop(self, key: str) -> None:
         """Let an alias mean no worker."""
@@ -53,7 +62,10 @@ class Names:
                     self._end(worker)
 
     async def configure(self, worker: Worker, keys: Sequence[str], pinned: bool) -> None:
-        """Set a worker's keys beside its ref, and whether it may be evicted. Raises Unavailable."""
+        """Set a worker's keys beside its ref, and whether it may be evicted. Raises Unavailable.
+
+        It is also told its options, as they are now.
+        """
         await self._router.configure(worker, keys, pinned)
         worker.keys = [worker.ref, *keys]
         worker.pinned = pinned

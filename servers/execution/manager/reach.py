@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from llmos.lib.errors import LLMOSError
 from llmos.servers.execution.manager.model import State, Worker
@@ -16,12 +16,16 @@ _ATTACH_S = 5.0  # a port that lost its kernel is back within a second
 log = logging.getLogger(__name__)
 
 
-async def comes_back(router: Router, worker: Worker, key: str) -> bool:
-    """Return whether calls for `key` reach the worker within a moment."""
+async def comes_back(router: Router, workers: Sequence[Worker], key: str) -> bool:
+    """Return whether calls for `key` reach one of these workers within a moment."""
     deadline = time.monotonic() + _ATTACH_S
-    while worker.alive() and worker.state is State.READY and time.monotonic() < deadline:
-        if await router.serves(worker, key):
-            return worker.state is State.READY
+    while time.monotonic() < deadline:
+        workers = [w for w in workers if w.alive() and w.state is State.READY]
+        if not workers:
+            return False
+        for worker in workers:
+            if await router.serves(worker, key):
+                return worker.state is State.READY
         await asyncio.sleep(0.05)
     return False
 
@@ -34,9 +38,9 @@ async def drain(
     try:
         while worker.alive() and await router.drain(worker):
             if time.monotonic() > deadline:
-                log.warning("calls do not end", extra={"worker": worker.ref})
+                log.warning("calls do not end", extra={"worker": worker.id})
                 return
             progress()
             await asyncio.sleep(0.1)
     except LLMOSError as exc:  # no kernel now: SIGTERM drains as well, for a shorter time
-        log.warning("cannot drain", extra={"worker": worker.ref, "cause": exc.message})
+        log.warning("cannot drain", extra={"worker": worker.id, "cause": exc.message})

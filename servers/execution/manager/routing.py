@@ -43,7 +43,7 @@ class KernelRouter:
         return any(
             key in export.keys
             for port in await self._ports()
-            if port.name == _PREFIX + worker.ref and not port.draining and not port.stalled
+            if port.name == _PREFIX + worker.id and not port.draining and not port.stalled
             for export in port.exports
             if export.service == EXECUTION
         )
@@ -51,7 +51,7 @@ class KernelRouter:
     async def drain(self, worker: Worker) -> int:
         """See seams.Router."""
         for port in await self._ports():
-            if port.name == _PREFIX + worker.ref and port.pid == worker.pid:
+            if port.name == _PREFIX + worker.id and port.pid == worker.pid:
                 request = admin_pb2.DrainPortRequest(port=port.port)
                 answer = await once(self._admin.DrainPort(request, timeout=_CONTROL_S))
                 return answer.running
@@ -59,7 +59,7 @@ class KernelRouter:
 
     async def describe(self, worker: Worker) -> WorkerInfo:
         """See seams.Router."""
-        request = pb.DescribeWorkerRequest(ref=worker.ref)
+        request = pb.DescribeWorkerRequest(ref=worker.id)
         answer = await patient(
             lambda: self._control.DescribeWorker(request, timeout=_CONTROL_S), _CONTROL_S
         )
@@ -67,14 +67,14 @@ class KernelRouter:
 
     async def configure(self, worker: Worker, keys: Sequence[str], pinned: bool) -> None:
         """See seams.Router."""
-        request = pb.ConfigureWorkerRequest(ref=worker.ref, keys=keys, pinned=pinned)
+        request = _configuring(worker, keys, pinned)
         await once(self._control.ConfigureWorker(request, timeout=_CONTROL_S))
 
     async def statistics(self, worker: Worker) -> ModelStatistics:
         """See seams.Router."""
         # Keyless for callers, whom the manager answers: the key is said beside the request.
         call = self._inference.ModelStatistics(
-            ModelStatisticsRequest(), timeout=_CONTROL_S, metadata=(("llmos-key", worker.ref),)
+            ModelStatisticsRequest(), timeout=_CONTROL_S, metadata=(("llmos-key", worker.grant),)
         )
         return (await once(call)).model_stats[0]
 
@@ -123,7 +123,7 @@ class DirectRouter:
     async def describe(self, worker: Worker) -> WorkerInfo:
         """See seams.Router."""
         control = worker_pb2_grpc.WorkerControlStub(self.channel(worker))
-        request = pb.DescribeWorkerRequest(ref=worker.ref)
+        request = pb.DescribeWorkerRequest(ref=worker.id)
         answer = await once(control.DescribeWorker(request, timeout=_CONTROL_S))
         return answer.worker
 
@@ -136,5 +136,11 @@ class DirectRouter:
     async def configure(self, worker: Worker, keys: Sequence[str], pinned: bool) -> None:
         """See seams.Router."""
         control = worker_pb2_grpc.WorkerControlStub(self.channel(worker))
-        request = pb.ConfigureWorkerRequest(ref=worker.ref, keys=keys, pinned=pinned)
+        request = _configuring(worker, keys, pinned)
         await once(control.ConfigureWorker(request, timeout=_CONTROL_S))
+
+
+def _configuring(worker: Worker, keys: Sequence[str], pinned: bool) -> pb.ConfigureWorkerRequest:
+    return pb.ConfigureWorkerRequest(
+        ref=worker.id, keys=keys, pinned=pinned, instances=worker.options.instances
+    )

@@ -63,7 +63,7 @@ class Router(Protocol):
     kernel: str  # address that workers attach to; `none` without a kernel
 
     async def loads(self) -> Mapping[str, Load]:
-        """Return what every attached worker has to do, by ref."""
+        """Return what every attached worker has to do, by the worker's own name."""
 
     async def serves(self, worker: Worker, key: str) -> bool:
         """Return whether calls for `key` get to the worker now."""

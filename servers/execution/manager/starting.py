@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import signal
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 from llmos.api.execution.v1 import execution_pb2
@@ -14,9 +15,10 @@ from llmos.api.execution.v1 import zygote_pb2 as pb
 from llmos.lib.errors import FailedPrecondition, LLMOSError, ResourceExhausted, Unavailable
 from llmos.servers.execution.config import ExecutionConfig
 from llmos.servers.execution.engine.select import require
+from llmos.servers.execution.engine.serving.declared import instances
 from llmos.servers.execution.manager.crashes import CrashLog, how_it_ended
 from llmos.servers.execution.manager.model import State, Version, Worker
-from llmos.servers.execution.manager.options import Options, check_device, own_cores
+from llmos.servers.execution.manager.options import Options, own_cores, place
 from llmos.servers.execution.manager.process import waiting_for
 from llmos.servers.execution.manager.seams import (
     Catalog,
@@ -27,6 +29,7 @@ from llmos.servers.execution.manager.seams import (
     Router,
     ZygoteLost,
 )
+from llmos.servers.execution.manager.table import Table
 
 _ZYGOTES = 3  # how many zygotes may die under one load
 
@@ -47,11 +50,11 @@ class Starter:
         evict: Callable[[str], Awaitable[None]],
         report: Callable[[], Awaitable[None]],
         progress: Callable[[], None],
-        pids: Callable[[], Iterable[int]],
+        table: Table,
     ) -> None:
         """Take what is needed; `evict` ends the holder of a grant, `report` reports all.
 
-        progress: called while a worker is seen to load. pids: of all workers.
+        progress: called while a worker is seen to load. table: all workers.
         """
         self._progress = progress
         self._crashes = crashes
@@ -62,23 +65,23 @@ class Starter:
         self._forge = forge
         self._evict = evict
         self._report = report
-        self._pids = pids
+        self._table = table
         self._load_s: dict[str, float] = {}  # how long loads took, by ref
 
     async def start(self, worker: Worker, version: Version, keys: Sequence[str]) -> None:
         """Make `worker` ready under its ref and `keys`, or leave nothing behind.
 
-        Raises FailedPrecondition NO_ENGINE, MISSING_EXTRA, CODE_NOT_ALLOWED; Unavailable
-        CRASH_LOOP, LOAD_FAILED; ResourceExhausted OVER_BUDGET.
+        Raises FailedPrecondition NO_ENGINE, IS_ADAPTER, MISSING_EXTRA, CODE_NOT_ALLOWED;
+        Unavailable CRASH_LOOP, LOAD_FAILED; ResourceExhausted OVER_BUDGET.
         """
-        require(worker.ref, version.format, version.task)
+        _runnable(version)
         if version.format == "python" and not self._config.python_models:
             raise FailedPrecondition(
                 "CODE_NOT_ALLOWED",
                 f"{worker.ref} brings Python code, which would run with all rights of the user of "
                 "LLM OS; set python_models = true in [execution] if you trust who imports models.",
             )
-        self._crashes.check(worker.ref)
+        self._crashes.check(worker.id)
         files = await self._catalog.fetch(version)
         order = await self._order(worker, version, files, keys)
         try:
@@ -94,6 +97,7 @@ class Starter:
             ) from None
 
     async def _persist(self, worker: Worker, order: pb.WorkerOrder) -> None:
+        killed = False
         for _ in range(_ZYGOTES):
             try:
                 await self._attempt(worker, order)
@@ -101,8 +105,13 @@ class Starter:
             except ZygoteLost:
                 log.warning("the zygote died during a load", extra={"worker": worker.ref})
             except Crashed as exc:
-                cause = how_it_ended(self._config.state_dir, worker.ref, exc.args[0])
-                self._crashes.add(worker.ref, cause)
+                cause = how_it_ended(self._config.state_dir, worker.id, exc.args[0])
+                self._crashes.add(worker.id, cause)
+                if exc.args[0] == -signal.SIGKILL and not killed:
+                    # By somebody else, maybe when it served already: calls that wait get another.
+                    log.warning("a loading worker was killed", extra={"worker": worker.id})
+                    killed = True
+                    continue
                 raise Unavailable(
                     "LOAD_FAILED", f"The worker of {worker.ref} {cause} while loading."
                 ) from None
@@ -153,7 +162,14 @@ class Starter:
             if not evict:
                 worker.granted_bytes, worker.refused = needed, None
                 return
-            log.info("evicting", extra={"grants": ", ".join(evict), "for": worker.ref})
+            if any(w.grant in evict for w in self._table.of(worker.ref)):
+                await self._grants.release(worker.grant)  # gives up our place
+                raise ResourceExhausted(
+                    "OVER_BUDGET",
+                    f"There is no room for another instance of {worker.ref} on {worker.device}; "
+                    "unload other models, or ask for fewer instances.",
+                )
+            log.info("evicting", extra={"grants": ", ".join(evict), "for": worker.id})
             await asyncio.gather(*map(self._evict, evict))
 
     async def plan(self, worker: Worker, version: Version) -> tuple[int, Sequence[str]]:
@@ -161,13 +177,13 @@ class Starter:
 
         Raises as `start`.
         """
-        require(worker.ref, version.format, version.task)
+        _runnable(version)
         files = await self._catalog.fetch(version)
         child = await self._forge.fork(await self._order(worker, version, files, []))
         try:
             needed = await child.planned()
         except Crashed as exc:
-            cause = how_it_ended(self._config.state_dir, worker.ref, exc.args[0])
+            cause = how_it_ended(self._config.state_dir, worker.id, exc.args[0])
             raise Unavailable("LOAD_FAILED", f"The worker of {worker.ref} {cause}.") from None
         except ZygoteLost:
             raise Unavailable("LOAD_FAILED", "The zygote died; try again.") from None
@@ -180,17 +196,19 @@ class Starter:
         self, worker: Worker, version: Version, files: Mapping[str, Path], keys: Sequence[str]
     ) -> pb.WorkerOrder:
         devices = await self._grants.devices()
-        check_device(worker.options, devices)
-        worker.device = worker.options.device or self._config.device or _best(devices)
-        threads = self._config.threads
-        cpus: list[int] = []
-        if worker.options.threads:
-            threads = worker.options.threads
-            cpus = own_cores(threads, self._pids()) if worker.device == "cpu" else []
+        options = worker.options
+        own = instances(files, dict(options.serving))
+        worker.device = place(
+            options.device, own.devices, self._config.device, devices, worker.replica
+        )
+        threads = options.threads or own.threads
+        if threads and worker.device == "cpu":
+            worker.cpus = own_cores(threads, (w.cpus for w in self._table if w is not worker))
+        worker.threads = threads or self._config.threads
         worker.load_s = self._load_s.get(worker.ref, 0.0)
         listen = ""
         if self._router.kernel == "none":
-            digest = hashlib.sha256(worker.ref.encode()).hexdigest()[:12]
+            digest = hashlib.sha256(worker.id.encode()).hexdigest()[:12]
             listen = f"unix:{self._config.run_dir()}/w{digest}.sock"
         sums = {file.name: file.sha256 for file in version.files}
         return pb.WorkerOrder(
@@ -202,10 +220,11 @@ class Starter:
             ],
             context_length=version.context_length,
             device=worker.device,
-            threads=threads,
-            cpus=cpus,
-            precision=worker.options.precision or self._config.precision,
-            options=options_message(worker.options),
+            replica=worker.replica,
+            threads=worker.threads,
+            cpus=worker.cpus,
+            precision=self._config.precision,
+            options=options_message(options),
             keys=keys,
             pinned=worker.pinned,
             kernel=self._router.kernel,
@@ -215,6 +234,18 @@ class Starter:
             credits=self._config.credits,
             stall_ms=int(self._config.worker_stall_s * 1000),
         )
+
+
+def _runnable(version: Version) -> None:
+    if version.adapter:
+        for_model = f" for {version.base}" if version.base else ""
+        raise FailedPrecondition(
+            "IS_ADAPTER",
+            f"{version.ref} is a LoRA adapter{for_model}, and no model by itself: name it as "
+            "`adapter` of a request to its model, or tag it base=MODEL and ask the HTTP gateway "
+            "for it as for a model.",
+        )
+    require(version.ref, version.format, version.task)
 
 
 def describe(worker: Worker, info: pb.WorkerInfo) -> None:
@@ -228,6 +259,7 @@ def describe(worker: Worker, info: pb.WorkerInfo) -> None:
     worker.context_length = info.context_length
     worker.listen = info.listen
     worker.options = read_options(info.options)
+    worker.threads = info.threads
     worker.ready_at = time.monotonic()
     worker.state = State.READY
 
@@ -235,14 +267,15 @@ def describe(worker: Worker, info: pb.WorkerInfo) -> None:
 def options_message(options: Options) -> execution_pb2.LoadOptions:
     """Return options as they travel."""
     return execution_pb2.LoadOptions(
-        precision=options.precision, threads=options.threads, device=options.device
+        precision=options.precision,
+        threads=options.threads,
+        device=options.device,
+        instances=options.instances,
+        serving=dict(options.serving),
     )
 
 
 def read_options(message: execution_pb2.LoadOptions) -> Options:
     """Return options that travelled."""
-    return Options(message.precision, message.threads, message.device)
-
-
-def _best(devices: Sequence[str]) -> str:
-    return next((d for d in devices if d.startswith("cuda:")), "cpu")
+    serving = tuple(sorted(message.serving.items()))
+    return Options(message.precision, message.threads, message.device, message.instances, serving)

@@ -108,6 +108,7 @@ class StorageCatalog:
 
 
 def _version(message: pb.ModelVersion) -> Version:
+    parents = [p for p in message.lineage.parents if p]
     return Version(
         name=message.name,
         version=message.version,
@@ -115,6 +116,7 @@ def _version(message: pb.ModelVersion) -> Version:
         task=_word(pb.Task.Name, "TASK_", message.task),
         context_length=message.context_length,
         created_unix_s=message.created_unix_s,
+        base=message.tags.get("base", "") or next(iter(parents), ""),
         files=[StoredFile(f.name, f.sha256, f.size, f.path) for f in message.files],
         aliases=list(message.aliases),
     )

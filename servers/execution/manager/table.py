@@ -16,25 +16,33 @@ class Table:
 
     def add(self, worker: Worker) -> None:
         """Take a worker in; it replaces the one that had its place."""
-        self._workers[worker.ref] = worker
+        self._workers[worker.id] = worker
 
     def remove(self, worker: Worker) -> None:
         """Forget a worker, unless another has its place by now."""
-        if self._workers.get(worker.ref) is worker:
-            del self._workers[worker.ref]
+        if worker in self:
+            del self._workers[worker.id]
 
-    def get(self, ref: str) -> Worker | None:
-        """Return the worker of a version."""
-        return self._workers.get(ref)
+    def get(self, id: str) -> Worker | None:
+        """Return the worker of this name."""
+        return self._workers.get(id)
 
     def __contains__(self, worker: Worker) -> bool:
         """Return whether the worker is (still) the one in its place."""
-        return self._workers.get(worker.ref) is worker
+        return self._workers.get(worker.id) is worker
 
     def __iter__(self) -> Iterator[Worker]:
         """Yield the workers that there are now, whatever happens meanwhile."""
         return iter([*self._workers.values()])
 
+    def of(self, ref: str) -> list[Worker]:
+        """Return a version's workers, the first one first."""
+        return sorted((w for w in self if w.ref == ref), key=lambda w: w.replica)
+
+    def ready(self, ref: str) -> list[Worker]:
+        """Return those of a version that can serve."""
+        return [w for w in self.of(ref) if w.state is State.READY and w.alive()]
+
     def holder(self, key: str) -> Worker | None:
-        """Return the ready worker that a plain name or an alias means."""
+        """Return a ready worker that a plain name or an alias means."""
         return next((w for w in self if key in w.keys and w.state is State.READY), None)

@@ -14,6 +14,7 @@ from llmos.servers.execution.manager.listing import Row
 from llmos.servers.execution.manager.model import Ref, State, Worker
 from llmos.servers.execution.oip.base import Refusing
 from llmos.servers.execution.oip.regions import Regions
+from llmos.servers.execution.oip.sums import total
 
 _EXTENSIONS = (
     "classification",
@@ -104,8 +105,8 @@ class ManagerInference(Refusing):
     ) -> pb.ModelStatisticsResponse:
         """Ask the workers."""
         ref = _ref(request.name, request.version) if request.name else Ref("")
-        workers = [
-            row.worker
+        versions = [
+            [worker for worker in row.workers if worker.state is State.READY]
             for row in await self._core.rows()
             if row.worker is not None
             and row.state is State.READY
@@ -113,14 +114,17 @@ class ManagerInference(Refusing):
             and row.version.version == (ref.version or row.version.version)
             and (not ref.alias or str(ref) in row.worker.keys)
         ]
-        if request.name and not workers:
+        if request.name and not versions:
             raise NotFound(
                 "NOT_LOADED", f"{ref} is not loaded, so there is nothing to tell; call it first."
             )
+        found = await asyncio.gather(*(self._of(workers) for workers in versions))
+        return pb.ModelStatisticsResponse(model_stats=found)
+
+    async def _of(self, workers: Sequence[Worker]) -> pb.ModelStatistics:
         if self._statistics is None:
             raise Unavailable("NO_WORKERS", "Workers cannot be asked here.")
-        found = await asyncio.gather(*(self._statistics(worker) for worker in workers))
-        return pb.ModelStatisticsResponse(model_stats=found)
+        return total(await asyncio.gather(*map(self._statistics, workers)))
 
     async def SystemSharedMemoryStatus(
         self, request: pb.SystemSharedMemoryStatusRequest, context: Any

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import importlib
 import logging
 import os
 import random
@@ -10,6 +11,7 @@ import socket
 import sys
 import threading
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,7 +22,7 @@ from llmos.lib import log as logs
 from llmos.lib.errors import LLMOSError, ResourceExhausted, Unavailable
 from llmos.servers.execution.engine import select
 from llmos.servers.execution.engine.base import Engine, ModelSpec
-from llmos.servers.execution.wire import pack, unpack
+from llmos.servers.execution.wire import name_of, pack, unpack
 
 EXIT_CANNOT_LOAD = 3  # the reason was told
 EXIT_ORPHAN = 4  # nobody waits for this worker any more
@@ -76,9 +78,10 @@ def be_worker(order: pb.WorkerOrder, sock: socket.socket) -> NoReturn:
     code = 1
     try:
         os.setsid()
-        setproctitle(f"llmos-worker {order.ref}")
-        _redirect(log_file(Path(order.state_dir), order.ref))
-        logs.setup(f"worker/{order.ref}", order.log_level)
+        name = name_of(order.ref, order.replica)
+        setproctitle(f"llmos-worker {name}")
+        _redirect(log_file(Path(order.state_dir), name))
+        logs.setup(f"worker/{name}", order.log_level)
         faulthandler.enable()
         threading.excepthook = _thread_died
         if order.cpus:
@@ -100,11 +103,12 @@ def be_worker(order: pb.WorkerOrder, sock: socket.socket) -> NoReturn:
 
 def _run(order: pb.WorkerOrder, parent: Parent) -> int:
     try:
-        engine, granted = _load(order, parent)
-        # Only now, in the child: grpc starts threads, so the zygote must not have it.
-        from llmos.servers.execution.worker import serve
-
-        serve.run(order, engine, granted, parent)
+        # Only now, in the child: grpc starts threads, so the zygote must not have it. Beside the
+        # load, which waits for its grant and the disk.
+        with ThreadPoolExecutor(1, "import") as pool:
+            serving = pool.submit(importlib.import_module, "llmos.servers.execution.worker.serve")
+            engine, granted = _load(order, parent)
+        serving.result().run(order, engine, granted, parent)
     except LLMOSError as exc:
         log.error("cannot serve", extra={"reason": exc.reason, "cause": exc.message})
         parent.failed(exc)
@@ -138,12 +142,15 @@ def _load(order: pb.WorkerOrder, parent: Parent) -> tuple[Engine, int]:
         raise Unavailable(
             "LOAD_FAILED",
             f"Loading {spec.ref} failed ({type(exc).__name__}: {str(exc)[:300]}); "
-            f"see {log_file(Path(order.state_dir), order.ref)}.",
+            f"see {log_file(Path(order.state_dir), name_of(order.ref, order.replica))}.",
         ) from exc
 
 
 def spec_of(order: pb.WorkerOrder) -> ModelSpec:
     """Return the engine's view of an order."""
+    changes = dict(order.options.serving)
+    if order.options.precision:
+        changes["generate.precision"] = f'"{order.options.precision}"'
     return ModelSpec(
         ref=order.ref,
         format=order.format,
@@ -154,12 +161,14 @@ def spec_of(order: pb.WorkerOrder) -> ModelSpec:
         threads=order.threads,
         precision=order.precision,
         state_dir=order.state_dir,
+        asked_threads=order.options.threads,
+        changes=changes,
     )
 
 
-def log_file(state_dir: Path, ref: str) -> Path:
-    """Return where the worker of `ref` logs."""
-    return state_dir / "logs" / f"worker+{ref}.log"
+def log_file(state_dir: Path, name: str) -> Path:
+    """Return where a worker logs."""
+    return state_dir / "logs" / f"worker+{name}.log"
 
 
 def _redirect(path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
 from typing import Any
 
 from llmos.api.execution.v1 import worker_pb2 as pb
@@ -28,17 +27,24 @@ def info_of(order: WorkerOrder, engine: EngineInfo, granted: int) -> WorkerInfo:
         context_length=engine.context_length or order.context_length,
         listen=order.listen,
         options=order.options,
+        replica=order.replica,
+        threads=order.threads,
     )
+
+
+def instance_key(info: WorkerInfo) -> str:
+    """Return the key by which this very worker's inference service is found, for the manager."""
+    return f"{info.ref}#{info.replica}"
 
 
 class WorkerControl(worker_pb2_grpc.WorkerControlServicer):
     """Owns the keys under which the worker's services are exported."""
 
-    def __init__(self, server: Server, info: WorkerInfo, services: Sequence[str]) -> None:
-        """Start from `info`; `services` are those exported under its keys."""
+    def __init__(self, server: Server, info: WorkerInfo, execution: str, inference: str) -> None:
+        """Start from `info`; the services named are those exported under its keys."""
         self._server = server
         self._info = info
-        self._services = services
+        self._execution, self._inference = execution, inference
         self._changing = asyncio.Lock()
 
     async def DescribeWorker(
@@ -54,8 +60,10 @@ class WorkerControl(worker_pb2_grpc.WorkerControlServicer):
         async with self._changing:
             keys = [self._info.ref, *request.keys]
             if self._server.port is not None and keys != list(self._info.keys):
-                for service in self._services:
-                    await self._server.port.set_keys(service, keys)
+                more = [*keys, instance_key(self._info)]
+                await self._server.port.set_keys(self._execution, keys)
+                await self._server.port.set_keys(self._inference, more)
             self._info.keys[:] = keys
             self._info.pinned = request.pinned
+            self._info.options.instances = request.instances or self._info.options.instances
             return pb.ConfigureWorkerResponse(worker=self._info)

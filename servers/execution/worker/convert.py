@@ -111,7 +111,7 @@ def _chat(chat: pb.Chat) -> list[ChatTurn]:
     if chat.messages[-1].role == "assistant":
         raise InvalidArgument("BAD_CHAT", "The last message is the assistant's; add a user's.")
     return [
-        ChatTurn(m.role, m.content, [_object("tool call", text) for text in m.tool_calls])
+        ChatTurn(m.role, m.content, tuple(_object("tool call", text) for text in m.tool_calls))
         for m in chat.messages
     ]
 

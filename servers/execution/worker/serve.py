@@ -16,8 +16,9 @@ from llmos.lib.serve import Server
 from llmos.servers.execution.engine.base import Engine
 from llmos.servers.execution.engine.prefix import SharesPrefixes
 from llmos.servers.execution.oip.worker import WorkerInference
+from llmos.servers.execution.wire import name_of
 from llmos.servers.execution.worker.adapters import StoredAdapters
-from llmos.servers.execution.worker.control import WorkerControl, info_of
+from llmos.servers.execution.worker.control import WorkerControl, info_of, instance_key
 from llmos.servers.execution.worker.memory import SharedMemory
 from llmos.servers.execution.worker.models import OtherModels
 from llmos.servers.execution.worker.prefix import WorkerPrefixes, digest_of
@@ -26,10 +27,8 @@ from llmos.servers.execution.worker.service import WorkerExecution
 if TYPE_CHECKING:
     from llmos.servers.execution.worker.birth import Parent
 
-_SERVICES = [
-    execution_pb2.DESCRIPTOR.services_by_name["Execution"].full_name,
-    open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
-]
+_EXECUTION = execution_pb2.DESCRIPTOR.services_by_name["Execution"].full_name
+_INFERENCE = open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
 
 def run(order: WorkerOrder, engine: Engine, granted: int, parent: Parent) -> None:
@@ -45,7 +44,8 @@ async def _serve(order: WorkerOrder, engine: Engine, granted: int, parent: Paren
         listen=order.listen,
         log_level=order.log_level,
     )
-    server = Server(f"worker/{order.ref}", config, listen=bool(order.listen))
+    name = name_of(order.ref, order.replica)
+    server = Server(f"worker/{name}", config, listen=bool(order.listen))
     info = info_of(order, engine.info, granted)
     channel = server.port.channel if server.port is not None else None
     memory = SharedMemory(channel)
@@ -66,14 +66,14 @@ async def _serve(order: WorkerOrder, engine: Engine, granted: int, parent: Paren
     server.add(
         open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server,
         WorkerInference(engine, order.ref, channel, memory, order.files[0].name),
-        keys=info.keys,
+        keys=[*info.keys, instance_key(info)],
         credits=order.credits,
         stall_ms=order.stall_ms,
     )
     server.add(
         worker_pb2_grpc.add_WorkerControlServicer_to_server,
-        WorkerControl(server, info, _SERVICES),
-        keys=[order.ref],
+        WorkerControl(server, info, _EXECUTION, _INFERENCE),
+        keys=[name],
     )
     telling = asyncio.create_task(_tell_of_work(server, engine, order.stall_ms / 1000))
     try:

@@ -38,24 +38,27 @@ class WorkerExecution(execution_pb2_grpc.ExecutionServicer):
         self, request: pb.GenerateRequest, context: Any
     ) -> AsyncIterator[pb.GenerateResponse]:
         """Stream; every piece adds its tokens to the resume log."""
-        before = resume.parse(call.resume_log(context))
+        before = resume.parse(call.resume_log(context), adapted=bool(request.adapter))
         if before is not None and before.finished:
             return  # only the END was lost with the earlier worker
+        adapter = request.adapter
+        if adapter and before is not None:  # not what the name means by now
+            adapter = f"{adapter.partition('@')[0]}@{before.adapter}"
+        adapter = await self._adapters.ready(adapter) if adapter else ""
         wanted = convert.generation(
             request,
             seed=before.seed if before else None,
             resume=before.tokens if before else (),
             rank=call.rank(context),
             tenant=call.tenant(context),
-            adapter=await self._adapters.ready(request.adapter) if request.adapter else "",
+            adapter=adapter,
         )
         first = before is None
+        began = resume.begin(wanted.seed, int(adapter.partition("@")[2] or 0))
         async with contextlib.aclosing(self._engine.generate(wanted)) as pieces:  # type: ignore[type-var]
             async for piece in pieces:
                 delta = resume.entry(piece.tokens, bool(piece.finish))
-                call.append_resume_log(
-                    context, resume.begin(wanted.seed) + delta if first else delta
-                )
+                call.append_resume_log(context, began + delta if first else delta)
                 yield convert.response(piece, self._ref, wanted.seed, first, self._engine.spell)
                 first = False
 

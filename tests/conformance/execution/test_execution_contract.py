@@ -31,6 +31,7 @@ from llmos.servers.execution.config import ExecutionConfig
 from llmos.servers.execution.manager.core import Manager
 from llmos.servers.execution.manager.model import Ref, Version, Worker
 from llmos.servers.execution.manager.routing import DirectRouter
+from llmos.servers.execution.manager.starting import read_options
 from llmos.servers.execution.manager.zygote import ZygoteClient
 from llmos.servers.execution.service import ExecutionService
 
@@ -102,7 +103,9 @@ class Face(Protocol):
     """What callers see, in terms of execution.proto."""
 
     async def models(self) -> dict[str, tuple[int, list[str], bool]]: ...
-    async def load(self, model: str, pin: bool = False) -> int: ...
+    async def load(
+        self, model: str, pin: bool = False, options: pb.LoadOptions | None = None
+    ) -> int: ...
     async def unload(self, model: str) -> bool: ...
 
 
@@ -117,8 +120,11 @@ class InProcess:
             for r in rows
         }
 
-    async def load(self, model: str, pin: bool = False) -> int:
-        return (await self._manager.load(model, pin)).pid
+    async def load(
+        self, model: str, pin: bool = False, options: pb.LoadOptions | None = None
+    ) -> int:
+        asked = None if options is None else read_options(options)
+        return (await self._manager.load(model, pin, options=asked, whole=True)).pid
 
     async def unload(self, model: str) -> bool:
         return await self._manager.unload(model)
@@ -135,9 +141,12 @@ class OverGrpc:
             for m in answer.models
         }
 
-    async def load(self, model: str, pin: bool = False) -> int:
+    async def load(
+        self, model: str, pin: bool = False, options: pb.LoadOptions | None = None
+    ) -> int:
         try:
-            answer = await self._stub.LoadModel(pb.LoadModelRequest(model=model, pin=pin))
+            request = pb.LoadModelRequest(model=model, pin=pin, options=options)
+            answer = await self._stub.LoadModel(request)
         except grpc.aio.AioRpcError as exc:
             raise from_rpc_error(exc) from None
         return answer.model.pid
@@ -284,6 +293,45 @@ async def test_making_room(world: World) -> None:
     with pytest.raises(ResourceExhausted) as caught:
         await world.face.load("a")
     assert caught.value.reason == "OVER_BUDGET"
+
+
+async def test_several_workers_of_one_version(world: World) -> None:
+    two = pb.LoadOptions(instances=2)
+    pid = await world.face.load("a", options=two)
+    assert await world.face.load("a", options=two) == pid
+    assert world.workers() == ["worker/a@2", "worker/a@2#1"]
+    assert sorted(world.grants.held) == ["a@2#0", "a@2#1"]
+    assert (await world.face.models())["a@2"] == (READY, ["a@2", "a"], True)
+    await world.face.load("a", options=pb.LoadOptions(instances=1))
+    assert world.workers() == ["worker/a@2"] and list(world.grants.held) == ["a@2#0"]
+    with pytest.raises(LLMOSError, match="fewer instances") as caught:
+        await world.face.load("a", options=pb.LoadOptions(instances=9))
+    assert caught.value.reason == "OVER_BUDGET"
+    await until(lambda: world.workers() == ["worker/a@2"])
+    assert await world.face.load("a") == pid, "as before what could not be"
+    assert await world.face.unload("a") and world.workers() == [] and not world.grants.held
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (pb.LoadOptions(device="cuda:77"), "cuda:77"),
+        (pb.LoadOptions(precision="int8"), "language models only"),
+        (pb.LoadOptions(instances=2, serving={"batching.most": "8"}), "batching.most is not known"),
+        (pb.LoadOptions(serving={"batching.max": "0"}), "batching.max must be 1"),
+        (pb.LoadOptions(serving={"instances.count": "0"}), "instances.count must be 1"),
+    ],
+)
+async def test_bad_options_leave_nothing_behind(
+    world: World, options: pb.LoadOptions, words: str
+) -> None:
+    with pytest.raises(LLMOSError, match=words) as caught:
+        await world.face.load("c", options=options)
+    assert caught.value.reason == "BAD_OPTION"
+    assert world.workers() == [] and not world.grants.held
+    if options.device:
+        await world.face.load("c")  # by the configuration again
+        await world.face.unload("c")
 
 
 async def test_a_dead_worker_is_forgotten(world: World) -> None:

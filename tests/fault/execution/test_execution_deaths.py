@@ -16,6 +16,8 @@ from execution_stack import Client, Stack, client, stack, until
 from model_files import tiny_onnx
 
 from llmos.api.execution.v1 import execution_pb2 as pb
+from llmos.api.inference import open_inference_pb2
+from llmos.api.kernel.v1 import admin_pb2
 from llmos.api.memory.v1 import residency_pb2
 from llmos.api.storage.v1 import registry_pb2
 from llmos.lib.errors import Unavailable
@@ -77,10 +79,57 @@ async def test_calls_in_a_loop_do_not_notice_a_killed_worker(
     assert running.record(f"worker/{model}").pid != pid
 
 
+async def test_one_of_two_workers_dies_and_the_other_serves(
+    running: Stack, llmos: Client, model: str
+) -> None:
+    options = pb.LoadOptions(instances=2, threads=1)
+    loaded = (
+        await llmos.execution.LoadModel(
+            pb.LoadModelRequest(model=model, options=options), timeout=120
+        )
+    ).model
+    first, second = loaded.instances
+    assert (first.number, second.number) == (0, 1) and first.pid != second.pid
+    named = {r.name: r.pid for r in running.records(f"worker/{model}@1")}
+    assert named == {f"worker/{model}@1": first.pid, f"worker/{model}@1#1": second.pid}
+    assert (len(first.cpus), first.threads, second.threads) == (1, 1, 1)
+    if (os.cpu_count() or 1) > 1:
+        assert first.cpus != second.cpus, "they do not fight for a core"
+    expected = await llmos.infer(model)
+    await asyncio.gather(*(llmos.infer(model) for _ in range(40)))
+    ports = await llmos.admin.ListPorts(admin_pb2.ListPortsRequest(), timeout=20)
+    served = {p.pid: p.served for p in ports.ports}
+    assert served[first.pid] > 5 and served[second.pid] > 5, "calls are shared out"
+    statistics = await llmos.inference.ModelStatistics(
+        open_inference_pb2.ModelStatisticsRequest(name=model), timeout=20
+    )
+    (sums,) = statistics.model_stats
+    assert sums.inference_count == 41
+
+    os.kill(first.pid, signal.SIGKILL)
+    for answer in await asyncio.gather(*(llmos.infer(model) for _ in range(20))):
+        np.testing.assert_array_equal(answer, expected)
+
+    def again() -> bool:
+        names = {r.name: r.pid for r in running.records(f"worker/{model}@1")}
+        return len(names) == 2 and first.pid not in names.values()
+
+    await until(again)
+    running.kill("execution")
+    running.start("execution")
+    kept = (await llmos.models())[f"{model}@1"]
+    assert second.pid in [i.pid for i in kept.instances]
+    await llmos.execution.LoadModel(
+        pb.LoadModelRequest(model=model, options=pb.LoadOptions(instances=1)), timeout=60
+    )
+    assert len(running.records(f"worker/{model}@1")) == 1
+    assert await llmos.unload(model) and not running.records(f"worker/{model}@1")
+
+
 async def test_a_killed_zygote_is_replaced_and_workers_go_on(
     running: Stack, llmos: Client, model: str, tmp_path: Path
 ) -> None:
-    await llmos.infer(model)
+    await llmos.load(model)  # a call may be answered a moment before the zygote hears of it
     worker = running.record(f"worker/{model}").pid
     zygote = running.record("zygote").pid
     os.kill(zygote, signal.SIGKILL)

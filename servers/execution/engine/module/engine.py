@@ -132,8 +132,13 @@ def load_module(spec: ModelSpec) -> Engine:
     """Load a version. Raises Unavailable LOAD_FAILED, FailedPrecondition NO_ENGINE."""
     # Whatever torch.export.load reads by torch.load is read without running what is in it.
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    serving = config.read(spec.files)
-    torch.set_num_threads(serving.runtime.threads or spec.threads or len(os.sched_getaffinity(0)))
+    serving = config.read(spec.files, spec.changes)
+    torch.set_num_threads(
+        spec.asked_threads
+        or serving.runtime.threads
+        or spec.threads
+        or len(os.sched_getaffinity(0))
+    )
     read = scripted.read if spec.format == "torchscript" else exported.read
     try:
         signature = read(next(iter(spec.files.values())), spec.device, serving)

@@ -28,10 +28,10 @@ class OnnxEngine(ServedEngine):
 
     def __init__(self, spec: ModelSpec) -> None:
         """Load; blocks. Raises Unavailable LOAD_FAILED, FailedPrecondition NO_ENGINE."""
-        serving = config.read(spec.files)
+        serving = config.read(spec.files, spec.changes)
         session = Session(spec, serving.runtime)
         if config.FILE not in spec.files:
-            serving = _of_classifier(spec, session) or serving
+            serving = _of_classifier(spec, session, serving) or serving
         embeds = spec.task == "embed" and not serving.before and not serving.after
         self._session = session
         self._encoder: TextEncoder | None = None
@@ -121,8 +121,11 @@ class OnnxEngine(ServedEngine):
         return FailedPrecondition("WRONG_TASK", f"{self._ref} {what}; it {does}.")
 
 
-def _of_classifier(spec: ModelSpec, session: Session) -> Serving | None:
-    """Return what a text classifier needs, when config.json says that the model is one."""
+def _of_classifier(spec: ModelSpec, session: Session, asked: Serving) -> Serving | None:
+    """Return what a text classifier needs, when config.json says that the model is one.
+
+    asked: what was asked for when it was loaded.
+    """
     if not {"config.json", "tokenizer.json"} <= spec.files.keys():
         return None
     try:
@@ -138,8 +141,10 @@ def _of_classifier(spec: ModelSpec, session: Session) -> Serving | None:
         return None
     names = [i.name for i in session.inputs]
     many = table.get("problem_type") == "multi_label_classification"
-    return Serving(
-        batching=Batching(pad={n: padding if n == "input_ids" else 0 for n in names}),
+    pad = {n: float(padding if n == "input_ids" else 0) for n in names}
+    return dataclasses.replace(
+        asked,
+        batching=dataclasses.replace(asked.batching or Batching(), pad=pad),
         before=({"step": "tokenize", "max_length": spec.context_length},),
         after=(
             {"step": "sigmoid" if many else "softmax", "input": flat[0]},

@@ -136,7 +136,7 @@ class Session:
 
 def _open(spec: ModelSpec, runtime: Runtime) -> Any:
     options = ort.SessionOptions()
-    threads = runtime.threads or spec.threads
+    threads = spec.asked_threads or runtime.threads or spec.threads
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
     spin = "1" if runtime.spin else "0"
     options.add_session_config_entry("session.intra_op.allow_spinning", spin)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from llmos.lib.errors import FailedPrecondition
+from llmos.lib.errors import FailedPrecondition, InvalidArgument
 from llmos.servers.execution.engine.base import Engine, ModelSpec
+from llmos.servers.execution.engine.serving.declared import FILE
 
 __all__ = ["check", "estimate_bytes", "load"]
 
@@ -13,11 +14,17 @@ _BYTES = 96 << 20  # the values of a few requests; its models are workers of the
 def check(spec: ModelSpec) -> None:
     """Say whether this engine can run a version; loads nothing.
 
-    Raises FailedPrecondition NO_ENGINE.
+    Raises FailedPrecondition NO_ENGINE; InvalidArgument BAD_OPTION.
     """
     if spec.format != "pipeline" or spec.task != "predict":
         raise FailedPrecondition(
             "NO_ENGINE", f"{spec.ref} is a {spec.format} model; the pipeline engine runs pipelines."
+        )
+    if spec.changes:
+        raise InvalidArgument(
+            "BAD_OPTION",
+            f"{spec.ref} is a pipeline and has no {FILE}; give {min(spec.changes)[:60]!r} to a "
+            "model that it calls.",
         )
 
 

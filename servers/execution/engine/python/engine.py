@@ -211,7 +211,7 @@ class PythonEngine(ServedEngine):
 
 def load_class(spec: ModelSpec) -> Engine:
     """Load a version. Raises Unavailable LOAD_FAILED, FailedPrecondition NO_ENVIRONMENT."""
-    serving = config.read(spec.files)
+    serving = config.read(spec.files, spec.changes)
     return PythonEngine(spec, PythonModel(spec, read(spec)), serving)
 
 

@@ -6,15 +6,16 @@ slip is not silently without effect. Described for users in docs/models.md.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from llmos.lib.errors import Unavailable
+from llmos.lib.errors import InvalidArgument
+from llmos.servers.execution.engine.serving.declared import FILE, bad, declared
 
-FILE = "serving.toml"
+__all__ = ["FILE", "Serving", "bad", "parse", "read"]
+
 T = TypeVar("T")
 
 
@@ -117,23 +118,16 @@ class Serving:
     after: tuple[Mapping[str, Any], ...] = ()
 
 
-def bad(what: str) -> Unavailable:
-    """Return the error for a declaration that cannot be used."""
-    return Unavailable("LOAD_FAILED", f"{FILE}: {what}; correct it and import the model again.")
+def read(files: Mapping[str, Path], changes: Mapping[str, str] | None = None) -> Serving:
+    """Return what a version declares, after `changes` (see `declared`); all defaults without it.
 
-
-def read(files: Mapping[str, Path]) -> Serving:
-    """Return what a version declares; all defaults without the file.
-
-    Raises Unavailable LOAD_FAILED naming the key that is wrong.
+    Raises Unavailable LOAD_FAILED naming the key that is wrong; InvalidArgument BAD_OPTION.
     """
-    if FILE not in files:
-        return Serving()
-    try:
-        table = tomllib.loads(files[FILE].read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
-        raise bad(f"not a TOML file: {exc}") from exc
-    return parse(table)
+    if "generate.precision" in (changes or {}):
+        raise InvalidArgument(
+            "BAD_OPTION", "A precision is chosen for language models only; this is none."
+        )
+    return declared(files, changes or {}, parse)
 
 
 def parse(table: Mapping[str, Any]) -> Serving:

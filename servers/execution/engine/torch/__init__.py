@@ -1,15 +1,11 @@
-"""The torch engine. Importing this imports no torch: the manager only checks and sizes models."""
+"""The torch engine. Importing this imports neither torch nor NumPy: the manager does so."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llmos.servers.execution.engine.base import ModelSpec
-from llmos.servers.execution.engine.torch import sizing
-from llmos.servers.execution.engine.torch.config import read_config
-from llmos.servers.execution.engine.torch.options import wishes
-
 if TYPE_CHECKING:
+    from llmos.servers.execution.engine.base import ModelSpec
     from llmos.servers.execution.engine.torch.engine import TorchEngine
 
 __all__ = ["check", "estimate_bytes", "load"]
@@ -20,12 +16,20 @@ def check(spec: ModelSpec) -> None:
 
     Raises Unavailable LOAD_FAILED when its header cannot be read.
     """
+    from llmos.servers.execution.engine.torch import sizing
+    from llmos.servers.execution.engine.torch.config import read_config
+    from llmos.servers.execution.engine.torch.options import wishes
+
     read_config(spec)
     sizing.resolve(wishes(spec), spec.device)
 
 
 def estimate_bytes(spec: ModelSpec) -> int:
     """Return the memory it will take on its device, bytes: weights, a full KV cache, workspace."""
+    from llmos.servers.execution.engine.torch import sizing
+    from llmos.servers.execution.engine.torch.config import read_config
+    from llmos.servers.execution.engine.torch.options import wishes
+
     config, _ = read_config(spec)
     precision = sizing.resolve(wishes(spec), spec.device)
     return sizing.model_bytes(config, sizing.context_of(spec, config), precision)

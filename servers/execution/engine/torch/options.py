@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import tomllib
+from collections.abc import Mapping
+from typing import Any
 
 from llmos.servers.execution.engine.base import ModelSpec
-from llmos.servers.execution.engine.torch.gguf_header import damaged
-
-_FILE = "serving.toml"
+from llmos.servers.execution.engine.serving.declared import bad, declared
 
 
 def wishes(spec: ModelSpec) -> str:
-    """Return the precision that the version asks for, else the spec's ("" = the default).
+    """Return the precision asked for, by who loads it or the version, else the configuration's.
 
-    Raises Unavailable LOAD_FAILED when the file is broken or names something unknown.
+    Raises Unavailable LOAD_FAILED when the file is broken or names something unknown;
+    InvalidArgument BAD_OPTION when what was asked for is wrong.
     """
-    path = spec.files.get(_FILE)
-    if path is None:
-        return spec.precision
-    try:
-        table = tomllib.loads(path.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise damaged(path, f"it is no valid TOML ({error})") from error
+    return declared(spec.files, spec.changes, _precision) or spec.precision
+
+
+def _precision(table: Mapping[str, Any]) -> str:
     section = table.get("generate", {})
-    unknown = (set(table) - {"generate"}) | (set(section) - {"precision"})
-    if unknown or not isinstance(precision := section.get("precision", ""), str):
-        raise damaged(
-            path, 'a language model\'s may have [generate] with precision = "int8" and no more'
-        )
-    return precision or spec.precision
+    known = isinstance(section, dict) and not (set(table) - {"generate"})
+    if not known or set(section) - {"precision"}:
+        raise bad('a language model may have [instances], and [generate] with precision = "int8"')
+    precision = section.get("precision", "")
+    if precision not in ("", "auto", "fp32", "bf16", "int8"):
+        raise bad(f"generate.precision is {str(precision)[:60]!r}; it is fp32, bf16 or int8")
+    return str(precision)

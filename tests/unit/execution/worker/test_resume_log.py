@@ -32,3 +32,12 @@ def test_a_damaged_log_is_told(data: bytes) -> None:
     with pytest.raises(Internal) as caught:
         resume.parse(data)
     assert caught.value.reason == "BAD_RESUME_LOG"
+
+
+def test_the_version_of_an_adapter_is_kept() -> None:
+    log = resume.begin(7, 3) + resume.entry([0, 300], False)
+    found = resume.parse(log, adapted=True)
+    assert found == resume.Progress(7, [0, 300], False, 3)
+    assert resume.parse(log + resume.entry([], True), adapted=True) == resume.Progress(
+        7, [0, 300], True, 3
+    )

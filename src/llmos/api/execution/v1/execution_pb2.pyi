@@ -768,6 +768,8 @@ class Model(_message.Message):
     OPTIONS_FIELD_NUMBER: _builtins.int
     INSTANCES_FIELD_NUMBER: _builtins.int
     ALIASES_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    BASE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Model name."""
     version: _builtins.int
@@ -802,6 +804,12 @@ class Model(_message.Message):
     """Tenant that it was loaded for, when loaded."""
     load_s: _builtins.float
     """Seconds that its last load took, when loaded."""
+    adapter: _builtins.bool
+    """It is a LoRA adapter; it is loaded by naming it in requests to its model."""
+    base: _builtins.str
+    """Of an adapter: the model it is for, as its tag `base` says, or what it was made from; empty when
+    neither is known.
+    """
     @_builtins.property
     def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Keys its worker exports."""
@@ -842,10 +850,12 @@ class Model(_message.Message):
         options: Global___LoadOptions | None = ...,
         instances: _abc.Iterable[Global___Instance] | None = ...,
         aliases: _abc.Iterable[_builtins.str] | None = ...,
+        adapter: _builtins.bool = ...,
+        base: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "context_length", b"context_length", "created_unix_s", b"created_unix_s", "device", b"device", "engine", b"engine", "granted_bytes", b"granted_bytes", "instances", b"instances", "is_default", b"is_default", "keys", b"keys", "leases", b"leases", "load_s", b"load_s", "name", b"name", "options", b"options", "pid", b"pid", "pinned", b"pinned", "reason", b"reason", "state", b"state", "task", b"task", "tenant", b"tenant", "used_bytes", b"used_bytes", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "aliases", b"aliases", "base", b"base", "context_length", b"context_length", "created_unix_s", b"created_unix_s", "device", b"device", "engine", b"engine", "granted_bytes", b"granted_bytes", "instances", b"instances", "is_default", b"is_default", "keys", b"keys", "leases", b"leases", "load_s", b"load_s", "name", b"name", "options", b"options", "pid", b"pid", "pinned", b"pinned", "reason", b"reason", "state", b"state", "task", b"task", "tenant", b"tenant", "used_bytes", b"used_bytes", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

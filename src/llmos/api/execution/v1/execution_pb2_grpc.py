@@ -34,6 +34,7 @@ class ExecutionStub(object):
     INVALID_ARGUMENT BAD_NAME: the model reference is malformed.
     NOT_FOUND NO_SUCH_MODEL, NO_SUCH_VERSION: not in storage.
     FAILED_PRECONDITION NO_ENGINE: no engine can run this version; says what it is and which can.
+    FAILED_PRECONDITION IS_ADAPTER: it is a LoRA adapter, which is no model by itself.
     FAILED_PRECONDITION MISSING_EXTRA: the engine's package is not installed; names the extra.
     FAILED_PRECONDITION CODE_NOT_ALLOWED, NO_ENVIRONMENT: the version brings Python code, which is
     not allowed here, or whose environment is not there.
@@ -114,6 +115,7 @@ class ExecutionServicer(object):
     INVALID_ARGUMENT BAD_NAME: the model reference is malformed.
     NOT_FOUND NO_SUCH_MODEL, NO_SUCH_VERSION: not in storage.
     FAILED_PRECONDITION NO_ENGINE: no engine can run this version; says what it is and which can.
+    FAILED_PRECONDITION IS_ADAPTER: it is a LoRA adapter, which is no model by itself.
     FAILED_PRECONDITION MISSING_EXTRA: the engine's package is not installed; names the extra.
     FAILED_PRECONDITION CODE_NOT_ALLOWED, NO_ENVIRONMENT: the version brings Python code, which is
     not allowed here, or whose environment is not there.
@@ -333,6 +335,7 @@ class Execution(object):
     INVALID_ARGUMENT BAD_NAME: the model reference is malformed.
     NOT_FOUND NO_SUCH_MODEL, NO_SUCH_VERSION: not in storage.
     FAILED_PRECONDITION NO_ENGINE: no engine can run this version; says what it is and which can.
+    FAILED_PRECONDITION IS_ADAPTER: it is a LoRA adapter, which is no model by itself.
     FAILED_PRECONDITION MISSING_EXTRA: the engine's package is not installed; names the extra.
     FAILED_PRECONDITION CODE_NOT_ALLOWED, NO_ENVIRONMENT: the version brings Python code, which is
     not allowed here, or whose environment is not there.

@@ -35,6 +35,7 @@ class ExecutionStub:
       INVALID_ARGUMENT BAD_NAME: the model reference is malformed.
       NOT_FOUND NO_SUCH_MODEL, NO_SUCH_VERSION: not in storage.
       FAILED_PRECONDITION NO_ENGINE: no engine can run this version; says what it is and which can.
+      FAILED_PRECONDITION IS_ADAPTER: it is a LoRA adapter, which is no model by itself.
       FAILED_PRECONDITION MISSING_EXTRA: the engine's package is not installed; names the extra.
       FAILED_PRECONDITION CODE_NOT_ALLOWED, NO_ENVIRONMENT: the version brings Python code, which is
         not allowed here, or whose environment is not there.
@@ -148,6 +149,7 @@ class ExecutionAsyncStub(ExecutionStub):
       INVALID_ARGUMENT BAD_NAME: the model reference is malformed.
       NOT_FOUND NO_SUCH_MODEL, NO_SUCH_VERSION: not in storage.
       FAILED_PRECONDITION NO_ENGINE: no engine can run this version; says what it is and which can.
+      FAILED_PRECONDITION IS_ADAPTER: it is a LoRA adapter, which is no model by itself.
       FAILED_PRECONDITION MISSING_EXTRA: the engine's package is not installed; names the extra.
       FAILED_PRECONDITION CODE_NOT_ALLOWED, NO_ENVIRONMENT: the version brings Python code, which is
         not allowed here, or whose environment is not there.
@@ -257,6 +259,7 @@ class ExecutionServicer(metaclass=_abc_1.ABCMeta):
       INVALID_ARGUMENT BAD_NAME: the model reference is malformed.
       NOT_FOUND NO_SUCH_MODEL, NO_SUCH_VERSION: not in storage.
       FAILED_PRECONDITION NO_ENGINE: no engine can run this version; says what it is and which can.
+      FAILED_PRECONDITION IS_ADAPTER: it is a LoRA adapter, which is no model by itself.
       FAILED_PRECONDITION MISSING_EXTRA: the engine's package is not installed; names the extra.
       FAILED_PRECONDITION CODE_NOT_ALLOWED, NO_ENVIRONMENT: the version brings Python code, which is
         not allowed here, or whose environment is not there.

@@ -142,7 +142,6 @@ class WorkerOrder(_message.Message):
     CPUS_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
     REPLICA_FIELD_NUMBER: _builtins.int
-    DECLARED_FIELD_NUMBER: _builtins.int
     ref: _builtins.str
     """Model version, `name@version`."""
     format: _builtins.str
@@ -175,8 +174,6 @@ class WorkerOrder(_message.Message):
     """Precision of a causal model: `auto` (or empty), `fp32`, `bf16` or `int8`."""
     replica: _builtins.int
     """Which of the version's workers this is, from 0."""
-    declared: _builtins.int
-    """How many workers the version itself declares. Kept for DescribeWorker."""
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerFile]:
         """The version's files; the main one first."""
@@ -215,11 +212,10 @@ class WorkerOrder(_message.Message):
         cpus: _abc.Iterable[_builtins.int] | None = ...,
         options: _execution_pb2.LoadOptions | None = ...,
         replica: _builtins.int = ...,
-        declared: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "cpus", b"cpus", "credits", b"credits", "declared", b"declared", "device", b"device", "files", b"files", "format", b"format", "kernel", b"kernel", "keys", b"keys", "listen", b"listen", "log_level", b"log_level", "options", b"options", "pinned", b"pinned", "precision", b"precision", "ref", b"ref", "replica", b"replica", "stall_ms", b"stall_ms", "state_dir", b"state_dir", "task", b"task", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "cpus", b"cpus", "credits", b"credits", "device", b"device", "files", b"files", "format", b"format", "kernel", b"kernel", "keys", b"keys", "listen", b"listen", "log_level", b"log_level", "options", b"options", "pinned", b"pinned", "precision", b"precision", "ref", b"ref", "replica", b"replica", "stall_ms", b"stall_ms", "state_dir", b"state_dir", "task", b"task", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -565,7 +561,6 @@ class WorkerInfo(_message.Message):
     OPTIONS_FIELD_NUMBER: _builtins.int
     REPLICA_FIELD_NUMBER: _builtins.int
     THREADS_FIELD_NUMBER: _builtins.int
-    DECLARED_FIELD_NUMBER: _builtins.int
     ref: _builtins.str
     """Model version, `name@version`."""
     pid: _builtins.int
@@ -588,8 +583,6 @@ class WorkerInfo(_message.Message):
     """Which of the version's workers this is, from 0."""
     threads: _builtins.int
     """Compute threads it was given; 0 = all cores."""
-    declared: _builtins.int
-    """How many workers the version itself declares."""
     @_builtins.property
     def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Keys it exports, `ref` included."""
@@ -614,11 +607,10 @@ class WorkerInfo(_message.Message):
         options: _execution_pb2.LoadOptions | None = ...,
         replica: _builtins.int = ...,
         threads: _builtins.int = ...,
-        declared: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "declared", b"declared", "device", b"device", "engine", b"engine", "granted_bytes", b"granted_bytes", "keys", b"keys", "listen", b"listen", "options", b"options", "pid", b"pid", "pinned", b"pinned", "ref", b"ref", "replica", b"replica", "task", b"task", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "device", b"device", "engine", b"engine", "granted_bytes", b"granted_bytes", "keys", b"keys", "listen", b"listen", "options", b"options", "pid", b"pid", "pinned", b"pinned", "ref", b"ref", "replica", b"replica", "task", b"task", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
