@@ -24,6 +24,7 @@ with needed("storage"):
     from llmos.servers.storage.crypt.keys import KeyRing
     from llmos.servers.storage.data.local import LocalDatasets
     from llmos.servers.storage.data.service import DatasetsService
+    from llmos.servers.storage.direct import address_of, direct_reads
     from llmos.servers.storage.local import LocalStorage
     from llmos.servers.storage.places.serving import exchanging
     from llmos.servers.storage.registry.local import LocalAliases, LocalLeases
@@ -103,12 +104,17 @@ async def serve(config: StorageConfig) -> bool:
             tell=publisher.tell,
             collect_more=lambda: storage.incoming.collect(config.blob_grace_s),
         )
-        add_upkeep(server, storage.uploads, maintenance, stall_ms)
+        direct = address_of(config)
+        add_upkeep(server, storage.uploads, maintenance, stall_ms, direct)
         rate, period_s = config.scrub_bytes_per_s, config.scrub_period_s
         cleaning = asyncio.create_task(storage.keep_clean())
         try:
             with exchanging(server, storage, stall_ms, publisher.tell):
-                async with kept(state) as begin, scrubbed(server, maintenance, rate, period_s):
+                async with (
+                    kept(state) as begin,
+                    scrubbed(server, maintenance, rate, period_s),
+                    direct_reads(storage.blobs, direct),
+                ):
                     await server.run(ready=begin)
         finally:
             cleaning.cancel()

@@ -25,6 +25,9 @@ class StorageConfig(ServerConfig):
     require_signature: str = option(
         "", "public key (PEM): only versions signed by it are loaded; empty = all are"
     )
+    direct: str = option(
+        "", "address for fast reads of files; empty = a Unix socket when `listen` is one; none = no"
+    )
     imports: int = option(2, "imports that run at a time; others wait")
     blob_grace_s: float = option(86400.0, "uploads that no version has taken up go after this long")
     stall_s: float = option(

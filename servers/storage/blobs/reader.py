@@ -25,6 +25,11 @@ class Bytes(ABC):
         self.sha256 = sha256
         self.size = size
 
+    @property
+    def descriptor(self) -> int:
+        """Return the descriptor of a file that has just these bytes; -1 where there is none."""
+        return -1
+
     @abstractmethod
     def read(self, offset: int, length: int) -> bytes:
         """Return exactly these bytes, which must lie inside. Raises DATA_LOSS BLOB_DAMAGED."""
@@ -66,6 +71,11 @@ class PlainFile(Bytes):
         if os.fstat(self._fd).st_size != size:
             os.close(self._fd)
             raise damaged(sha256, "its size changed")
+
+    @property
+    def descriptor(self) -> int:
+        """See Bytes."""
+        return self._fd
 
     def read(self, offset: int, length: int) -> bytes:
         """See Bytes."""

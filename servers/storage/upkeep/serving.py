@@ -18,15 +18,21 @@ from llmos.servers.storage.upkeep.service import MaintenanceService
 
 
 def add_upkeep(
-    server: Server, uploads: Uploads, maintenance: LocalMaintenance, stall_ms: int = 0
+    server: Server,
+    uploads: Uploads,
+    maintenance: LocalMaintenance,
+    stall_ms: int = 0,
+    direct: str = "",
 ) -> None:
     """Serve uploads and upkeep. Before the server's start.
+
+    direct: address for fast reads, which Df tells; "" = the server's own.
 
     Upkeep has no stall time: between two of its messages a large table is written, say.
     """
     add_uploads = uploads_pb2_grpc.add_UploadsServicer_to_server
     server.add(add_uploads, Bound(UploadsService(uploads)), stall_ms=stall_ms)
-    service = MaintenanceService(maintenance, server.address)
+    service = MaintenanceService(maintenance, direct or server.address)
     server.add(maintenance_pb2_grpc.add_MaintenanceServicer_to_server, Bound(service))
 
 

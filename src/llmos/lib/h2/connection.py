@@ -51,7 +51,7 @@ class Connection(asyncio.BufferedProtocol):
         self._accept = accept
         self._on_lost = on_lost
         self._transport: Any = None
-        self._output: Output | None = None
+        self.output: Output | None = None
         self._stream_room = wire.DEFAULT_WINDOW
         self._buffer = bytearray(BUFFER)
         self._view = memoryview(self._buffer)
@@ -79,8 +79,8 @@ class Connection(asyncio.BufferedProtocol):
         """Send the preface."""
         self._transport = transport
         cast(Any, transport).set_write_buffer_limits(high=HIGH_WATER)
-        self._output = Output(transport)
-        self.write = self._output.write
+        self.output = Output(transport)
+        self.write = self.output.write
         hello = wire.settings(
             {
                 wire.SET_MAX_CONCURRENT_STREAMS: MAX_STREAMS,
@@ -98,8 +98,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def flush(self) -> None:
         """Send what was written now, not at the end of the loop's round."""
-        if self._output is not None:
-            self._output.flush()
+        if self.output is not None:
+            self.output.flush()
 
     def pause_writing(self) -> None:
         """Note that the transport's buffer is full."""
@@ -312,7 +312,7 @@ class Connection(asyncio.BufferedProtocol):
             self._answer(wire.frame(wire.PING, wire.ACK, 0, payload))
 
     def _answer(self, data: bytes) -> None:
-        if self._output is not None and self._output.unsent() > MAX_UNREAD:
+        if self.output is not None and self.output.unsent() > MAX_UNREAD:
             raise ProtocolError(wire.ENHANCE_YOUR_CALM, "answers are not read")
         self.write(data)
 

@@ -42,6 +42,11 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     return frame_head(len(payload), kind, flags, stream) + payload
 
 
+def message_head(stream: int, size: int) -> bytes:
+    """Return what comes before a message of `size` bytes that is one DATA frame."""
+    return frame_head(size + 5, DATA, 0, stream) + b"\0" + size.to_bytes(4, "big")
+
+
 def settings(pairs: dict[int, int]) -> bytes:
     """Return a SETTINGS frame."""
     payload = b"".join(struct.pack(">HI", key, value) for key, value in pairs.items())

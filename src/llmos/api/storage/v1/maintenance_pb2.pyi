@@ -181,8 +181,8 @@ class DfResponse(_message.Message):
     scrubbed_unix_s: _builtins.float
     """Unix time, seconds: every blob has been checked since; 0 = not yet."""
     direct_address: _builtins.str
-    """The server's own gRPC address, without the kernel in between; empty when the caller cannot
-    reach it (a Unix socket of another host).
+    """Address for reading blobs (Blobs/ReadBlob; maybe nothing else is served there), without the
+    kernel in between; empty when the caller cannot reach it (a Unix socket of another host).
     """
     def __init__(
         self,
