@@ -5,6 +5,7 @@ Imports neither torch nor gguf, so that the execution manager can check and size
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -71,11 +72,16 @@ def read_config(spec: ModelSpec, *, arrays: bool = False) -> tuple[LlamaConfig, 
     """
     if spec.format == "gguf":
         path = main_file(spec, ".gguf")
-        header = read_header(path, arrays=arrays)
+        header = read_header(path) if arrays else _brief(path, path.stat().st_mtime_ns)
         return _consistent(from_gguf(spec, path, header)), header
     if spec.format == "safetensors":
         return _consistent(from_hf(spec, read_json(spec, "config.json"))), None
     raise _no_engine(spec, f"its format {spec.format!r} is neither gguf nor safetensors")
+
+
+@functools.lru_cache(maxsize=1)  # a worker checks a model and then sizes it
+def _brief(path: Path, _mtime_ns: int) -> GgufHeader:
+    return read_header(path, arrays=False)
 
 
 def _consistent(config: LlamaConfig) -> LlamaConfig:
