@@ -49,6 +49,7 @@ class OnnxQuantiser:
         if not self._ready.exists():
             model = ONNXModel(onnx.load(subject.main))
             model.replace_gemm_with_matmul()
+            _forget_shapes(model.model.graph)
             for index, node in enumerate(model.model.graph.node):
                 node.name = node.name or f"{node.op_type}_{index}"
             temporary = self._ready.with_suffix(".tmp")
@@ -129,6 +130,14 @@ class OnnxQuantiser:
         network = networks.onnx(scratch / self.file, 1)
         (scratch / self.file).unlink()
         return network
+
+
+def _forget_shapes(graph: onnx.GraphProto) -> None:
+    """Remove what the graph says of its weights: a Gemm's are transposed now, their shapes not."""
+    constants = {tensor.name for tensor in graph.initializer}
+    kept = [value for value in graph.value_info if value.name not in constants]
+    del graph.value_info[:]
+    graph.value_info.extend(kept)
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]  # untyped library
