@@ -16,7 +16,9 @@ from llmos.lib.serve import Server
 from llmos.servers.optimizer.catalog import StorageCatalog
 from llmos.servers.optimizer.config import OptimizerConfig
 from llmos.servers.optimizer.core import Jobs
+from llmos.servers.optimizer.gpu import forks
 from llmos.servers.optimizer.launcher import Launcher
+from llmos.servers.optimizer.nursery import Nursery
 from llmos.servers.optimizer.privacy import PrivacyService
 from llmos.servers.optimizer.service import JobsService
 from llmos.servers.optimizer.supervisor import Supervisor
@@ -36,9 +38,10 @@ def build(config: OptimizerConfig, server: Server) -> Jobs:
         peers=_peers(config),
         threads=config.threads or len(os.sched_getaffinity(0)),
     )
+    launcher = Launcher(config.run_dir(), nursery=Nursery() if forks() else None)
     return Jobs(
         config.state_dir / "optimizer" / "jobs",
-        Supervisor(Launcher(config.run_dir()), launch, config.max_crashes, looked=server.progress),
+        Supervisor(launcher, launch, config.max_crashes, looked=server.progress),
         StorageCatalog(server.channel("storage")),
         parallel=config.parallel,
         keep=config.keep_jobs,

@@ -15,6 +15,7 @@ import psutil
 
 from llmos.lib.host import ProcessRecord, records
 from llmos.servers.optimizer.folder import Folder
+from llmos.servers.optimizer.nursery import Nursery
 
 _APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND
 COMMAND = (sys.executable, "-m", "llmos.servers.optimizer.job")
@@ -39,30 +40,41 @@ class Process(Protocol):
 class Launcher:
     """Makes processes of `command` + the job's folder, each in a session of its own."""
 
-    def __init__(self, run_dir: Path, command: Sequence[str] = COMMAND) -> None:
-        """Keep process records under `run_dir`."""
+    def __init__(
+        self, run_dir: Path, command: Sequence[str] = COMMAND, nursery: Nursery | None = None
+    ) -> None:
+        """Keep process records under `run_dir`. nursery: forks what `command` would do."""
         self._run_dir = run_dir
         self._command = list(command)
+        self._nursery = nursery
 
-    def start(self, job: str, folder: Folder) -> Process:
-        """Start a process. Raises OSError, e.g. when there is no room for its files."""
-        lock = folder.lock()
-        try:
-            # The lock goes along as its standard input: held from here to its end without a gap,
-            # also when this server dies right now.
+    def start(self, job: str, folder: Folder, modules: Sequence[str] = ()) -> Process:
+        """Start a process. Raises OSError, e.g. when there is no room for its files.
+
+        modules: what it is going to import, for the nursery.
+        """
+        # The lock goes along as its standard input: held from here to its end without a gap, also
+        # when this server dies right now.
+        with contextlib.ExitStack() as stack:
+            lock = folder.lock()
+            stack.callback(os.close, lock)
+            log = os.open(folder.log, _APPEND | os.O_CLOEXEC, 0o600)
+            stack.callback(os.close, log)
+            if self._nursery is not None:
+                forked = self._nursery.start(folder, modules, lock, log)
+                if forked is not None:
+                    return forked
             pid = os.posix_spawn(
                 self._command[0],
                 [*self._command, str(folder.path)],
                 os.environ,
                 file_actions=[
                     (os.POSIX_SPAWN_DUP2, lock, 0),
-                    (os.POSIX_SPAWN_OPEN, 1, folder.log, _APPEND, 0o600),
-                    (os.POSIX_SPAWN_DUP2, 1, 2),
+                    (os.POSIX_SPAWN_DUP2, log, 1),
+                    (os.POSIX_SPAWN_DUP2, log, 2),
                 ],
                 setsid=True,
             )
-        finally:
-            os.close(lock)
         with contextlib.suppress(OSError, psutil.Error):  # it writes its record itself as well
             ProcessRecord.of(pid, f"job/{job}", log=str(folder.log)).write(self._run_dir)
         return _Child(pid)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from llmos.api.optimizer.v1 import jobs_pb2, process_pb2
 from llmos.servers.optimizer.entry import Entry
+from llmos.servers.optimizer.kinds import table
 from llmos.servers.optimizer.launcher import Launcher, Process
 
 _POLL_S = 0.1  # how often a job's reports are read
@@ -74,7 +75,8 @@ class Supervisor:
         launch.spec.CopyFrom(job.spec)
         entry.folder.write_launch(launch)
         entry.folder.save(entry.record)  # first: a try that nobody knows of must not run
-        return self._launcher.start(job.id, entry.folder)
+        kind, message = table.find(job.spec)
+        return self._launcher.start(job.id, entry.folder, kind.modules(message))
 
     async def _follow(self, entry: Entry, process: Process) -> process_pb2.JobEnd | None:
         """Take in what the process reports until it is gone; return its last word."""

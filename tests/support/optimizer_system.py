@@ -15,6 +15,7 @@ from memory_process import Processes
 
 from llmos.api.optimizer.v1 import jobs_pb2, jobs_pb2_grpc
 from llmos.api.storage.v1 import registry_pb2, registry_pb2_grpc
+from llmos.lib import failpoint
 from llmos.lib.config import run_dir
 from llmos.lib.host import records
 
@@ -27,6 +28,9 @@ class OptimizerSystem:
     def __init__(self, processes: Processes) -> None:
         self._processes = processes
         self.run_dir = run_dir(processes.state_dir)
+        self._failpoints = processes.state_dir / "failpoints"
+        self._failpoints.mkdir()
+        processes.environment[failpoint.VARIABLE] = str(self._failpoints)
 
     def start(self, name: str) -> None:
         flags = ["--kernel", "none"]
@@ -82,6 +86,31 @@ class OptimizerSystem:
                 if until(last):
                     break
         return last
+
+    def arm(self, place: str, count: int = 1, wait: bool = False) -> None:
+        """Make the process that passes a failpoint so often die there, or wait."""
+        file = self._failpoints / place
+        temporary = file.with_name(file.name + ".tmp")
+        temporary.write_text(f"{count} wait" if wait else str(count))
+        temporary.replace(file)
+
+    def passed(self, place: str) -> bool:
+        """Say whether a process has died there, or waits there."""
+        return self._taken(place).exists()
+
+    def until_passed(self, place: str) -> None:
+        """Wait for it."""
+        deadline = time.monotonic() + _SLOW_S
+        while not self.passed(place):
+            assert time.monotonic() < deadline, f"no process came to {place}"
+            time.sleep(0.01)
+
+    def release(self, place: str) -> None:
+        """Let the process that waits there go on; it may be dead."""
+        self._taken(place).unlink()
+
+    def _taken(self, place: str) -> Path:
+        return self._failpoints / f"{place}.taken"
 
     def job_pids(self) -> list[int]:
         return [r.pid for r in records(self.run_dir) if r.name.startswith("job/")]

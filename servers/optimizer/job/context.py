@@ -11,6 +11,7 @@ import grpc
 
 from llmos.api.optimizer.v1 import jobs_pb2, process_pb2
 from llmos.api.storage.v1 import registry_pb2
+from llmos.lib import failpoint
 from llmos.servers.optimizer.folder import ARTIFACTS, Report
 from llmos.servers.optimizer.job.storage import Storage
 
@@ -42,6 +43,7 @@ class JobContext:
     def tell(self, stage: str, progress: float = 0.0) -> None:
         """Say what is done now (for people), and how far all is, 0 to 1; 0 = as before."""
         self.report.send(process_pb2.JobProgress(stage=stage, progress=progress))
+        failpoint.hit(f"job {stage}")
 
     def compared(self, comparison: jobs_pb2.Comparison) -> None:
         """Tell what a version was measured to be; the same label replaces what was told before."""
@@ -82,6 +84,7 @@ class JobContext:
             tags=tags or {},
         )
         ref = await self.storage.register(version, f"{self.launch.id}/{step}")
+        failpoint.hit("job.registered")
         self.report.send(process_pb2.JobProgress(result=ref))
         return ref
 

@@ -41,6 +41,8 @@ class Kind:
     packages: Sequence[str] = ()  # that the work imports
     # takes the message and a source, in the order of Needs.models; raises WRONG_FORMAT
     check_source: Callable[[Any, Source], None] = field(default=lambda message, source: None)
+    # takes the message: the modules that the work imports later than its own
+    imports: Callable[[Any], Sequence[str]] = field(default=lambda message: ())
     orchestrates: bool = False  # it waits for jobs of its own, so it takes no place in the queue
 
     def check_packages(self) -> None:
@@ -52,6 +54,10 @@ class Kind:
                 f"This job needs {', '.join(missing)}, not installed: "
                 "pip install 'llmos[optimizer]'.",
             )
+
+    def modules(self, message: Any) -> list[str]:
+        """Return what a process that is to do such jobs may import ahead."""
+        return [self.runner.partition(":")[0], *self.imports(message)]
 
     def load(self) -> Callable[[JobContext], Work]:
         """Import the work's class."""

@@ -18,8 +18,16 @@ from llmos.servers.optimizer.kinds.base import (
 from llmos.servers.optimizer.seams import Source
 
 MAX_ROWS = 100_000
+_JOB = "llmos.servers.optimizer.job"
+TORCH_MODULES = (
+    f"{_JOB}.models.torch_folder",
+    "torch._dynamo",
+    "transformers.modeling_layers",
+    "transformers.generation",
+)
 TORCH = ("numpy", "pyarrow", "safetensors", "tokenizers", "torch", "transformers")
 _ONNX = (*TORCH, "onnx", "onnxruntime", "onnxscript")
+_EXPORT_MODULES = ("torch.export._trace", "torch._inductor.ir")
 _TAKES = {
     pb.QUANTISE_METHOD_ONNX_DYNAMIC_INT8: ("onnx",),
     pb.QUANTISE_METHOD_ONNX_STATIC_INT8: ("onnx",),
@@ -105,6 +113,16 @@ def _export_source(spec: pb.Export, source: Source) -> None:
     _need("this export", source, ("gguf",) if from_gguf else ("safetensors",))
 
 
+def _quantise_imports(spec: pb.Quantise) -> Sequence[str]:
+    takes = _TAKES.get(spec.method or pb.QUANTISE_METHOD_ONNX_DYNAMIC_INT8, _GGUF)
+    if takes == ("onnx",):
+        return (f"{_JOB}.compress.onnx_ways",)
+    if takes == ("safetensors",):
+        ways = (f"{_JOB}.compress.torchao_ways", "torchao.quantization")
+        return (*TORCH_MODULES, *_EXPORT_MODULES, *ways)
+    return (f"{_JOB}.compress.gguf_ways", "torch")
+
+
 def _need(what: str, source: Source, formats: Sequence[str]) -> None:
     if source.format not in formats:
         cure = "; export it first" if "onnx" in formats or source.format == "gguf" else ""
@@ -120,16 +138,22 @@ PRUNE = Kind(
     "llmos.servers.optimizer.job.compress.prune:Prune",
     TORCH,
     _prune_source,
+    lambda spec: (
+        *TORCH_MODULES,
+        *(f"{_JOB}.compress.{name}" for name in ("recovery", "sparsity", "structure")),
+    ),
 )
 QUANTISE = Kind(
     _check_quantise,
     "llmos.servers.optimizer.job.compress.quantise:Quantise",
     (*_ONNX, "torchao", "gguf"),
     _quantise_source,
+    _quantise_imports,
 )
 EXPORT = Kind(
     _check_export,
     "llmos.servers.optimizer.job.compress.export:Export",
     _ONNX,
     _export_source,
+    lambda spec: (*TORCH_MODULES, *_EXPORT_MODULES, f"{_JOB}.compress.exporters"),
 )

@@ -38,4 +38,5 @@ KIND = Kind(
     check_source=_check_source,
     runner="llmos.servers.optimizer.train.work:TrainWork",
     packages=(*training.PACKAGES, "gguf"),
+    imports=training.imports_pretrained,
 )

@@ -31,4 +31,10 @@ def _check(spec: pb.Evaluate) -> Needs:
     return Needs(list(spec.models), check_settings("evaluate", spec))
 
 
-KIND = Kind(_check, "llmos.servers.optimizer.job.evaluate.evaluate:Evaluate", PACKAGES)
+def _imports(spec: pb.Evaluate) -> list[str]:
+    return ["torch", "matplotlib.figure", "onnxruntime"]
+
+
+KIND = Kind(
+    _check, "llmos.servers.optimizer.job.evaluate.evaluate:Evaluate", PACKAGES, imports=_imports
+)

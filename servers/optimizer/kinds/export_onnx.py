@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from llmos.api.optimizer.v1 import jobs_pb2
 from llmos.lib.errors import FailedPrecondition
+from llmos.servers.optimizer.kinds import compress
 from llmos.servers.optimizer.kinds.base import Kind, Needs, check_range, check_ref
 from llmos.servers.optimizer.seams import Source
 
@@ -29,6 +30,7 @@ KIND = Kind(
     check=_check,
     check_source=_check_source,
     runner="llmos.servers.optimizer.job.export_onnx:ExportOnnx",
+    imports=lambda spec: ["llmos.servers.optimizer.job.original", *compress.TORCH_MODULES],
     packages=(
         *("numpy", "onnx", "onnxruntime", "onnxscript"),
         *("safetensors", "tokenizers", "torch", "transformers"),

@@ -49,4 +49,5 @@ KIND = Kind(
     check=_check,
     runner="llmos.servers.optimizer.train.work:TrainWork",
     packages=training.PACKAGES,
+    imports=training.imports,
 )

@@ -13,6 +13,18 @@ MAX_PROCESSES = 64
 _MAX_STEPS = 1_000_000_000
 
 
+def imports(spec: pb.Train | pb.FineTune | pb.Distil) -> list[str]:
+    """Return the modules that a training imports when it needs them."""
+    private = not isinstance(spec, pb.Distil) and spec.HasField("privacy")
+    return ["torch._dynamo", *(["llmos.servers.optimizer.train.private"] if private else [])]
+
+
+def imports_pretrained(spec: pb.FineTune | pb.Distil) -> list[str]:
+    """Return the same for what begins with a model."""
+    own = "llmos.servers.optimizer.train"
+    return [*imports(spec), f"{own}.pretrained", f"{own}.lora", "transformers.modeling_layers"]
+
+
 def check_data(field: str, data: pb.TrainingData) -> None:
     """Raise BAD_SPEC naming the field."""
     check_ref(f"{field}.dataset", data.dataset)

@@ -24,6 +24,7 @@ from torch import nn
 
 from llmos.api.optimizer.v1 import jobs_pb2
 from llmos.api.optimizer.v1 import train_pb2 as pb
+from llmos.lib import failpoint
 from llmos.lib.errors import Aborted, ResourceExhausted
 from llmos.servers.optimizer.job.context import Stopped
 from llmos.servers.optimizer.train import checkpoint
@@ -169,6 +170,7 @@ class Loop:
             due = time.monotonic() - self._saved_at > _CHECKPOINT_S
         if due or self.state.done:
             self._save()
+        failpoint.hit(f"train.step.{self.place.rank}")
 
     def compute(self, step: int, rows: npt.NDArray[np.int64]) -> tuple[float, int]:
         """Leave the gradients of a step's mean loss; return that loss, and what it counts."""

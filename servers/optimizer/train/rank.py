@@ -1,7 +1,7 @@
-"""One of the processes of a distributed training: `python -m ...train.rank FOLDER`, by torchrun.
+"""The processes of a distributed training: `python -m ...train.rank PROCESSES RESTARTS FOLDER`.
 
-Also what starts torchrun: `python -m ...train.rank --start PROCESSES RESTARTS FOLDER`. Both end
-with the process above them, so that a job that is killed leaves none behind.
+It is torchrun (its agent, in this process), which starts one process for each rank and all anew
+when one dies. Each ends with the process above it, so that a job that is killed leaves none behind.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ import os
 import signal
 import sys
 import threading
+import uuid
+from importlib import import_module
 from pathlib import Path
 
 from llmos.api.optimizer.v1 import process_pb2 as pb
 from llmos.lib import log as logs
 from llmos.lib.errors import LLMOSError
 from llmos.servers.optimizer.folder import Folder, Report
+from llmos.servers.optimizer.gpu import forks
 from llmos.servers.optimizer.train.gate import Gate
 from llmos.servers.optimizer.train.table import write_json
 
@@ -32,22 +35,29 @@ def _end_with_parent() -> None:
 
 
 def start(processes: int, restarts: int, folder: Path) -> None:
-    """Be torchrun until all is done."""
+    """Be torchrun until all is done. Raises ChildFailedError after too many restarts."""
     _end_with_parent()
-    from torch.distributed.run import main as torchrun
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    torchrun(
-        [
-            *("--standalone", "--nproc-per-node", str(processes)),
-            *("--max-restarts", str(restarts), "--monitor-interval", "0.2"),
-            *("-m", __spec__.name if __spec__ else __name__, str(folder)),
-        ]
+    import_module("llmos.servers.optimizer.train.fit")  # seconds, which the ranks need not spend
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        max_restarts=restarts,
+        monitor_interval=0.2,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        start_method="fork" if forks() else "spawn",
     )
+    elastic_launch(config, rank)(folder)
 
 
-def rank(folder: Folder) -> None:
+def rank(path: Path) -> None:
     """Train as one of several."""
     _end_with_parent()
+    folder = Folder(path)
     error = folder.work / ERROR
     if error.exists():  # started again for nothing
         return
@@ -72,7 +82,4 @@ def rank(folder: Folder) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "--start":
-        start(int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))
-    else:
-        rank(Folder(Path(sys.argv[1])))
+    start(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

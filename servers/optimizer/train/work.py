@@ -54,7 +54,7 @@ class TrainWork:
 
     async def run(self) -> None:
         """Do it. Raises Stopped when asked to stop, and LLMOSError."""
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._stop.set)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._stops)
         context = self._context
         context.tell("fetches the model and the data", 0.01)
         splits = await self._fetch()
@@ -71,6 +71,10 @@ class TrainWork:
             )
         context.tell("registers the result", 0.97)
         await self._register(outcome)
+
+    def _stops(self) -> None:
+        self._stop.set()
+        self._context.tell("stops after this step")
 
     # Before.
 
@@ -162,7 +166,7 @@ class TrainWork:
         restarts = self._spec.distribution.max_restarts or _RESTARTS
         child = await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-m", "llmos.servers.optimizer.train.rank", "--start"),
+            *("-m", "llmos.servers.optimizer.train.rank"),
             *(str(processes), str(restarts), str(self._context.work.parent)),
             env={"OMP_NUM_THREADS": str(self._threads(processes)), **os.environ},
         )

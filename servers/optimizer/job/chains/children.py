@@ -8,6 +8,7 @@ import grpc
 
 from llmos.api.optimizer.v1 import jobs_pb2 as pb
 from llmos.api.optimizer.v1 import jobs_pb2_grpc
+from llmos.lib import failpoint
 from llmos.lib.errors import Aborted, Unavailable
 from llmos.lib.rpc import from_rpc_error
 from llmos.servers.optimizer.job.context import JobContext
@@ -36,6 +37,7 @@ class Children:
             return await self._stub.SubmitJob(request, timeout=60)
 
         job = (await patiently(submit)).job
+        failpoint.hit(f"job.submitted {name}")
         try:
             return await self._watch(job.id)
         except asyncio.CancelledError:  # this job is cancelled

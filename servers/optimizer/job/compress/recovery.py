@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
+from llmos.lib import failpoint
 from llmos.lib.errors import FailedPrecondition
 from llmos.servers.optimizer.job.compress import sparsity
 from llmos.servers.optimizer.job.context import JobContext
@@ -73,6 +74,7 @@ def recover(
                 f"recovers: step {step + 1} of {settings.steps}, loss {loss.item():.5f}",
                 0.25 + 0.55 * (step + 1) / settings.steps,
             )
+        failpoint.hit("recovery.step")
 
 
 def _loss(module: Module, out: torch.Tensor, wanted: torch.Tensor, feeds: Feeds) -> torch.Tensor:

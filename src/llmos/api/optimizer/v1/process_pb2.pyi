@@ -214,3 +214,69 @@ class JobEnd(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JobEnd: _TypeAlias = JobEnd  # noqa: Y015
+
+@_typing.final
+class ForkOrder(_message.Message):
+    """What the server sends to the process that forks job processes, on a socket of packets, with two
+    descriptors: the job's lock and its log.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERIAL_FIELD_NUMBER: _builtins.int
+    FOLDER_FIELD_NUMBER: _builtins.int
+    MODULES_FIELD_NUMBER: _builtins.int
+    serial: _builtins.int
+    """Names this order in the answers."""
+    folder: _builtins.str
+    """The job's folder."""
+    @_builtins.property
+    def modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Python modules to import before the fork, unless they are there."""
+
+    def __init__(
+        self,
+        *,
+        serial: _builtins.int = ...,
+        folder: _builtins.str = ...,
+        modules: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["folder", b"folder", "modules", b"modules", "serial", b"serial"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForkOrder: _TypeAlias = ForkOrder  # noqa: Y015
+
+@_typing.final
+class ForkAnswer(_message.Message):
+    """What it answers: `pid` once the job runs, `status` when it has ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERIAL_FIELD_NUMBER: _builtins.int
+    PID_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    serial: _builtins.int
+    """ForkOrder.serial."""
+    pid: _builtins.int
+    """Of the job's process."""
+    status: _builtins.int
+    """Its exit status; negative: the signal that ended it."""
+    def __init__(
+        self,
+        *,
+        serial: _builtins.int = ...,
+        pid: _builtins.int = ...,
+        status: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["news", b"news", "pid", b"pid", "status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["news", b"news", "pid", b"pid", "serial", b"serial", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_news: _TypeAlias = _typing.Literal["pid", "status"]  # noqa: Y015
+    _WhichOneofArgType_news: _TypeAlias = _typing.Literal["news", b"news"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_news) -> _WhichOneofReturnType_news | None: ...
+
+Global___ForkAnswer: _TypeAlias = ForkAnswer  # noqa: Y015

@@ -1,0 +1,95 @@
+"""Job processes that are forked: real processes of the zygote, with a folder of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from llmos.api.optimizer.v1 import process_pb2
+from llmos.servers.optimizer.folder import Folder
+from llmos.servers.optimizer.launcher import Launcher, Process
+from llmos.servers.optimizer.nursery import COMMAND, Nursery
+
+
+@pytest.fixture
+async def launcher(tmp_path: Path) -> AsyncIterator[Launcher]:
+    nursery = Nursery()
+    yield Launcher(tmp_path, (sys.executable, "-c", "raise SystemExit(9)"), nursery)
+    nursery.close()
+    await until(lambda: not zygotes())
+
+
+def folder(tmp_path: Path, name: str) -> Folder:
+    """Make a folder whose job ends at once, in an error: it has no kind."""
+    found = Folder(tmp_path / name)
+    found.create(process_pb2.JobRecord())
+    found.write_launch(
+        process_pb2.JobLaunch(id=name, attempt=1, state_dir=str(tmp_path), kernel="none")
+    )
+    return found
+
+
+async def until(said: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not said():
+            await asyncio.sleep(0.02)
+
+
+def zygotes() -> list[psutil.Process]:
+    found = psutil.Process().children()  # and not their children
+    return [p for p in found if p.status() != psutil.STATUS_ZOMBIE and COMMAND[2] in p.cmdline()]
+
+
+async def ended(process: Process) -> str:
+    await until(lambda: not process.alive())
+    return process.ending()
+
+
+async def test_a_forked_job_reports_logs_and_frees_its_lock(
+    launcher: Launcher, tmp_path: Path
+) -> None:
+    for name in ("one", "two"):  # the second one by the same zygote
+        job = folder(tmp_path, name)
+        process = launcher.start(name, job)
+        assert job.locked() and process.alive()
+        assert await ended(process) == "with exit status 0"
+        assert process.pid() > 0 and not job.locked()
+        assert "failed" in job.log.read_text() and job.progress(1).stat().st_size > 0
+    assert len(zygotes()) == 1
+
+
+async def test_a_killed_job_and_a_killed_zygote_are_told_apart(
+    launcher: Launcher, tmp_path: Path
+) -> None:
+    job = folder(tmp_path, "job")
+    launch = job.path / "launch.pb"
+    text = launch.read_bytes()
+    launch.unlink()
+    os.mkfifo(launch)  # the job waits there for a writer
+    process = launcher.start("job", job, ["llmos.no.such.module"])  # the job itself would say it
+    process.signal(signal.SIGKILL)  # before it is there: it is remembered
+    assert await ended(process) == "by SIGKILL"
+    orphan = launcher.start("job", job)
+    await until(lambda: orphan.pid() > 0)
+    (zygote,) = zygotes()
+    os.kill(zygote.pid, signal.SIGKILL)
+    await until(lambda: not zygotes())
+    assert orphan.alive()
+    orphan.signal(signal.SIGKILL)
+    assert await ended(orphan) == "with the process that had started it"
+    launch.unlink()
+    launch.write_bytes(text)
+    assert await ended(launcher.start("job", job)) == "with exit status 0"  # by a new zygote
+
+
+async def test_without_a_zygote_the_command_is_started(tmp_path: Path) -> None:
+    command = (sys.executable, "-c", "raise SystemExit(9)")
+    launcher = Launcher(tmp_path, command, Nursery(["/no/such/program"]))
+    assert await ended(launcher.start("job", folder(tmp_path, "job"))) == "with exit status 9"
