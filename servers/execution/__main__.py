@@ -82,7 +82,8 @@ async def serve(config: ExecutionConfig) -> None:
 
     async def adopt_open_and_watch() -> None:
         try:
-            manager.open(await adopt(config.run_dir(), router))
+            adopted = await adopt(config.run_dir(), router)
+            manager.open(adopted, await grants.leases() if adopted else None)
             watching.append(background(holds.keep()))
             if server.port is not None:
                 await watch(server.port.channel, manager)

@@ -63,6 +63,8 @@ class ExecutionService(execution_pb2_grpc.ExecutionServicer):
         held = self._manager.hold(request.model, _asker(context))
         async with contextlib.aclosing(held) as workers:  # type: ignore[type-var]
             async for worker in workers:
+                if not call.resume_log(context):  # anything: then the next manager goes on with it
+                    call.append_resume_log(context, b"held")
                 yield pb.HoldModelResponse(model=await self._listed(worker.ref))
 
     async def _listed(self, ref: str) -> pb.Model:

@@ -7,7 +7,7 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 from llmos.lib.call import background
@@ -93,8 +93,12 @@ class Manager:
         self._open = asyncio.Event()
         self._reporter: asyncio.Task[None] | None = None
 
-    def open(self, adopted: Sequence[Worker]) -> None:
-        """Start answering, with the workers that an earlier manager has left."""
+    def open(self, adopted: Sequence[Worker], held: Mapping[str, int] | None = None) -> None:
+        """Start answering, with the workers that an earlier manager has left.
+
+        held: how many clients held each version then; they come back by themselves.
+        """
+        self._leases.expect(held or {})
         for worker in adopted:
             self._table.add(worker)
             self._wishes.adopt(worker.ref, worker.options)

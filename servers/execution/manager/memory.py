@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 
 import grpc
 
 from llmos.api.memory.v1 import residency_pb2 as pb
 from llmos.api.memory.v1 import residency_pb2_grpc
+from llmos.lib.errors import LLMOSError
 from llmos.servers.execution.manager.model import Worker
 from llmos.servers.execution.manager.peers import CALL_S, once, patient
+
+log = logging.getLogger(__name__)
 
 
 class MemoryGrants:
@@ -49,6 +53,16 @@ class MemoryGrants:
         """See seams.Grants."""
         request = pb.ReleaseGrantRequest(id=grant)
         await once(self._residency.ReleaseGrant(request, timeout=CALL_S))
+
+    async def leases(self) -> Mapping[str, int]:
+        """Return how many held each version when it was reported last; none if memory is away."""
+        request = pb.ListGrantsRequest()
+        try:
+            answer = await once(self._residency.ListGrants(request, timeout=CALL_S))
+        except LLMOSError as exc:
+            log.warning("holds are not known", extra={"cause": exc.message})
+            return {}
+        return {g.id.partition("#")[0]: g.leases for g in answer.grants}
 
     async def report(self, workers: Sequence[Worker]) -> None:
         """See seams.Grants."""

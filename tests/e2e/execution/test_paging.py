@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Iterator
@@ -186,3 +187,33 @@ async def test_a_dead_worker_gives_its_grant_back(llmos: Client) -> None:
 
     await asyncio.wait_for(look(), 20)
     await until(lambda: not os.path.exists(f"/proc/{pid}"))
+
+
+async def test_pins_and_holds_outlive_manager_and_kernel(running: Stack, llmos: Client) -> None:
+    await llmos.load("m1", pin=True)
+    hold = llmos.execution.HoldModel(pb.HoldModelRequest(model="m2"), timeout=600)
+    pids = {"m1": (await llmos.models())["m1@1"].pid, "m2": (await hold.read()).model.pid}
+
+    async def kept() -> None:
+        while True:  # a client of the kernel that died sees that it is away
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                models = await llmos.models()
+                known = {id: (g.pinned, g.leases) for id, g in (await grants(llmos)).items()}
+                if known == {"m1@1#0": (True, 0), "m2@1#0": (False, 1)}:
+                    break
+            await asyncio.sleep(0.05)
+        assert {n: models[f"{n}@1"].pid for n in pids} == pids
+        request = pb.UnloadModelRequest(model="m2")
+        assert (await refused(llmos.execution.UnloadModel(request, timeout=30))).reason == "HELD"
+        for i in (3, 4):  # others come and go beside them
+            await llmos.infer(f"m{i}", timeout=60)
+        assert {n: (await llmos.models())[f"{n}@1"].pid for n in pids} == pids
+        await llmos.unload("m4")
+
+    await kept()
+    for name in ("execution", "kernel"):
+        running.kill(name)
+        running.start(name)
+        await asyncio.wait_for(kept(), 60)
+    hold.cancel()
+    await llmos.execution.LoadModel(pb.LoadModelRequest(model="m1", unpin=True), timeout=60)
