@@ -84,7 +84,7 @@ def _load(
             name=key[0],
             version=key[1],
             description=_description(rows[key], listing),
-            files=tuple(File(f, d, size, folder / d[:2] / d) for f, d, size in stored[key]),
+            files=tuple(File(f, d, size, folder.joinpath(d[:2], d)) for f, d, size in stored[key]),
             lineage=Lineage(
                 rows[key].source,
                 tuple(parent for (parent,) in made_from[key]),
