@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import statistics
 import sys
 import time
 from pathlib import Path
@@ -20,16 +19,18 @@ from llmos.api.execution.v1 import execution_pb2_grpc
 from llmos.api.optimizer.v1 import jobs_pb2, jobs_pb2_grpc
 from llmos.servers.optimizer.job import corpus
 
-REQUESTS = 200  # of a phase
-EVERY_S = 0.08  # on average, at random: people do not wait for one another
+REQUESTS = 120  # of a phase; there are two of each sort
+EVERY_S = 0.12  # on average, at random: people do not wait for one another
 TOKENS = 4
 
 
-async def _phase(stub: execution_pb2_grpc.ExecutionAsyncStub, seed: int) -> dict[str, float]:
-    """Send requests at random times; return percentiles of the times to their ends, seconds."""
+async def _phase(
+    stub: execution_pb2_grpc.ExecutionAsyncStub, seed: int, count: int = REQUESTS
+) -> list[float]:
+    """Send requests at random times; return the milliseconds that each took."""
     rng = random.Random(seed)
 
-    async def one(number: int, at: float) -> float:
+    async def one(at: float) -> float:
         await asyncio.sleep(at)
         request = pb.GenerateRequest(model="smollm2", max_tokens=TOKENS)
         request.tokens.ids.extend(rng.randrange(300, 20_000) for _ in range(32))
@@ -38,14 +39,13 @@ async def _phase(stub: execution_pb2_grpc.ExecutionAsyncStub, seed: int) -> dict
         metadata = (("llmos-key", "smollm2"), ("llmos-class", "interactive"))
         async for _ in stub.Generate(request, timeout=60, metadata=metadata):
             pass
-        return time.perf_counter() - start
+        return 1e3 * (time.perf_counter() - start)
 
     times, at = [], 0.0
-    for number in range(REQUESTS):
+    for _ in range(count):
         at += rng.expovariate(1 / EVERY_S)
-        times.append(one(number, at))
-    took = await asyncio.gather(*times)
-    return {"p50": float(np.percentile(took, 50)), "p99": float(np.percentile(took, 99))}
+        times.append(one(at))
+    return list(await asyncio.gather(*times))
 
 
 async def _until_training(stub: jobs_pb2_grpc.JobsAsyncStub, id: str) -> None:
@@ -60,35 +60,41 @@ async def _measure(system: WholeOS, spec: jobs_pb2.JobSpec) -> dict[str, Any]:
     async with grpc.aio.insecure_channel(system.kernel) as channel:
         execution: execution_pb2_grpc.ExecutionAsyncStub = execution_pb2_grpc.ExecutionStub(channel)
         jobs: jobs_pb2_grpc.JobsAsyncStub = jobs_pb2_grpc.JobsStub(channel)
-        await _phase(execution, 0)  # the first ones load it
-        alone, beside = [], []
+        await _phase(execution, 0, 8)  # the first ones load it
+        alone: list[float] = []
+        beside: list[float] = []
         id = ""
         for turn in range(2):
-            alone.append(await _phase(execution, turn))
+            alone += await _phase(execution, turn)
             if not id:
                 request = jobs_pb2.SubmitJobRequest(spec=spec)
                 id = (await jobs.SubmitJob(request, timeout=30)).job.id
             else:
                 await jobs.ResumeJob(jobs_pb2.ResumeJobRequest(id=id), timeout=30)
             await _until_training(jobs, id)
-            beside.append(await _phase(execution, turn))
+            beside += await _phase(execution, turn)
             await jobs.PauseJob(jobs_pb2.PauseJobRequest(id=id), timeout=60)
             async for answer in jobs.WatchJob(jobs_pb2.WatchJobRequest(id=id), timeout=60):
                 if answer.job.state == jobs_pb2.JOB_STATE_PAUSED and not answer.job.pid:
                     break
-            print(f"alone {alone[-1]}, beside a job {beside[-1]}", file=sys.stderr)
+            print(f"turn {turn}: {_figures(alone, beside)}", file=sys.stderr)
         trained = answer.job.training
         await jobs.CancelJob(jobs_pb2.CancelJobRequest(id=id), timeout=30)
-    both = zip(alone, beside, strict=True)
     return {
-        "p99_alone_ms": 1e3 * statistics.median(a["p99"] for a in alone),
-        "p99_beside_a_job_ms": 1e3 * statistics.median(b["p99"] for b in beside),
-        "p99_ratio": statistics.median(b["p99"] / a["p99"] for a, b in both),
-        "p50_ratio": statistics.median(
-            b["p50"] / a["p50"] for a, b in zip(alone, beside, strict=True)
-        ),
+        **_figures(alone, beside),
         "job_steps_meanwhile": trained.step,
         "job_waited_s": trained.yielded_s,
+    }
+
+
+def _figures(alone: list[float], beside: list[float]) -> dict[str, float]:
+    p50, p99 = ([float(np.percentile(some, q)) for some in (alone, beside)] for q in (50, 99))
+    return {
+        "p50_alone_ms": p50[0],
+        "p50_beside_a_job_ms": p50[1],
+        "p99_alone_ms": p99[0],
+        "p99_beside_a_job_ms": p99[1],
+        "p99_ratio": p99[1] / p99[0],
     }
 
 
