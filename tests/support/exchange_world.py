@@ -1,10 +1,10 @@
-"""Exports and signatures in process and over gRPC, for tests."""
+"""Exports and signatures in process, over gRPC or through a kernel, for tests."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +14,10 @@ from model_files import tiny_encoder
 from remote_exchange import RemoteExchange
 from storage_checks import take
 
+from llmos.kernel.transport.server import KernelServer
+from llmos.lib.config import socket_address
 from llmos.lib.errors import LLMOSError
+from llmos.lib.port import Port
 from llmos.lib.serve import Server
 from llmos.servers.storage.config import StorageConfig
 from llmos.servers.storage.local import LocalStorage
@@ -28,23 +31,31 @@ Both = tuple[LocalStorage, Exchange, Signatures]
 
 
 @asynccontextmanager
-async def exchange_world(way: str, state_dir: Path) -> AsyncIterator[Both]:
-    """Open a store and what exports from it; way: `in process` or `gRPC`."""
-    with contextlib.closing(LocalStorage(state_dir / "storage")) as store:
+async def exchange_world(way: str, state_dir: Path, store: LocalStorage) -> AsyncIterator[Both]:
+    """Open what exports from a store; way: `in process`, `gRPC` or `kernel`."""
+    async with AsyncExitStack() as stack:
         if way == "in process":
-            with (
-                contextlib.closing(LocalExchange(store)) as exchange,
-                contextlib.closing(LocalSignatures(store)) as signatures,
-            ):
-                yield store, exchange, signatures
+            exchange = stack.enter_context(contextlib.closing(LocalExchange(store)))
+            yield store, exchange, stack.enter_context(contextlib.closing(LocalSignatures(store)))
             return
-        server = Server("storage", StorageConfig(state_dir=state_dir, kernel="none"))
-        with exchanging(server, store, 0):
-            await server.start()
-            async with grpc.aio.insecure_channel(server.address) as channel:
-                remote = RemoteExchange(channel)
-                yield store, remote, remote
-            await server.stop(0)
+        kernel = "none"
+        if way == "kernel":
+            kernel_server, kernel = KernelServer(), socket_address(state_dir, "kernel")
+            await kernel_server.start([kernel])
+            stack.push_async_callback(kernel_server.stop, 0)
+        server = Server("storage", StorageConfig(state_dir=state_dir, kernel=kernel))
+        stack.enter_context(exchanging(server, store, 0))
+        await server.start()
+        stack.push_async_callback(server.stop, 0)
+        if way == "kernel":
+            port = Port(kernel, "client")
+            await port.start()
+            stack.push_async_callback(port.stop, 1)
+            channel: grpc.aio.Channel = port.channel
+        else:
+            channel = await stack.enter_async_context(grpc.aio.insecure_channel(server.address))
+        remote = RemoteExchange(channel)
+        yield store, remote, remote
 
 
 async def last(steps: AsyncGenerator[Progress | T, None]) -> T:

@@ -1,4 +1,4 @@
-"""Exports and conversions: in process and over gRPC."""
+"""Exports and conversions: in process, over gRPC and through a kernel, on both databases."""
 
 from __future__ import annotations
 
@@ -15,26 +15,31 @@ from exchange_world import Both, damage, encoder, exchange_world, fails_with, la
 from local_registry import oci_registry
 from model_files import sparse_safetensors, tiny_encoder, tiny_gguf
 from storage_checks import fails, take
+from storage_world import ALL_WAYS
 from torch_files import Net, tiny_checkpoint, tiny_script
 
+from llmos.servers.storage.local import LocalStorage
 from llmos.servers.storage.model import Format, Progress, Registered
 from llmos.servers.storage.places.exchange import Exported
 
-two_ways = pytest.mark.parametrize("both", ["in process", "gRPC"], indirect=True)
-over_grpc = pytest.mark.parametrize("both", ["gRPC"], indirect=True)
-one_way = pytest.mark.parametrize("both", ["in process"], indirect=True)
+all_ways = pytest.mark.parametrize("way", ALL_WAYS)
+some_ways = pytest.mark.parametrize(
+    "way", ["in process, SQLite", "gRPC, SQLite", "kernel, PostgreSQL"]
+)
+over_grpc = pytest.mark.parametrize("way", ["gRPC, SQLite"])
+one_way = pytest.mark.parametrize("way", ["in process, SQLite"])
 
 
 @pytest.fixture
-async def both(request: pytest.FixtureRequest, state_dir: Path) -> AsyncIterator[Both]:
-    async with exchange_world(request.param, state_dir) as made:
+async def both(way: str, state_dir: Path, store: LocalStorage) -> AsyncIterator[Both]:
+    async with exchange_world(way.partition(",")[0], state_dir, store) as made:
         yield made
 
 
 # Exports.
 
 
-@two_ways
+@all_ways
 async def test_export_to_a_folder_and_back(both: Both, tmp_path: Path) -> None:
     store, exchange, _ = both
     version = await encoder(store, tmp_path / "enc")
@@ -51,7 +56,7 @@ async def test_export_to_a_folder_and_back(both: Both, tmp_path: Path) -> None:
     )
 
 
-@two_ways
+@some_ways
 async def test_bad_destinations(both: Both, tmp_path: Path) -> None:
     store, exchange, _ = both
     await encoder(store, tmp_path / "enc")
@@ -89,7 +94,7 @@ async def test_a_damaged_file_is_not_exported(both: Both, tmp_path: Path) -> Non
     assert sorted(p.name for p in tmp_path.iterdir()) == ["enc", "registry"]
 
 
-@two_ways
+@some_ways
 async def test_push_and_pull(both: Both, tmp_path: Path) -> None:
     store, exchange, _ = both
     version = await encoder(store, tmp_path / "enc")

