@@ -15,6 +15,7 @@ need nginx nginx-light
 need chromium "chromium fonts-noto-cjk"
 need docker-registry docker-registry
 need h2load nghttp2-client
+need mod2imp "libsword-utils sword-text-web sword-text-sparv"
 need promtool prometheus
 [ -d /usr/share/datasets/fashion-mnist ] || missing="$missing dataset-fashion-mnist"
 ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null ||
