@@ -90,3 +90,18 @@ def tiny_onnx(path: Path, *, external: str = "", seed: int = 0) -> Path:
     model = helper.make_model(graph, opset_imports=opsets, ir_version=9)  # older runtimes too
     onnx.save_model(model, path) if not external else path.write_bytes(model.SerializeToString())
     return path
+
+
+def random_adapter(folder: Path, width: int = 576, seed: int = 0, base: str = "") -> str:
+    """Write a LoRA adapter of the q matrices of a model like SmolLM2, which has 576 wide ones."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir()
+    tensors = {}
+    for layer in range(30):
+        key = f"base_model.model.model.layers.{layer}.self_attn.q_proj.lora"
+        tensors[f"{key}_A.weight"] = rng.normal(0, 0.3, (4, width)).astype(np.float32)
+        tensors[f"{key}_B.weight"] = rng.normal(0, 0.3, (width, 4)).astype(np.float32)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "base_model_name_or_path": base}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return str(folder)

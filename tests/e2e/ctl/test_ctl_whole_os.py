@@ -127,7 +127,6 @@ def test_ps_counts_calls(os_up: WholeOS) -> None:
         (["run", "smollm2", "", "--raw"], 2, "prompt"),
         (["run", "smollm2", "hi", "--temperature", "9"], 2, "temperature"),
         (["run", "smollm2", "x " * 9000, "--raw"], 2, "context"),
-        (["embed", "smollm2", "hi"], 7, "does not embed"),
         (["model", "show", "no such name"], 2, "name"),
         (["model", "rm", "nope@1"], 3, "nope"),
         (["model", "import", "/etc/passwd"], 2, "passwd"),

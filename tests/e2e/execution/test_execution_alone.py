@@ -12,7 +12,7 @@ import pytest
 from execution_stack import Stack, stack
 
 from llmos.api.execution.v1 import execution_pb2 as pb
-from llmos.api.execution.v1 import execution_pb2_grpc
+from llmos.api.execution.v1 import execution_pb2_grpc, predict_pb2
 from llmos.api.storage.v1 import registry_pb2, registry_pb2_grpc
 from llmos.lib.config import socket_address
 from llmos.lib.rpc import from_rpc_error
@@ -46,8 +46,11 @@ async def test_models_are_served_on_its_own_address(alone: Stack) -> None:
         assert "5" in "".join(r.text for r in replies)
         ids = (await stub.Tokenize(pb.TokenizeRequest(model="smollm2", text="Paris"))).ids
         assert ids
+        vectors = await stub.Embed(pb.EmbedRequest(model="smollm2", texts=["a"]), timeout=60)
+        assert len(vectors.embeddings[0].values) == 576
+        classify = predict_pb2.ClassifyRequest(model="smollm2", items=[predict_pb2.Item(text="a")])
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await stub.Embed(pb.EmbedRequest(model="smollm2", texts=["a"]), timeout=60)
+            await stub.Classify(classify, timeout=60)
         assert from_rpc_error(caught.value).reason == "WRONG_TASK"
         (model,) = (await stub.ListModels(pb.ListModelsRequest())).models
         assert model.state == pb.MODEL_STATE_READY

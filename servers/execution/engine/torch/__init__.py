@@ -21,7 +21,7 @@ def check(spec: ModelSpec) -> None:
     from llmos.servers.execution.engine.torch.options import wishes
 
     read_config(spec)
-    sizing.resolve(wishes(spec), spec.device)
+    sizing.resolve(wishes(spec).precision, spec.device)
 
 
 def estimate_bytes(spec: ModelSpec) -> int:
@@ -31,7 +31,7 @@ def estimate_bytes(spec: ModelSpec) -> int:
     from llmos.servers.execution.engine.torch.options import wishes
 
     config, _ = read_config(spec)
-    precision = sizing.resolve(wishes(spec), spec.device)
+    precision = sizing.resolve(wishes(spec).precision, spec.device)
     return sizing.model_bytes(config, sizing.context_of(spec, config), precision)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from llmos.lib.errors import FailedPrecondition
+from llmos.lib.errors import FailedPrecondition, InvalidArgument
 from llmos.servers.execution.engine.base import (
     Embeddings,
     Engine,
@@ -37,6 +37,7 @@ from llmos.servers.execution.engine.torch.kv import KVCache
 from llmos.servers.execution.engine.torch.loop import StepLoop
 from llmos.servers.execution.engine.torch.model import Model
 from llmos.servers.execution.engine.torch.options import wishes
+from llmos.servers.execution.engine.torch.pooling import Pooled
 from llmos.servers.execution.engine.torch.request import constraint, make_plan
 from llmos.servers.execution.engine.torch.schedule import Job
 from llmos.servers.execution.engine.torch.sequence import Sequence as Running
@@ -58,9 +59,16 @@ class TorchEngine(Engine):
     """
 
     def __init__(
-        self, info: EngineInfo, model: Model, text: TextTokenizer, chat: ChatTemplate, threads: int
+        self,
+        info: EngineInfo,
+        model: Model,
+        text: TextTokenizer,
+        chat: ChatTemplate,
+        threads: int,
+        pooling: str = "mean",
     ) -> None:
-        """Start serving `model`; `load` builds all the parts."""
+        """Start serving `model`; `load` builds all the parts. pooling: see `embed`."""
+        self._pooling = pooling
         self.info, self.tokenizer = info, text
         self._chat, self._vocab, self._model = chat, model.config.vocab, model
         self._guides = Guides(text, self._vocab)
@@ -114,8 +122,31 @@ class TorchEngine(Engine):
         await asyncio.to_thread(self._adapters.add, ref, files)
 
     async def embed(self, texts: Sequence[str]) -> Embeddings:
-        """Raise FailedPrecondition WRONG_TASK."""
-        raise self._wrong_task("embed texts")
+        """Turn texts into vectors: the mean of their tokens' last states, or the last token's.
+
+        Texts beyond the context are cut. Also raises Internal STEP_FAILED, NOT_FINITE.
+        """
+        if not texts:
+            raise InvalidArgument("EMPTY_INPUT", "There is no text to embed; give at least one.")
+        ids = await asyncio.to_thread(lambda: [self.tokenizer.encode(text) for text in texts])
+        for index, tokens in enumerate(ids):
+            if not tokens:
+                raise InvalidArgument("EMPTY_INPUT", f"Text {index} is empty; leave it out.")
+        most = self.info.context_length
+        read = [Pooled(tokens[:most], self.tokenizer, self._pooling) for tokens in ids]
+        jobs = [Job(sequence, Outlet(self._loop.wake)) for sequence in read]
+        try:
+            for job in jobs:
+                self._loop.submit(job)
+            pieces = [await job.outlet.get() for job in jobs]
+        finally:
+            for job in jobs:
+                self._loop.cancel(job)
+        return Embeddings(
+            np.stack([s.vector for s in read if s.vector is not None]),
+            sum(piece.prompt_tokens for piece in pieces),
+            [i for i, tokens in enumerate(ids) if len(tokens) > most],
+        )
 
     async def infer(
         self, inputs: dict[str, npt.NDArray[np.generic]], outputs: Sequence[str]
@@ -158,7 +189,8 @@ def load(spec: ModelSpec, precision: str = "") -> TorchEngine:
     torch.set_num_threads(threads)
     config, header = read_config(spec, arrays=True)
     context = sizing.context_of(spec, config)
-    dtype = sizing.resolve(precision or wishes(spec), spec.device)
+    wished = wishes(spec)
+    dtype = sizing.resolve(precision or wished.precision, spec.device)
     weights: Weights
     if header is None:
         text, chat = _text_of_directory(spec)
@@ -178,7 +210,7 @@ def load(spec: ModelSpec, precision: str = "") -> TorchEngine:
         "batch-invariant" if model.exact else "last bits depend on the batch",
     )
     info = EngineInfo("torch", "generate", spec.device, dtype, context)
-    return TorchEngine(info, model, text, chat, threads)
+    return TorchEngine(info, model, text, chat, threads, wished.pooling or "mean")
 
 
 def _text_of_gguf(

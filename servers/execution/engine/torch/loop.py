@@ -12,12 +12,14 @@ import threading
 import time
 
 import torch
+from torch import Tensor
 
 from llmos.lib.errors import Internal, LLMOSError, Unavailable
 from llmos.servers.execution.engine.base import Piece
 from llmos.servers.execution.engine.torch.delivery import Outlet, deliver
 from llmos.servers.execution.engine.torch.kv import KVCache, Span
 from llmos.servers.execution.engine.torch.model import Model
+from llmos.servers.execution.engine.torch.pooling import Pooled
 from llmos.servers.execution.engine.torch.sampling import Choice, Row, choose
 from llmos.servers.execution.engine.torch.schedule import Chunk, Job, Scheduler
 from llmos.servers.execution.engine.torch.scoring import score
@@ -102,9 +104,15 @@ class StepLoop:
         rows: list[Row] = []
         scored: list[tuple[Sequence, range]] = []
         scores: list[int] = []
+        pooled: list[tuple[Chunk, Pooled, range]] = []
+        shown: list[int] = []
         for chunk in chunks:
             sequence, job = chunk.job.sequence, chunk.job
             end = sequence.fed + chunk.count
+            if isinstance(sequence, Pooled):
+                needed, ask = sequence.shown(end), len(tokens) - sequence.fed
+                pooled.append((chunk, sequence, needed))
+                shown += [ask + position for position in needed]
             if positions := sequence.unscored(end):
                 scored.append((sequence, positions))
                 ask = len(tokens) - sequence.fed
@@ -112,7 +120,7 @@ class StepLoop:
             spans.append(Span(job.table, sequence.fed, chunk.count + len(chunk.draft), job.adapter))
             tokens += sequence.tokens[sequence.fed : end]
             tokens += chunk.draft
-            if end == len(sequence.tokens):
+            if end == len(sequence.tokens) and not isinstance(sequence, Pooled):
                 wanted += range(len(tokens) - len(chunk.draft) - 1, len(tokens))
                 rows += [sequence.row(chunk.draft[:i]) for i in range(len(chunk.draft) + 1)]
                 speaking.append(chunk)
@@ -120,14 +128,30 @@ class StepLoop:
         for block, data in writes:
             self._cache.copy_in(block, data)
         begun = time.monotonic()
-        logits = self._model.forward(self._cache, tokens, spans, [*wanted, *scores])
+        asked = [*wanted, *scores]
+        logits, states = self._model.step(self._cache, tokens, spans, asked, shown)
         score(logits[len(wanted) :], scored)
         for chunk in chunks:
             chunk.job.sequence.fed += chunk.count
             chunk.job.register(self._cache.pages)  # before it may end and give its blocks back
         if self._sharing is not None:
             self._sharing.measured(len(tokens), time.monotonic() - begun)
+        self._pool(pooled, states)
         self._speak(speaking, choose(logits[: len(wanted)], rows))
+
+    def _pool(self, pooled: list[tuple[Chunk, Pooled, range]], states: Tensor) -> None:
+        items: list[tuple[Outlet, Piece | LLMOSError]] = []
+        at = 0
+        for chunk, sequence, needed in pooled:
+            mine = states[at : at + len(needed)]
+            at += len(needed)
+            if not sequence.take(mine, sequence.fed):
+                continue
+            if broken := sequence.vector is None:
+                self._cache.scrub(chunk.job.table)
+            items.append((chunk.job.outlet, _not_finite() if broken else sequence.closing()))
+            self._jobs.drop(chunk.job, forget=broken)
+        self._deliver([chunk.job for chunk, _, _ in pooled], items)
 
     def _speak(self, chunks: list[Chunk], choices: list[Choice | None]) -> None:
         items: list[tuple[Outlet, Piece | LLMOSError]] = []

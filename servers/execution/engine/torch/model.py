@@ -53,12 +53,26 @@ class Model(abc.ABC):
         `tokens` are the new tokens of all `spans` in their order; their keys and values are
         written to the cache.
         """
+        return self.step(cache, tokens, spans, wanted, ())[0]
+
+    def step(
+        self,
+        cache: KVCache,
+        tokens: Sequence[int],
+        spans: Sequence[Span],
+        wanted: Sequence[int],
+        shown: Sequence[int],
+    ) -> tuple[Tensor, Tensor]:
+        """Return as `forward`, and the states after the last norm of the rows `shown`, float32."""
         x = self._run(cache, tokens, spans)
+        states = torch.empty(0, self.config.hidden, device=x.device)
+        if shown:
+            states = self._final(x[torch.tensor(shown, device=x.device)]).float()
         if not wanted:  # only the middle of prompts was read
-            return torch.empty(0, self.config.vocab, device=x.device)
+            return torch.empty(0, self.config.vocab, device=x.device), states
         rows = [*wanted, *[0] * max(0, self._least - len(wanted))]
         last = self._final(x[torch.tensor(rows, device=x.device)])
-        return self._logits(last)[: len(wanted)].float()
+        return self._logits(last)[: len(wanted)].float(), states
 
     def hidden(self, cache: KVCache, tokens: Sequence[int], spans: Sequence[Span]) -> Tensor:
         """Return what the output matrix would get of every token, float32 [tokens, hidden]."""

@@ -1,29 +1,50 @@
-"""What a version itself says about how it is to be run: `[generate]` in its serving.toml."""
+"""What a version itself says about how it is to be run: in its serving.toml."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from llmos.servers.execution.engine.base import ModelSpec
 from llmos.servers.execution.engine.serving.declared import bad, declared
 
 
-def wishes(spec: ModelSpec) -> str:
-    """Return the precision asked for, by who loads it or the version, else the configuration's.
+class Wishes(NamedTuple):
+    """`[generate]` precision and `[embed]` pooling ("" = by the model's own files, or the mean)."""
+
+    precision: str = ""
+    pooling: str = ""
+
+
+_SECTIONS = {
+    "generate": ("precision", ("auto", "fp32", "bf16", "int8")),
+    "embed": ("pooling", ("mean", "last")),
+}
+
+
+def wishes(spec: ModelSpec) -> Wishes:
+    """Return what is asked for, by who loads it or the version, else the configuration's.
 
     Raises Unavailable LOAD_FAILED when the file is broken or names something unknown;
     InvalidArgument BAD_OPTION when what was asked for is wrong.
     """
-    return declared(spec.files, spec.changes, _precision) or spec.precision
+    found = declared(spec.files, spec.changes, _parse)
+    return found._replace(precision=found.precision or spec.precision)
 
 
-def _precision(table: Mapping[str, Any]) -> str:
-    section = table.get("generate", {})
-    known = isinstance(section, dict) and not (set(table) - {"generate"})
-    if not known or set(section) - {"precision"}:
-        raise bad('a language model may have [instances], and [generate] with precision = "int8"')
-    precision = section.get("precision", "")
-    if precision not in ("", "auto", "fp32", "bf16", "int8"):
-        raise bad(f"generate.precision is {str(precision)[:60]!r}; it is fp32, bf16 or int8")
-    return str(precision)
+def _parse(table: Mapping[str, Any]) -> Wishes:
+    if unknown := set(table) - set(_SECTIONS):
+        raise bad(
+            f"{min(unknown)[:60]!r} is not known; a language model may have [instances], "
+            "[generate] and [embed]"
+        )
+    found = {}
+    for name, (key, values) in _SECTIONS.items():
+        section = table.get(name, {})
+        if not isinstance(section, dict) or set(section) - {key}:
+            raise bad(f"[{name}] has {key} and no more")
+        found[key] = section.get(key, "")
+        if found[key] not in ("", *values):
+            shown = str(found[key])[:60]
+            raise bad(f"{name}.{key} is {shown!r}; it is one of {', '.join(values)}")
+    return Wishes(**found)

@@ -131,8 +131,8 @@ class Scheduler:
         if len(self.running) >= MAX_RUNNING and not self._preempt(job.rank):
             return False
         tokens = len(job.sequence.tokens)
-        # What is to be scored has to be read.
-        known = 0 if job.sequence.scores is not None else (tokens - 1) // BLOCK
+        # What is to be scored or pooled has to be read.
+        known = 0 if job.sequence.whole else (tokens - 1) // BLOCK
         shared = self._pages.match(job.keys(known))
         needed = -(-tokens // BLOCK) - len(shared)
         # A block for everybody's growth: else the newcomer soon drives another out.

@@ -60,6 +60,11 @@ class Sequence:
         """Return how many tokens were generated, resumed ones included."""
         return len(self.tokens) - len(self.plan.prompt)
 
+    @property
+    def whole(self) -> bool:
+        """Return whether all of its tokens have to be read, also where their keys are known."""
+        return self.scores is not None
+
     def begin(self, cached: int) -> None:
         """Start reading after `cached` tokens, whose keys and values were found."""
         self.fed = cached

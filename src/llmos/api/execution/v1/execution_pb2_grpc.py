@@ -146,9 +146,11 @@ class ExecutionServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Embed(self, request, context):
-        """Turns texts into vectors.
+        """Turns texts into vectors. A language model gives the mean of its last hidden states, or the last
+        token's, as its serving.toml says.
 
         Errors: INVALID_ARGUMENT EMPTY_INPUT. RESOURCE_EXHAUSTED TOO_MANY_INPUTS: over 2,048 texts.
+        INTERNAL STEP_FAILED, NOT_FINITE: as of Generate.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

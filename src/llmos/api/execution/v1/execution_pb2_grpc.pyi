@@ -66,9 +66,11 @@ class ExecutionStub:
       INTERNAL STEP_FAILED, NOT_FINITE: the computation broke (memory, or a number of the model).
     """
     Embed: _grpc.UnaryUnaryMultiCallable[_execution_pb2.EmbedRequest, _execution_pb2.EmbedResponse]
-    """Turns texts into vectors.
+    """Turns texts into vectors. A language model gives the mean of its last hidden states, or the last
+    token's, as its serving.toml says.
 
     Errors: INVALID_ARGUMENT EMPTY_INPUT. RESOURCE_EXHAUSTED TOO_MANY_INPUTS: over 2,048 texts.
+      INTERNAL STEP_FAILED, NOT_FINITE: as of Generate.
     """
     Classify: _grpc.UnaryUnaryMultiCallable[_predict_pb2.ClassifyRequest, _predict_pb2.ClassifyResponse]
     """Names what texts, images or sounds are. For models that say what their labels are (see
@@ -177,9 +179,11 @@ class ExecutionAsyncStub(ExecutionStub):
       INTERNAL STEP_FAILED, NOT_FINITE: the computation broke (memory, or a number of the model).
     """
     Embed: _aio.UnaryUnaryMultiCallable[_execution_pb2.EmbedRequest, _execution_pb2.EmbedResponse]  # type: ignore[assignment]
-    """Turns texts into vectors.
+    """Turns texts into vectors. A language model gives the mean of its last hidden states, or the last
+    token's, as its serving.toml says.
 
     Errors: INVALID_ARGUMENT EMPTY_INPUT. RESOURCE_EXHAUSTED TOO_MANY_INPUTS: over 2,048 texts.
+      INTERNAL STEP_FAILED, NOT_FINITE: as of Generate.
     """
     Classify: _aio.UnaryUnaryMultiCallable[_predict_pb2.ClassifyRequest, _predict_pb2.ClassifyResponse]  # type: ignore[assignment]
     """Names what texts, images or sounds are. For models that say what their labels are (see
@@ -297,9 +301,11 @@ class ExecutionServicer(metaclass=_abc_1.ABCMeta):
         request: _execution_pb2.EmbedRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_execution_pb2.EmbedResponse, _abc.Awaitable[_execution_pb2.EmbedResponse]]:
-        """Turns texts into vectors.
+        """Turns texts into vectors. A language model gives the mean of its last hidden states, or the last
+        token's, as its serving.toml says.
 
         Errors: INVALID_ARGUMENT EMPTY_INPUT. RESOURCE_EXHAUSTED TOO_MANY_INPUTS: over 2,048 texts.
+          INTERNAL STEP_FAILED, NOT_FINITE: as of Generate.
         """
 
     @_abc_1.abstractmethod
