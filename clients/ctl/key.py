@@ -35,6 +35,9 @@ def create(
     cost_per_s: Annotated[
         float, typer.Option(help="Cost per second; of language models this is tokens.")
     ] = 0,
+    admin: Annotated[
+        bool, typer.Option("--admin", help="It may steer the OS, too: the console, /llmos/v1.")
+    ] = False,
     days: Annotated[float, typer.Option(help="It expires after so many days; 0 = never.")] = 0,
 ) -> None:
     """Make a key and print it. It is shown this once: only its hash is kept."""
@@ -47,6 +50,7 @@ def create(
         sha256=apikeys.digest(secret),
         tenant=tenant,
         name=name,
+        admin=admin,
         call_class=call_class,
         weight=weight,
         max_calls=max_calls,
@@ -77,7 +81,7 @@ def list_(session: Session) -> None:
             key.id,
             key.tenant,
             key.name,
-            key.call_class,
+            f"{key.call_class}, admin" if key.admin else key.call_class,
             when(key.created_unix_s),
             when(key.expires_unix_s) if key.expires_unix_s else "never",
         ]

@@ -22,6 +22,7 @@ from llmos.servers.gateway.admin_calls import CALLS, QUICK_S, Call
 from llmos.servers.gateway.admin_feed import Feed
 from llmos.servers.gateway.admin_guard import Guard
 from llmos.servers.gateway.config import GatewayConfig
+from llmos.servers.gateway.keys import Keys
 from llmos.servers.gateway.stream import unless_gone
 
 PREFIX = "/llmos/v1"
@@ -34,11 +35,11 @@ _PICTURE = ("kernel/stats", "kernel/ports", "kernel/services", "kernel/tenants",
 class Admin:
     """The endpoints over the channels of a server. They raise LLMOSError and HTTPException."""
 
-    def __init__(self, channels: Channels, config: GatewayConfig) -> None:
+    def __init__(self, channels: Channels, config: GatewayConfig, keys: Keys | None = None) -> None:
         """Call on the channel that `channels` returns for a server's name; it may raise."""
         self._channels = channels
         self._config = config
-        self._guard = Guard(config.admin, config.admin_hosts)
+        self._guard = Guard(config.admin, config.admin_hosts, keys)
         self._by_path = {call.path: call for call in CALLS}
 
     def routes(self) -> list[BaseRoute]:

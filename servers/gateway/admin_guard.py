@@ -13,20 +13,21 @@ import ipaddress
 from starlette.requests import Request
 
 from llmos.lib.errors import InvalidArgument, PermissionDenied
+from llmos.servers.gateway.keys import Keys
 
 
 class Guard:
     """Checks requests. `admin` and `hosts` are as in GatewayConfig: names separated by commas."""
 
-    def __init__(self, admin: str, hosts: str) -> None:
-        """Keep both."""
-        self._admin = admin
+    def __init__(self, admin: str, hosts: str, keys: Keys | None = None) -> None:
+        """Keep them; keys: who may where `admin` is `keys`."""
+        self._admin, self._keys = admin, keys
         self._hosts = {name.strip().lower() for name in hosts.split(",") if name.strip()}
 
     def check(self, request: Request) -> None:
-        """Raise PermissionDenied ADMIN_OFF, NOT_LOCAL, BAD_HOST or CROSS_ORIGIN if it may not.
+        """Raise PermissionDenied ADMIN_OFF, NOT_LOCAL, NOT_ADMIN, BAD_HOST or CROSS_ORIGIN.
 
-        Raises InvalidArgument NOT_JSON for a change that is not JSON.
+        Raises InvalidArgument NOT_JSON for a change that is not JSON, and what `Keys.find` raises.
         """
         if self._admin == "none":
             raise PermissionDenied(
@@ -37,6 +38,10 @@ class Guard:
                 "NOT_LOCAL",
                 'The console is for this machine only; the gateway\'s setting `admin = "all"` '
                 "opens it to everybody who reaches it.",
+            )
+        if self._admin == "keys" and self._keys is not None and not self._keys.find(request).admin:
+            raise PermissionDenied(
+                "NOT_ADMIN", "This key may not steer the OS; `llmos-ctl key create --admin` can."
             )
         host = request.headers.get("host", "")
         if not self._is_ours(_name(host)):

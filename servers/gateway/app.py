@@ -67,7 +67,7 @@ def build(
         routes += [
             *OpenInference(lambda: channels("execution"), config).routes(),
             *Transcriptions(channels, config).routes(),
-            *Admin(channels, config).routes(),
+            *Admin(channels, config, keys).routes(),
             *Console().routes(),
         ]
         documents = Documents(lambda: channels("storage"))

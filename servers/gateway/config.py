@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from llmos.lib.config import ServerConfig, option
 from llmos.lib.errors import InvalidArgument
 
-ADMIN = ("local", "all", "none")  # values of GatewayConfig.admin
+ADMIN = ("local", "keys", "all", "none")  # values of GatewayConfig.admin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,9 @@ class GatewayConfig(ServerConfig):
     max_body_bytes: int = option(16 << 20, "largest request body, bytes")
     max_prompts: int = option(128, "most prompts in one completions request")
     admin: str = option(
-        "local", "who may use /console and /llmos/v1: local = from this machine only, all, none"
+        "local",
+        "who may use the console and /llmos/v1: local = from this machine only, keys = who has an "
+        "admin's key (llmos-ctl key create --admin), all, none",
     )
     admin_hosts: str = option(
         "", "names, besides IP addresses and localhost, under which browsers reach the console"
@@ -65,6 +67,8 @@ class GatewayConfig(ServerConfig):
             raise InvalidArgument("BAD_CONFIG", f"admin = {self.admin!r} is none of {ADMIN}.")
         if self.auth not in ("none", "keys"):
             raise InvalidArgument("BAD_CONFIG", f"auth = {self.auth!r} is not none or keys.")
+        if self.admin == "keys" and self.auth != "keys":
+            raise InvalidArgument("BAD_CONFIG", 'admin = "keys" needs auth = "keys".')
         if bool(self.tls_cert) != bool(self.tls_key):
             raise InvalidArgument("BAD_CONFIG", "tls_cert and tls_key go together; give both.")
         if not self.drain_s >= 0:

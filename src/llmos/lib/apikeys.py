@@ -26,6 +26,7 @@ class ApiKey:
     sha256: str
     tenant: str
     name: str = ""  # for people
+    admin: bool = False  # it may also look into the OS and steer it: /llmos/v1
     call_class: str = "interactive"  # the class of its calls
     weight: float = 0.0  # share relative to other tenants; 0 = not changed
     max_calls: int = 0  # queued and running

@@ -25,7 +25,7 @@ BODY = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 32], "data": [
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stack, httpx.Client]]:
     folder = tmp_path_factory.mktemp("keys")
-    flags = ("--auth", "keys", "--cors-origins", "https://app.example")
+    flags = ("--auth", "keys", "--admin", "keys", "--cors-origins", "https://app.example")
     with stack(folder) as running, kernel_gateway(folder, *flags) as gateway:
         source = folder / "import" / "tiny"
         source.mkdir(parents=True)
@@ -117,3 +117,15 @@ def test_other_origins(world: tuple[Stack, httpx.Client]) -> None:
     assert "access-control-allow-origin" not in other.headers
     console = http.get("/llmos/v1", headers={"origin": "https://app.example"})
     assert "access-control-allow-origin" not in console.headers
+
+
+def test_only_an_admins_key_steers_the_os(world: tuple[Stack, httpx.Client]) -> None:
+    running, http = world
+    path = "/llmos/v1/kernel/stats"
+    assert http.get(path).json()["error"]["code"] == "no_key"
+    made = [ctl(running, "key", "create", "ops", *more)["key"] for more in ([], ["--admin"])]
+    plain, admin = ({"authorization": f"Bearer {key}"} for key in made)
+    until(lambda: http.get(path, headers=admin).status_code == 200)
+    until(lambda: http.get("/v1/models", headers=plain).status_code == 200)
+    refused = http.get(path, headers=plain)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "not_admin")

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from whole_os import WholeOS
 
@@ -33,7 +34,7 @@ done = lm_eval.simple_evaluate(
 )
 print(json.dumps(done["results"], default=str))
 """
-TASKS = {
+TASKS: dict[str, dict[str, Any]] = {
     # Which ending is likelier, and is the right one the likeliest of all tokens?
     "capitals": {
         "output_type": "multiple_choice",
@@ -48,7 +49,7 @@ TASKS = {
         "metric_list": [{"metric": "exact_match"}],
     },
 }
-ROWS = {
+ROWS: dict[str, list[dict[str, Any]]] = {
     "capitals": [
         {"text": "The capital of France is", "choices": [" Paris", " seven"], "label": 0},
         {"text": "The capital of Italy is", "choices": [" green", " Rome"], "label": 1},

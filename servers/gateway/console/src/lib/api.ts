@@ -31,28 +31,27 @@ async function json<T>(url: string, init?: RequestInit): Promise<T> {
 
 const BASE = "/llmos/v1";
 const JSON_HEADERS = { "content-type": "application/json" };
-
-export function get<T>(path: string, signal?: AbortSignal): Promise<T> {
-  return json<T>(BASE + path, { signal: signal ?? null });
-}
-
-export function post<T>(path: string, members: object = {}): Promise<T> {
-  return json<T>(BASE + path, {
-    method: "POST",
-    headers: JSON_HEADERS,
-    body: JSON.stringify(members),
-  });
-}
-
 const KEY = "llmos.key";
 
 /** The API key that people gave, if the gateway wants one; it is forgotten with the tab. */
 export const apiKey = (): string => sessionStorage.getItem(KEY) ?? "";
 export const keepApiKey = (key: string): void => sessionStorage.setItem(KEY, key);
 
-function keyed(): Record<string, string> {
+function keyed(headers: Record<string, string> = JSON_HEADERS): Record<string, string> {
   const key = apiKey();
-  return key ? { ...JSON_HEADERS, authorization: `Bearer ${key}` } : JSON_HEADERS;
+  return key ? { ...headers, authorization: `Bearer ${key}` } : headers;
+}
+
+export function get<T>(path: string, signal?: AbortSignal): Promise<T> {
+  return json<T>(BASE + path, { headers: keyed({}), signal: signal ?? null });
+}
+
+export function post<T>(path: string, members: object = {}): Promise<T> {
+  return json<T>(BASE + path, {
+    method: "POST",
+    headers: keyed(),
+    body: JSON.stringify(members),
+  });
 }
 
 /** Calls the OpenAI API of the gateway. */
@@ -95,7 +94,7 @@ async function* events(response: Response): AsyncGenerator<Event> {
 
 /** Yields the values of a feed of /llmos/v1. Throws ApiError when it ends with one. */
 export async function* feed<T>(path: string, signal: AbortSignal): AsyncGenerator<T> {
-  const response = await fetch(BASE + path, { signal });
+  const response = await fetch(BASE + path, { headers: keyed({}), signal });
   if (!response.ok) throw await failure(response);
   for await (const event of events(response)) {
     if (event.name === "end") return;
