@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from llmos.api.execution.v1 import execution_pb2 as pb
+from llmos.lib import rpc
 from llmos.lib.errors import InvalidArgument, ResourceExhausted
 from llmos.servers.execution.engine.base import ChatTurn, Embeddings, Piece
 from llmos.servers.execution.worker import convert
@@ -33,6 +34,13 @@ def test_a_resumed_stream_keeps_the_first_workers_seed() -> None:
     made = convert.generation(request, 7, [3, 4])
     assert made.seed == 7
     assert list(made.resume) == [3, 4]
+
+
+def test_text_that_is_no_utf8_is_the_callers_fault() -> None:
+    raw = pb.GenerateRequest(model="m", prompt="a??b").SerializeToString()
+    with pytest.raises(InvalidArgument, match="does not parse") as caught:
+        rpc.decode(pb.GenerateRequest.FromString, raw.replace(b"??", b"\xff\xfe"))
+    assert caught.value.reason == "BAD_MESSAGE"
 
 
 def test_chat_and_tokens() -> None:
