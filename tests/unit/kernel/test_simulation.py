@@ -15,6 +15,7 @@ EVENTS = 1_000_000
 SUPPORT = Path(__file__).parents[2] / "support"
 
 
+@pytest.mark.timeout(900)  # about a minute and a half of one quiet core
 def test_every_invariant_holds_over_a_million_events() -> None:
     before = reachable()
     chaos = Chaos(seed=20261122)
