@@ -43,8 +43,8 @@ def trace(
 ) -> None:
     """Show where the time of a call went: what runs of it now, its waterfall, and what was logged.
 
-    The waterfall is of generations through the gateway, whose log has what gateway and worker
-    measured. A call that runs is shown with the calls that it made.
+    The waterfall is of requests through the gateway, whose log has what it measured, and of
+    generations what the worker did. A call that runs is shown with the calls that it made.
     """
     with status("reading logs"):
         running = _running(session, id)
@@ -80,6 +80,11 @@ def waterfall(request: dict[str, Any]) -> list[Part]:
     parts: list[Part] = [("request", 0.0, total)]
     first = request.get("first_token_s")
     if first is None:  # no generation, or it failed before its first token
+        if "call_from_s" in request:
+            asked, told = float(request["call_from_s"]), float(request["call_to_s"])
+            parts.append(("gateway: reading the request", 0.0, asked))
+            parts.append(("the OS: routing, queue, the answer", asked, told))
+            parts.append(("gateway: writing the answer", told, max(total, told)))
         return parts
     in_worker = min(float(first), float(request.get("worker_first_token_s", 0.0)))
     decode = float(request.get("worker_decode_s", 0.0))

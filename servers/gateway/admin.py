@@ -117,7 +117,8 @@ class Admin:
             f"/{call.rpc}", type(message).SerializeToString, call.response.FromString
         )
         try:
-            answer = await rpc(message, timeout=timeout_s, metadata=self._metadata(request))
+            with trace.of(request.scope).calling():
+                answer = await rpc(message, timeout=timeout_s, metadata=self._metadata(request))
         except grpc.RpcError as exc:
             raise from_rpc_error(exc) from None
         assert isinstance(answer, Message)

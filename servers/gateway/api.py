@@ -132,9 +132,10 @@ class OpenAI:
     async def embeddings(self, request: Request) -> JSONResponse:
         """Turn texts into vectors."""
         params = await self._read(request, EmbeddingBody)
-        work = self._backend.embed(convert.embed_request(params), self._call(request))
-        reply = await unless_gone(request.receive, work)
         note = trace.of(request.scope)
+        work = self._backend.embed(convert.embed_request(params), self._call(request))
+        with note.calling():
+            reply = await unless_gone(request.receive, work)
         note.model = reply.model
         self._metrics.prompt_tokens(reply.model, reply.prompt_tokens, note.tenant or "local")
         as_base64 = params.encoding_format == "base64"

@@ -194,7 +194,8 @@ class OpenInference:
             f"/{_SERVICE}/{method}", type(message).SerializeToString, answer.FromString
         )
         try:
-            return await rpc(message, timeout=timeout_s, metadata=metadata)
+            with trace.of(request.scope).calling():
+                return await rpc(message, timeout=timeout_s, metadata=metadata)
         except grpc.RpcError as exc:
             raise from_rpc_error(exc) from None
 

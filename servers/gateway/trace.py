@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from starlette.types import Scope
@@ -34,8 +37,19 @@ class Trace:
     """What was measured of a generation, seconds and tokens; `llmos-ctl trace` draws it."""
     usages: list[tuple[pb.Usage, float, float]] = field(default_factory=list)
     """Of each generation: what it took, seconds to its first token and to its end."""
+    began: float = field(default_factory=time.monotonic)
+    """When the request came."""
     failed: int = 0
     """HTTP status that a stream would have had, had its failure come before its start."""
+
+    @contextmanager
+    def calling(self) -> Iterator[None]:
+        """Time a call of the OS that is no generation: the body. Of several, the last counts."""
+        start = time.monotonic() - self.began
+        try:
+            yield
+        finally:
+            self.timing.update(call_from_s=start, call_to_s=time.monotonic() - self.began)
 
 
 def begin(scope: Scope) -> Trace:

@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, Page
 from whole_os import WholeOS
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WholeOS]:
     browsers.needed()
     system = WholeOS(tmp_path_factory.mktemp("os"))
@@ -22,7 +22,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WholeOS]:
         system.down()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser(system: WholeOS) -> Iterator[Browser]:
     with browsers.browser() as running:
         yield running

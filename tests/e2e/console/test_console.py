@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -156,7 +157,7 @@ def test_an_alias_is_pointed_and_the_audit_log_tells(page: Page) -> None:
     page.goto("/console/#logs/audit")
     expect(page.locator("table")).to_contain_text("alias.set")
     page.get_by_role("button", name="Check the whole log").click()
-    expect(page.get_by_role("status")).to_contain_text("Intact: 2 entries")
+    expect(page.get_by_role("status")).to_contain_text(re.compile(r"Intact: \d+ entries"))
 
 
 def test_an_error_is_said_as_the_system_says_it(page: Page) -> None:

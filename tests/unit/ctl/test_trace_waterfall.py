@@ -43,3 +43,13 @@ def test_bars_are_in_proportion() -> None:
     bars = [line.count("█") for line in lines]
     assert bars[0] == 48 and bars[2] == round(0.4 / 2 * 48) and max(map(len, lines)) <= 110
     assert drawn([]) == []
+
+
+def test_a_call_that_generates_nothing_has_its_time_in_the_os() -> None:
+    request = {"seconds": 0.5, "call_from_s": 0.1, "call_to_s": 0.4}
+    assert [(begin, end) for _, begin, end in waterfall(request)] == [
+        (0.0, 0.5),
+        (0.0, 0.1),
+        (0.1, 0.4),
+        (0.4, 0.5),
+    ]
