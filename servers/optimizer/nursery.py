@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -17,6 +18,9 @@ COMMAND = (sys.executable, "-m", "llmos.servers.optimizer.zygote")
 _REST_S = 60.0  # without an order: then its memory is given back
 
 
+logger = logging.getLogger(__name__)
+
+
 class Nursery:
     """Owns one zygote at a time; used within an event loop."""
 
@@ -26,12 +30,19 @@ class Nursery:
         self._nest: _Nest | None = None
         self._dropped: list[_Nest] = []
         self._serial = 0
+        self._useless = False
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self, folder: Folder, modules: Sequence[str], lock: int, log: int) -> Forked | None:
         """Order a job; return None when that is not possible. The descriptors stay the caller's."""
         self._dropped = [nest for nest in self._dropped if not nest.gone()]
         self._serial += 1
+        if self._nest is not None and self._nest.useless():
+            logger.warning("jobs are spawned: the process that should fork them ends at once")
+            self._useless = True
+            self._drop()
+        if self._useless:
+            return None
         order = pb.ForkOrder(serial=self._serial, folder=str(folder.path), modules=modules)
         for _ in range(2):  # the zygote may have died since the last order
             try:
@@ -173,6 +184,10 @@ class _Nest:
         """Say whether it is gone."""
         self.read()
         return self._closed
+
+    def useless(self) -> bool:
+        """Say whether it ended without having made a process."""
+        return self.closed() and not self.pids
 
     def busy(self) -> bool:
         """Say whether it has jobs."""

@@ -17,6 +17,8 @@ import sys
 from dataclasses import dataclass, field
 from importlib import import_module
 
+from setproctitle import setproctitle
+
 from llmos.api.optimizer.v1 import process_pb2 as pb
 from llmos.servers.optimizer.job import __main__ as job
 
@@ -66,7 +68,7 @@ class Zygote:
             self._say(pb.ForkAnswer(serial=order.serial, status=_NOT_STARTED))
         else:
             if pid == 0:
-                self._become_job(descriptors)
+                self._become_job(order.folder, descriptors)
                 return order.folder
             pidfd = os.pidfd_open(pid)
             self.serials[pidfd] = (order.serial, pid)
@@ -76,9 +78,10 @@ class Zygote:
             os.close(descriptor)
         return None
 
-    def _become_job(self, descriptors: list[int]) -> None:
+    def _become_job(self, folder: str, descriptors: list[int]) -> None:
         """Be as if spawned: a session of its own, the lock as standard input, the log as output."""
         os.setsid()
+        setproctitle(f"llmos-optimizer job {os.path.basename(folder)}")
         signal.signal(signal.SIGINT, signal.default_int_handler)
         for pidfd in self.serials:
             os.close(pidfd)
@@ -106,6 +109,7 @@ class Zygote:
 
 def main() -> None:
     """Serve; in a forked process do the job."""
+    setproctitle("llmos-optimizer zygote")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: it ends with the server
     orders = socket.socket(fileno=os.dup(0))
     folder = Zygote(orders).serve()

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +12,11 @@ from tiny_text import tiny_bert
 from llmos.api.optimizer.v1 import jobs_pb2
 from llmos.api.storage.v1 import registry_pb2
 
+EXPORTS = "job exports the source"
+MEASURES = "job measures the source"
+REGISTERS = "job registers the ONNX version"
+pytestmark = pytest.mark.timeout(400)
+
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OptimizerSystem]:
@@ -22,21 +24,18 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OptimizerSystem
         yield system
 
 
-def working(job: jobs_pb2.Job) -> bool:
-    return "export" in job.stage and job.pid != 0
-
-
 def test_everything_is_killed_once_and_the_job_goes_on(
     system: OptimizerSystem, tmp_path: Path
 ) -> None:
     source = system.import_model(tiny_bert(tmp_path / "m"), "m")
     spec = export_spec("m", min_cosine_int8=0.9999999)  # more than int8 can do
+    system.arm(EXPORTS)  # the job dies there and is started again
+    system.arm(MEASURES, wait=True)
     job = system.submit(spec, request_id="r")
-    first = system.watch(job.id, until=working)
-
-    os.kill(first.pid, signal.SIGKILL)  # the job: started again
-    second = system.watch(job.id, until=lambda job: job.attempts == 2 and job.pid != 0)
-    assert second.pid != first.pid
+    system.until_passed(MEASURES)
+    system.release(EXPORTS)
+    second = system.watch(job.id, until=lambda job: job.pid != 0)
+    assert second.attempts == 2
 
     system.kill("optimizer")  # the job server: its job goes on, the next server adopts it
     assert system.job_pids() == [second.pid]
@@ -45,10 +44,11 @@ def test_everything_is_killed_once_and_the_job_goes_on(
     adopted = system.watch(job.id, until=lambda job: job.pid != 0)
     assert adopted.pid == second.pid
 
-    system.watch(job.id, until=lambda job: "measures" in job.stage)
-    system.kill("storage")  # the job waits for it
-    system.watch(job.id, until=lambda job: job.stage == "registers the ONNX version")
-    time.sleep(1)
+    system.arm(REGISTERS, wait=True)
+    system.release(MEASURES)
+    system.until_passed(REGISTERS)
+    system.kill("storage")
+    system.release(REGISTERS)  # the job waits for storage
     system.start("storage")
 
     done = system.watch(job.id)
@@ -69,10 +69,11 @@ def test_everything_is_killed_once_and_the_job_goes_on(
 
 def test_a_cancelled_job_leaves_nothing(system: OptimizerSystem, tmp_path: Path) -> None:
     system.import_model(tiny_bert(tmp_path / "cancelled", seed=2), "cancelled")
+    system.arm(EXPORTS, wait=True)
     job = system.submit(export_spec("cancelled"))
-    system.watch(job.id, until=working)
+    system.until_passed(EXPORTS)
     with system.jobs() as stub:
-        answer = stub.CancelJob(jobs_pb2.CancelJobRequest(id=job.id), timeout=20).job
+        answer = stub.CancelJob(jobs_pb2.CancelJobRequest(id=job.id), timeout=60).job
     assert answer.state == jobs_pb2.JOB_STATE_CANCELLED
     assert system.job_pids() == []
     assert [v.version for v in system.versions("cancelled")] == [1]

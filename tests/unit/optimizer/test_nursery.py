@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -15,7 +16,7 @@ import pytest
 from llmos.api.optimizer.v1 import process_pb2
 from llmos.servers.optimizer.folder import Folder
 from llmos.servers.optimizer.launcher import Launcher, Process
-from llmos.servers.optimizer.nursery import COMMAND, Nursery
+from llmos.servers.optimizer.nursery import Nursery
 
 
 @pytest.fixture
@@ -43,8 +44,13 @@ async def until(said: Callable[[], bool]) -> None:
 
 
 def zygotes() -> list[psutil.Process]:
-    found = psutil.Process().children()  # and not their children
-    return [p for p in found if p.status() != psutil.STATUS_ZOMBIE and COMMAND[2] in p.cmdline()]
+    found = []
+    for process in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            alive = process.status() != psutil.STATUS_ZOMBIE
+            if alive and "zygote" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 async def ended(process: Process) -> str:
@@ -87,6 +93,14 @@ async def test_a_killed_job_and_a_killed_zygote_are_told_apart(
     launch.unlink()
     launch.write_bytes(text)
     assert await ended(launcher.start("job", job)) == "with exit status 0"  # by a new zygote
+
+
+async def test_a_zygote_that_cannot_work_is_not_tried_for_ever(tmp_path: Path) -> None:
+    command = (sys.executable, "-c", "raise SystemExit(9)")
+    launcher = Launcher(tmp_path, command, Nursery(["/bin/false"]))
+    job = folder(tmp_path, "job")
+    endings = [await ended(launcher.start("job", job)) for _ in range(2)]
+    assert endings[-1] == "with exit status 9"
 
 
 async def test_without_a_zygote_the_command_is_started(tmp_path: Path) -> None:
