@@ -181,6 +181,7 @@ class Manager:
             # The name moves only when the new version is as strong as it is to be.
             await self._instances.complete(version)
         elif not ready:
+            self._instances.recall(version.ref)
             self._instances.refill(version.ref)
         return worker
 

@@ -61,12 +61,15 @@ class Instances:
     async def complete(self, version: Version) -> None:
         """Start what is missing, and end what is too much. Raises as Loads.one."""
         wanted = await self.wanted(version)
-        self._endings.evicted -= {
-            w for w in self._endings.evicted if w.partition("#")[0] == version.ref
-        }
+        self.recall(version.ref)
         surplus = [w for w in self._table.of(version.ref) if w.replica >= wanted]
         await asyncio.gather(*(asyncio.shield(self._endings.end(w)) for w in surplus))
         await self._start(version, wanted)
+
+    def recall(self, ref: str) -> None:
+        """Let those start again that had to make room for others."""
+        evicted = self._endings.evicted
+        evicted -= {grant for grant in evicted if grant.partition("#")[0] == ref}
 
     def refill(self, ref: str) -> None:
         """Start what is missing of a version, in the background, while one of its workers lives."""

@@ -75,6 +75,7 @@ class Version:
     files: Sequence[StoredFile] = ()
     base: str = ""  # of an adapter: the model it is for, as far as known
     aliases: Sequence[str] = ()  # of the name, that mean this version now
+    direct: str = ""  # address where its files are read fastest; "" = over the kernel only
 
     @property
     def ref(self) -> str:
