@@ -63,10 +63,10 @@ async def serve(config: StorageConfig) -> bool:
         guard = Guard(storage.database, read_key(config.require_signature))
         server = Server("storage", config)
         publisher = Publisher(server.port.channel if server.port is not None else None)
-        stall_ms = int(config.stall_s * 1000)
+        stall_ms, direct = int(config.stall_s * 1000), address_of(config)
         server.add(
             registry_pb2_grpc.add_RegistryServicer_to_server,
-            Bound(RegistryService(storage, publisher.tell, guard.admit)),
+            Bound(RegistryService(storage, publisher.tell, guard.admit, direct)),
             stall_ms=stall_ms,
         )
         server.add(
@@ -104,7 +104,6 @@ async def serve(config: StorageConfig) -> bool:
             tell=publisher.tell,
             collect_more=lambda: storage.incoming.collect(config.blob_grace_s),
         )
-        direct = address_of(config)
         add_upkeep(server, storage.uploads, maintenance, stall_ms, direct)
         rate, period_s = config.scrub_bytes_per_s, config.scrub_period_s
         cleaning = asyncio.create_task(storage.keep_clean())

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
+import socket
 from collections.abc import AsyncIterator
 
 from google.protobuf.message import DecodeError
@@ -39,6 +41,27 @@ def address_of(config: StorageConfig) -> str:
         return "" if config.direct == "none" else config.direct
     own = config.listen or config.socket("storage")
     return config.socket("blobs") if own.startswith("unix:") else ""
+
+
+def reachable(address: str, here: bool) -> str:
+    """Return the address under which a caller reaches a listener, "" when it cannot.
+
+    here: the caller is on this host.
+    """
+    if not address:
+        return ""
+    if address.startswith("unix:"):
+        return address if here else ""
+    host, _, port = address.rpartition(":")
+    if host in ("0.0.0.0", "[::]", ""):
+        return f"{'127.0.0.1' if here else _own_name()}:{port}"
+    return address if here or not host.startswith(("127.", "localhost", "[::1]")) else ""
+
+
+@functools.cache
+def _own_name() -> str:
+    """Return this host's name, for which the resolver may have to be asked: once."""
+    return socket.getfqdn()
 
 
 @contextlib.asynccontextmanager

@@ -12,6 +12,7 @@ from llmos.api.storage.v1 import registry_pb2_grpc
 from llmos.lib.call import progress, same_host, through_kernel
 from llmos.lib.publish import Tell, nobody
 from llmos.servers.storage.base import READ_CHUNK, Storage
+from llmos.servers.storage.direct import field, reachable
 from llmos.servers.storage.model import (
     Draft,
     File,
@@ -33,14 +34,22 @@ DIRECT_CHUNK = 1 << 20  # bytes of one message: the least work per byte, and any
 class RegistryService(registry_pb2_grpc.RegistryServicer):
     """Serves versions."""
 
-    def __init__(self, storage: Storage, tell: Tell = nobody, admit: Admit | None = None) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        tell: Tell = nobody,
+        admit: Admit | None = None,
+        direct: str = "",
+    ) -> None:
         """Delegate to `storage`; tell of new versions (event version.registered).
 
-        admit: checks, in a thread, the files of a version that a caller is about to load.
+        admit: checks, in a thread, the files of a version that a caller is about to load. direct:
+        address for fast reads; "" = there is none.
         """
         self._storage = storage
         self._tell = tell
         self._admit = admit
+        self._direct = direct
 
     async def ImportModel(
         self, request: pb.ImportModelRequest, context: Any
@@ -82,7 +91,10 @@ class RegistryService(registry_pb2_grpc.RegistryServicer):
             while not (await asyncio.wait([checking], timeout=_TICK_S))[0]:
                 progress(context)  # a large file is being read
             checking.result()
-        return pb.GetVersionResponse(version=to_proto(version, same_host(context)))
+        here = same_host(context)
+        return pb.GetVersionResponse(
+            version=to_proto(version, here), direct_address=reachable(self._direct, here)
+        )
 
     async def ListVersions(
         self, request: pb.ListVersionsRequest, context: Any
@@ -182,12 +194,7 @@ class BlobsService(registry_pb2_grpc.BlobsServicer):
 
 def serialized(data: bytes) -> bytes:
     """Return ReadBlobResponse(data=data), serialized: a third of protobuf's work on the bytes."""
-    length, head = len(data), bytearray(b"\x0a")  # field 1, length-delimited
-    while length > 0x7F:
-        head.append(length & 0x7F | 0x80)
-        length >>= 7
-    head.append(length)
-    return b"".join((head, data))
+    return b"".join((field(len(data)), data))
 
 
 def to_proto(version: Version, paths: bool) -> pb.ModelVersion:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import socket
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from llmos.api.storage.v1 import maintenance_pb2 as pb
 from llmos.api.storage.v1 import maintenance_pb2_grpc
 from llmos.lib.call import progress, same_host
+from llmos.servers.storage.direct import reachable
 from llmos.servers.storage.upkeep.base import Finding, Maintenance, Step, Summary
 
 _PIECE = 256 << 10  # bytes of one message: under the kernel's frame limit
@@ -121,16 +121,3 @@ def to_finding(finding: Finding) -> pb.Finding:
 
 def _summary(found: Summary) -> pb.FsckSummary:
     return pb.FsckSummary(**dataclasses.asdict(found))
-
-
-def reachable(address: str, here: bool) -> str:
-    """Return the address under which a caller reaches a listener, "" when it cannot.
-
-    here: the caller is on this host.
-    """
-    if address.startswith("unix:"):
-        return address if here else ""
-    host, _, port = address.rpartition(":")
-    if host in ("0.0.0.0", "[::]", ""):
-        return f"{'127.0.0.1' if here else socket.getfqdn()}:{port}"
-    return address if here or not host.startswith(("127.", "localhost", "[::1]")) else ""

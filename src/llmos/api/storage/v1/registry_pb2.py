@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#llmos/api/storage/v1/registry.proto\x12\x14llmos.api.storage.v1\"\xe4\x04\n\x0cModelVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12,\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x1c.llmos.api.storage.v1.Format\x12(\n\x04task\x18\x04 \x01(\x0e\x32\x1a.llmos.api.storage.v1.Task\x12\x14\n\x0c\x61rchitecture\x18\x05 \x01(\t\x12\x12\n\nparameters\x18\x06 \x01(\x04\x12\r\n\x05\x64type\x18\x07 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x08 \x01(\r\x12\x0f\n\x07license\x18\t \x01(\t\x12)\n\x05\x66iles\x18\n \x03(\x0b\x32\x1a.llmos.api.storage.v1.File\x12.\n\x07lineage\x18\x0b \x01(\x0b\x32\x1d.llmos.api.storage.v1.Lineage\x12-\n\x07metrics\x18\x0c \x03(\x0b\x32\x1c.llmos.api.storage.v1.Metric\x12\x16\n\x0e\x63reated_unix_s\x18\r \x01(\x01\x12\x0e\n\x06\x64igest\x18\x0e \x01(\t\x12\x12\n\nsize_bytes\x18\x0f \x01(\x04\x12\x11\n\ttokenizer\x18\x10 \x01(\t\x12\x15\n\rchat_template\x18\x11 \x01(\t\x12:\n\x04tags\x18\x12 \x03(\x0b\x32,.llmos.api.storage.v1.ModelVersion.TagsEntry\x12\x0f\n\x07\x61liases\x18\x13 \x03(\t\x12\x11\n\tsigned_by\x18\x14 \x03(\t\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"@\n\x04\x46ile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12\x0c\n\x04path\x18\x04 \x01(\t\"e\n\x07Lineage\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0f\n\x07parents\x18\x02 \x03(\t\x12\x0b\n\x03job\x18\x03 \x01(\t\x12\x0c\n\x04step\x18\x04 \x01(\t\x12\x10\n\x08\x64\x61tasets\x18\x05 \x03(\t\x12\x0c\n\x04\x63ode\x18\x06 \x01(\t\"3\n\x06Metric\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x0c\n\x04unit\x18\x03 \x01(\t\"2\n\x12ImportModelRequest\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x93\x01\n\x13ImportModelResponse\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x12\n\ndone_bytes\x18\x02 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\x12\x33\n\x07version\x18\x04 \x01(\x0b\x32\".llmos.api.storage.v1.ModelVersion\x12\x0f\n\x07\x65xisted\x18\x05 \x01(\x08\"_\n\x14\x43reateVersionRequest\x12\x33\n\x07version\x18\x01 \x01(\x0b\x32\".llmos.api.storage.v1.ModelVersion\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"L\n\x15\x43reateVersionResponse\x12\x33\n\x07version\x18\x01 \x01(\x0b\x32\".llmos.api.storage.v1.ModelVersion\".\n\x11GetVersionRequest\x12\x0b\n\x03ref\x18\x01 \x01(\t\x12\x0c\n\x04load\x18\x02 \x01(\x08\"I\n\x12GetVersionResponse\x12\x33\n\x07version\x18\x01 \x01(\x0b\x32\".llmos.api.storage.v1.ModelVersion\"\xa2\x02\n\x13ListVersionsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\x12(\n\x04task\x18\x04 \x01(\x0e\x32\x1a.llmos.api.storage.v1.Task\x12,\n\x06\x66ormat\x18\x05 \x01(\x0e\x32\x1c.llmos.api.storage.v1.Format\x12\x41\n\x04tags\x18\x06 \x03(\x0b\x32\x33.llmos.api.storage.v1.ListVersionsRequest.TagsEntry\x12\x0e\n\x06search\x18\x07 \x01(\t\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"e\n\x14ListVersionsResponse\x12\x34\n\x08versions\x18\x01 \x03(\x0b\x32\".llmos.api.storage.v1.ModelVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"2\n\x14\x44\x65leteVersionRequest\x12\x0b\n\x03ref\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\",\n\x15\x44\x65leteVersionResponse\x12\x13\n\x0b\x66reed_bytes\x18\x01 \x01(\x04\"\x95\x01\n\x0eSetTagsRequest\x12\x0b\n\x03ref\x18\x01 \x01(\t\x12:\n\x03set\x18\x02 \x03(\x0b\x32-.llmos.api.storage.v1.SetTagsRequest.SetEntry\x12\x0e\n\x06remove\x18\x03 \x03(\t\x1a*\n\x08SetEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"}\n\x0fSetTagsResponse\x12=\n\x04tags\x18\x01 \x03(\x0b\x32/.llmos.api.storage.v1.SetTagsResponse.TagsEntry\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"H\n\x11GetLineageRequest\x12\x0b\n\x03ref\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scendants\x18\x02 \x01(\x08\x12\x11\n\tmax_depth\x18\x03 \x01(\r\"Y\n\x12GetLineageResponse\x12\x30\n\x05nodes\x18\x01 \x03(\x0b\x32!.llmos.api.storage.v1.LineageNode\x12\x11\n\ttruncated\x18\x02 \x01(\x08\"\xbf\x01\n\x0bLineageNode\x12\x0b\n\x03ref\x18\x01 \x01(\t\x12\r\n\x05\x64\x65pth\x18\x02 \x01(\r\x12\x0f\n\x07missing\x18\x03 \x01(\x08\x12.\n\x07lineage\x18\x04 \x01(\x0b\x32\x1d.llmos.api.storage.v1.Lineage\x12,\n\x06\x66ormat\x18\x05 \x01(\x0e\x32\x1c.llmos.api.storage.v1.Format\x12\x16\n\x0e\x63reated_unix_s\x18\x06 \x01(\x01\x12\r\n\x05\x64type\x18\x07 \x01(\t\"0\n\x10WriteBlobRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"2\n\x11WriteBlobResponse\x12\x0c\n\x04size\x18\x01 \x01(\x04\x12\x0f\n\x07\x65xisted\x18\x02 \x01(\x08\"A\n\x0fReadBlobRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\" \n\x10ReadBlobResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\"\n\x10StatBlobsRequest\x12\x0e\n\x06sha256\x18\x01 \x03(\t\"\"\n\x11StatBlobsResponse\x12\r\n\x05sizes\x18\x01 \x03(\x03*\xb3\x01\n\x06\x46ormat\x12\x16\n\x12\x46ORMAT_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x46ORMAT_GGUF\x10\x01\x12\x16\n\x12\x46ORMAT_SAFETENSORS\x10\x02\x12\x0f\n\x0b\x46ORMAT_ONNX\x10\x03\x12\x16\n\x12\x46ORMAT_TORCHSCRIPT\x10\x04\x12\x17\n\x13\x46ORMAT_TORCH_EXPORT\x10\x05\x12\x13\n\x0f\x46ORMAT_PIPELINE\x10\x08\x12\x11\n\rFORMAT_PYTHON\x10\t*Q\n\x04Task\x12\x14\n\x10TASK_UNSPECIFIED\x10\x00\x12\x11\n\rTASK_GENERATE\x10\x01\x12\x0e\n\nTASK_EMBED\x10\x02\x12\x10\n\x0cTASK_PREDICT\x10\x03\x32\xe8\x05\n\x08Registry\x12i\n\x0bImportModel\x12(.llmos.api.storage.v1.ImportModelRequest\x1a).llmos.api.storage.v1.ImportModelResponse\"\x03\x90\x02\x02\x30\x01\x12m\n\rCreateVersion\x12*.llmos.api.storage.v1.CreateVersionRequest\x1a+.llmos.api.storage.v1.CreateVersionResponse\"\x03\x90\x02\x02\x12\x64\n\nGetVersion\x12\'.llmos.api.storage.v1.GetVersionRequest\x1a(.llmos.api.storage.v1.GetVersionResponse\"\x03\x90\x02\x01\x12j\n\x0cListVersions\x12).llmos.api.storage.v1.ListVersionsRequest\x1a*.llmos.api.storage.v1.ListVersionsResponse\"\x03\x90\x02\x01\x12m\n\rDeleteVersion\x12*.llmos.api.storage.v1.DeleteVersionRequest\x1a+.llmos.api.storage.v1.DeleteVersionResponse\"\x03\x90\x02\x02\x12[\n\x07SetTags\x12$.llmos.api.storage.v1.SetTagsRequest\x1a%.llmos.api.storage.v1.SetTagsResponse\"\x03\x90\x02\x02\x12\x64\n\nGetLineage\x12\'.llmos.api.storage.v1.GetLineageRequest\x1a(.llmos.api.storage.v1.GetLineageResponse\"\x03\x90\x02\x01\x32\xb1\x02\n\x05\x42lobs\x12\x63\n\tWriteBlob\x12&.llmos.api.storage.v1.WriteBlobRequest\x1a\'.llmos.api.storage.v1.WriteBlobResponse\"\x03\x90\x02\x02(\x01\x12`\n\x08ReadBlob\x12%.llmos.api.storage.v1.ReadBlobRequest\x1a&.llmos.api.storage.v1.ReadBlobResponse\"\x03\x90\x02\x01\x30\x01\x12\x61\n\tStatBlobs\x12&.llmos.api.storage.v1.StatBlobsRequest\x1a\'.llmos.api.storage.v1.StatBlobsResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#llmos/api/storage/v1/registry.proto\x12\x14llmos.api.storage.v1\"\xe4\x04\n\x0cModelVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12,\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x1c.llmos.api.storage.v1.Format\x12(\n\x04task\x18\x04 \x01(\x0e\x32\x1a.llmos.api.storage.v1.Task\x12\x14\n\x0c\x61rchitecture\x18\x05 \x01(\t\x12\x12\n\nparameters\x18\x06 \x01(\x04\x12\r\n\x05\x64type\x18\x07 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x08 \x01(\r\x12\x0f\n\x07license\x18\t \x01(\t\x12)\n\x05\x66iles\x18\n \x03(\x0b\x32\x1a.llmos.api.storage.v1.File\x12.\n\x07lineage\x18\x0b \x01(\x0b\x32\x1d.llmos.api.storage.v1.Lineage\x12-\n\x07metrics\x18\x0c \x03(\x0b\x32\x1c.llmos.api.storage.v1.Metric\x12\x16\n\x0e\x63reated_unix_s\x18\r \x01(\x01\x12\x0e\n\x06\x64igest\x18\x0e \x01(\t\x12\x12\n\nsize_bytes\x18\x0f \x01(\x04\x12\x11\n\ttokenizer\x18\x10 \x01(\t\x12\x15\n\rchat_template\x18\x11 \x01(\t\x12:\n\x04tags\x18\x12 \x03(\x0b\x32,.llmos.api.storage.v1.ModelVersion.TagsEntry\x12\x0f\n\x07\x61liases\x18\x13 \x03(\t\x12\x11\n\tsigned_by\x18\x14 \x03(\t\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"@\n\x04\x46ile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12\x0c\n\x04path\x18\x04 \x01(\t\"e\n\x07Lineage\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0f\n\x07parents\x18\x02 \x03(\t\x12\x0b\n\x03job\x18\x03 \x01(\t\x12\x0c\n\x04step\x18\x04 \x01(\t\x12\x10\n\x08\x64\x61tasets\x18\x05 \x03(\t\x12\x0c\n\x04\x63ode\x18\x06 \x01(\t\"3\n\x06Metric\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x0c\n\x04unit\x18\x03 \x01(\t\"2\n\x12ImportModelRequest\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x93\x01\n\x13ImportModelResponse\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x12\n\ndone_bytes\x18\x02 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\x12\x33\n\x07version\x18\x04 \x01(\x0b\x32\".llmos.api.storage.v1.ModelVersion\x12\x0f\n\x07\x65xisted\x18\x05 \x01(\x08\"_\n\x14\x43reateVersionRequest\x12\x33\n\x07version\x18\x01 \x01(\x0b\x32\".llmos.api.storage.v1.ModelVersion\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"L\n\x15\x43reateVersionResponse\x12\x33\n\x07version\x18\x01 \x01(\x0b\x32\".llmos.api.storage.v1.ModelVersion\".\n\x11GetVersionRequest\x12\x0b\n\x03ref\x18\x01 \x01(\t\x12\x0c\n\x04load\x18\x02 \x01(\x08\"a\n\x12GetVersionResponse\x12\x33\n\x07version\x18\x01 \x01(\x0b\x32\".llmos.api.storage.v1.ModelVersion\x12\x16\n\x0e\x64irect_address\x18\x02 \x01(\t\"\xa2\x02\n\x13ListVersionsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\x12(\n\x04task\x18\x04 \x01(\x0e\x32\x1a.llmos.api.storage.v1.Task\x12,\n\x06\x66ormat\x18\x05 \x01(\x0e\x32\x1c.llmos.api.storage.v1.Format\x12\x41\n\x04tags\x18\x06 \x03(\x0b\x32\x33.llmos.api.storage.v1.ListVersionsRequest.TagsEntry\x12\x0e\n\x06search\x18\x07 \x01(\t\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"e\n\x14ListVersionsResponse\x12\x34\n\x08versions\x18\x01 \x03(\x0b\x32\".llmos.api.storage.v1.ModelVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"2\n\x14\x44\x65leteVersionRequest\x12\x0b\n\x03ref\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\",\n\x15\x44\x65leteVersionResponse\x12\x13\n\x0b\x66reed_bytes\x18\x01 \x01(\x04\"\x95\x01\n\x0eSetTagsRequest\x12\x0b\n\x03ref\x18\x01 \x01(\t\x12:\n\x03set\x18\x02 \x03(\x0b\x32-.llmos.api.storage.v1.SetTagsRequest.SetEntry\x12\x0e\n\x06remove\x18\x03 \x03(\t\x1a*\n\x08SetEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"}\n\x0fSetTagsResponse\x12=\n\x04tags\x18\x01 \x03(\x0b\x32/.llmos.api.storage.v1.SetTagsResponse.TagsEntry\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"H\n\x11GetLineageRequest\x12\x0b\n\x03ref\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scendants\x18\x02 \x01(\x08\x12\x11\n\tmax_depth\x18\x03 \x01(\r\"Y\n\x12GetLineageResponse\x12\x30\n\x05nodes\x18\x01 \x03(\x0b\x32!.llmos.api.storage.v1.LineageNode\x12\x11\n\ttruncated\x18\x02 \x01(\x08\"\xbf\x01\n\x0bLineageNode\x12\x0b\n\x03ref\x18\x01 \x01(\t\x12\r\n\x05\x64\x65pth\x18\x02 \x01(\r\x12\x0f\n\x07missing\x18\x03 \x01(\x08\x12.\n\x07lineage\x18\x04 \x01(\x0b\x32\x1d.llmos.api.storage.v1.Lineage\x12,\n\x06\x66ormat\x18\x05 \x01(\x0e\x32\x1c.llmos.api.storage.v1.Format\x12\x16\n\x0e\x63reated_unix_s\x18\x06 \x01(\x01\x12\r\n\x05\x64type\x18\x07 \x01(\t\"0\n\x10WriteBlobRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"2\n\x11WriteBlobResponse\x12\x0c\n\x04size\x18\x01 \x01(\x04\x12\x0f\n\x07\x65xisted\x18\x02 \x01(\x08\"A\n\x0fReadBlobRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\" \n\x10ReadBlobResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\"\n\x10StatBlobsRequest\x12\x0e\n\x06sha256\x18\x01 \x03(\t\"\"\n\x11StatBlobsResponse\x12\r\n\x05sizes\x18\x01 \x03(\x03*\xb3\x01\n\x06\x46ormat\x12\x16\n\x12\x46ORMAT_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x46ORMAT_GGUF\x10\x01\x12\x16\n\x12\x46ORMAT_SAFETENSORS\x10\x02\x12\x0f\n\x0b\x46ORMAT_ONNX\x10\x03\x12\x16\n\x12\x46ORMAT_TORCHSCRIPT\x10\x04\x12\x17\n\x13\x46ORMAT_TORCH_EXPORT\x10\x05\x12\x13\n\x0f\x46ORMAT_PIPELINE\x10\x08\x12\x11\n\rFORMAT_PYTHON\x10\t*Q\n\x04Task\x12\x14\n\x10TASK_UNSPECIFIED\x10\x00\x12\x11\n\rTASK_GENERATE\x10\x01\x12\x0e\n\nTASK_EMBED\x10\x02\x12\x10\n\x0cTASK_PREDICT\x10\x03\x32\xe8\x05\n\x08Registry\x12i\n\x0bImportModel\x12(.llmos.api.storage.v1.ImportModelRequest\x1a).llmos.api.storage.v1.ImportModelResponse\"\x03\x90\x02\x02\x30\x01\x12m\n\rCreateVersion\x12*.llmos.api.storage.v1.CreateVersionRequest\x1a+.llmos.api.storage.v1.CreateVersionResponse\"\x03\x90\x02\x02\x12\x64\n\nGetVersion\x12\'.llmos.api.storage.v1.GetVersionRequest\x1a(.llmos.api.storage.v1.GetVersionResponse\"\x03\x90\x02\x01\x12j\n\x0cListVersions\x12).llmos.api.storage.v1.ListVersionsRequest\x1a*.llmos.api.storage.v1.ListVersionsResponse\"\x03\x90\x02\x01\x12m\n\rDeleteVersion\x12*.llmos.api.storage.v1.DeleteVersionRequest\x1a+.llmos.api.storage.v1.DeleteVersionResponse\"\x03\x90\x02\x02\x12[\n\x07SetTags\x12$.llmos.api.storage.v1.SetTagsRequest\x1a%.llmos.api.storage.v1.SetTagsResponse\"\x03\x90\x02\x02\x12\x64\n\nGetLineage\x12\'.llmos.api.storage.v1.GetLineageRequest\x1a(.llmos.api.storage.v1.GetLineageResponse\"\x03\x90\x02\x01\x32\xb1\x02\n\x05\x42lobs\x12\x63\n\tWriteBlob\x12&.llmos.api.storage.v1.WriteBlobRequest\x1a\'.llmos.api.storage.v1.WriteBlobResponse\"\x03\x90\x02\x02(\x01\x12`\n\x08ReadBlob\x12%.llmos.api.storage.v1.ReadBlobRequest\x1a&.llmos.api.storage.v1.ReadBlobResponse\"\x03\x90\x02\x01\x30\x01\x12\x61\n\tStatBlobs\x12&.llmos.api.storage.v1.StatBlobsRequest\x1a\'.llmos.api.storage.v1.StatBlobsResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -59,10 +59,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BLOBS'].methods_by_name['ReadBlob']._serialized_options = b'\220\002\001'
   _globals['_BLOBS'].methods_by_name['StatBlobs']._loaded_options = None
   _globals['_BLOBS'].methods_by_name['StatBlobs']._serialized_options = b'\220\002\001'
-  _globals['_FORMAT']._serialized_start=2806
-  _globals['_FORMAT']._serialized_end=2985
-  _globals['_TASK']._serialized_start=2987
-  _globals['_TASK']._serialized_end=3068
+  _globals['_FORMAT']._serialized_start=2830
+  _globals['_FORMAT']._serialized_end=3009
+  _globals['_TASK']._serialized_start=3011
+  _globals['_TASK']._serialized_end=3092
   _globals['_MODELVERSION']._serialized_start=62
   _globals['_MODELVERSION']._serialized_end=674
   _globals['_MODELVERSION_TAGSENTRY']._serialized_start=631
@@ -84,45 +84,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETVERSIONREQUEST']._serialized_start=1275
   _globals['_GETVERSIONREQUEST']._serialized_end=1321
   _globals['_GETVERSIONRESPONSE']._serialized_start=1323
-  _globals['_GETVERSIONRESPONSE']._serialized_end=1396
-  _globals['_LISTVERSIONSREQUEST']._serialized_start=1399
-  _globals['_LISTVERSIONSREQUEST']._serialized_end=1689
+  _globals['_GETVERSIONRESPONSE']._serialized_end=1420
+  _globals['_LISTVERSIONSREQUEST']._serialized_start=1423
+  _globals['_LISTVERSIONSREQUEST']._serialized_end=1713
   _globals['_LISTVERSIONSREQUEST_TAGSENTRY']._serialized_start=631
   _globals['_LISTVERSIONSREQUEST_TAGSENTRY']._serialized_end=674
-  _globals['_LISTVERSIONSRESPONSE']._serialized_start=1691
-  _globals['_LISTVERSIONSRESPONSE']._serialized_end=1792
-  _globals['_DELETEVERSIONREQUEST']._serialized_start=1794
-  _globals['_DELETEVERSIONREQUEST']._serialized_end=1844
-  _globals['_DELETEVERSIONRESPONSE']._serialized_start=1846
-  _globals['_DELETEVERSIONRESPONSE']._serialized_end=1890
-  _globals['_SETTAGSREQUEST']._serialized_start=1893
-  _globals['_SETTAGSREQUEST']._serialized_end=2042
-  _globals['_SETTAGSREQUEST_SETENTRY']._serialized_start=2000
-  _globals['_SETTAGSREQUEST_SETENTRY']._serialized_end=2042
-  _globals['_SETTAGSRESPONSE']._serialized_start=2044
-  _globals['_SETTAGSRESPONSE']._serialized_end=2169
+  _globals['_LISTVERSIONSRESPONSE']._serialized_start=1715
+  _globals['_LISTVERSIONSRESPONSE']._serialized_end=1816
+  _globals['_DELETEVERSIONREQUEST']._serialized_start=1818
+  _globals['_DELETEVERSIONREQUEST']._serialized_end=1868
+  _globals['_DELETEVERSIONRESPONSE']._serialized_start=1870
+  _globals['_DELETEVERSIONRESPONSE']._serialized_end=1914
+  _globals['_SETTAGSREQUEST']._serialized_start=1917
+  _globals['_SETTAGSREQUEST']._serialized_end=2066
+  _globals['_SETTAGSREQUEST_SETENTRY']._serialized_start=2024
+  _globals['_SETTAGSREQUEST_SETENTRY']._serialized_end=2066
+  _globals['_SETTAGSRESPONSE']._serialized_start=2068
+  _globals['_SETTAGSRESPONSE']._serialized_end=2193
   _globals['_SETTAGSRESPONSE_TAGSENTRY']._serialized_start=631
   _globals['_SETTAGSRESPONSE_TAGSENTRY']._serialized_end=674
-  _globals['_GETLINEAGEREQUEST']._serialized_start=2171
-  _globals['_GETLINEAGEREQUEST']._serialized_end=2243
-  _globals['_GETLINEAGERESPONSE']._serialized_start=2245
-  _globals['_GETLINEAGERESPONSE']._serialized_end=2334
-  _globals['_LINEAGENODE']._serialized_start=2337
-  _globals['_LINEAGENODE']._serialized_end=2528
-  _globals['_WRITEBLOBREQUEST']._serialized_start=2530
-  _globals['_WRITEBLOBREQUEST']._serialized_end=2578
-  _globals['_WRITEBLOBRESPONSE']._serialized_start=2580
-  _globals['_WRITEBLOBRESPONSE']._serialized_end=2630
-  _globals['_READBLOBREQUEST']._serialized_start=2632
-  _globals['_READBLOBREQUEST']._serialized_end=2697
-  _globals['_READBLOBRESPONSE']._serialized_start=2699
-  _globals['_READBLOBRESPONSE']._serialized_end=2731
-  _globals['_STATBLOBSREQUEST']._serialized_start=2733
-  _globals['_STATBLOBSREQUEST']._serialized_end=2767
-  _globals['_STATBLOBSRESPONSE']._serialized_start=2769
-  _globals['_STATBLOBSRESPONSE']._serialized_end=2803
-  _globals['_REGISTRY']._serialized_start=3071
-  _globals['_REGISTRY']._serialized_end=3815
-  _globals['_BLOBS']._serialized_start=3818
-  _globals['_BLOBS']._serialized_end=4123
+  _globals['_GETLINEAGEREQUEST']._serialized_start=2195
+  _globals['_GETLINEAGEREQUEST']._serialized_end=2267
+  _globals['_GETLINEAGERESPONSE']._serialized_start=2269
+  _globals['_GETLINEAGERESPONSE']._serialized_end=2358
+  _globals['_LINEAGENODE']._serialized_start=2361
+  _globals['_LINEAGENODE']._serialized_end=2552
+  _globals['_WRITEBLOBREQUEST']._serialized_start=2554
+  _globals['_WRITEBLOBREQUEST']._serialized_end=2602
+  _globals['_WRITEBLOBRESPONSE']._serialized_start=2604
+  _globals['_WRITEBLOBRESPONSE']._serialized_end=2654
+  _globals['_READBLOBREQUEST']._serialized_start=2656
+  _globals['_READBLOBREQUEST']._serialized_end=2721
+  _globals['_READBLOBRESPONSE']._serialized_start=2723
+  _globals['_READBLOBRESPONSE']._serialized_end=2755
+  _globals['_STATBLOBSREQUEST']._serialized_start=2757
+  _globals['_STATBLOBSREQUEST']._serialized_end=2791
+  _globals['_STATBLOBSRESPONSE']._serialized_start=2793
+  _globals['_STATBLOBSRESPONSE']._serialized_end=2827
+  _globals['_REGISTRY']._serialized_start=3095
+  _globals['_REGISTRY']._serialized_end=3839
+  _globals['_BLOBS']._serialized_start=3842
+  _globals['_BLOBS']._serialized_end=4147
 # @@protoc_insertion_point(module_scope)

@@ -493,6 +493,11 @@ class GetVersionResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     VERSION_FIELD_NUMBER: _builtins.int
+    DIRECT_ADDRESS_FIELD_NUMBER: _builtins.int
+    direct_address: _builtins.str
+    """Address where its files' bytes are read fastest (Blobs/ReadBlob; maybe nothing else is served
+    there), without the kernel in between; empty where there is none that the caller can reach.
+    """
     @_builtins.property
     def version(self) -> Global___ModelVersion:
         """The version."""
@@ -501,10 +506,11 @@ class GetVersionResponse(_message.Message):
         self,
         *,
         version: Global___ModelVersion | None = ...,
+        direct_address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["direct_address", b"direct_address", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
