@@ -25,7 +25,7 @@ from llmos.lib.errors import (
     PermissionDenied,
     ResourceExhausted,
 )
-from llmos.servers.memory.record import Buffer, Record, lease_time, process_of
+from llmos.servers.memory.record import Buffer, Record, Rights, lease_time, process_of
 from llmos.servers.memory.shm import Directory, charge
 from llmos.servers.memory.spares import Spares
 
@@ -174,12 +174,18 @@ class BufferStore:
         self._lease(buffer, lessee, lease_s)
         return buffer
 
+    def reader(self, id: str, token: bytes) -> Record:
+        """Return the record of a buffer that is to be read only. Raises NotFound NO_SUCH_BUFFER."""
+        return self._find(id, token).record
+
     def seal(self, lessee: str, id: str, token: bytes) -> None:
         """Make it read-only for ever.
 
-        Raises NotFound NO_SUCH_BUFFER, PermissionDenied NOT_OWNER.
+        Raises NotFound NO_SUCH_BUFFER, PermissionDenied NOT_OWNER, READ_ONLY.
         """
         record = self._find(id, token).record
+        if record.rights(token) is not Rights.ALL:
+            raise PermissionDenied("READ_ONLY", f"This handle of buffer {id} is only to read by.")
         if process_of(lessee) != record.owner:
             raise PermissionDenied(
                 "NOT_OWNER", f"Buffer {id} may be sealed only by the process that created it."
@@ -201,7 +207,7 @@ class BufferStore:
     def free(self, lessee: str, id: str, token: bytes) -> None:
         """Drop the lessee's lease, if there is one."""
         buffer = self._buffers.get(id)
-        if buffer is not None and lessee in buffer.deadlines and buffer.record.opens_with(token):
+        if buffer is not None and lessee in buffer.deadlines and buffer.record.rights(token):
             self._drop(buffer, lessee)
 
     def read(self, id: str, token: bytes, offset: int = 0, length: int = 0) -> Iterator[bytes]:
@@ -311,7 +317,7 @@ class BufferStore:
 
     def _find(self, id: str, token: bytes) -> Buffer:
         buffer = self._buffers.get(id)
-        if buffer is None or not buffer.record.opens_with(token):
+        if buffer is None or buffer.record.rights(token) is None:
             raise NotFound(
                 "NO_SUCH_BUFFER",
                 f"There is no buffer {id[:64]!r} with that token: it was freed, or its leases ran "

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import hmac
 from dataclasses import dataclass, field
+from enum import Enum
 
 LEASE_S = 30.0
 MAX_LEASE_S = 3600.0
 PLAIN = "grpc:"
+
+
+class Rights(Enum):
+    """What a handle is good for."""
+
+    READ = 1
+    ALL = 2
 
 
 @dataclass
@@ -30,9 +38,16 @@ class Record:
         """Return the process that created it."""
         return process_of(self.creator)
 
-    def opens_with(self, token: bytes) -> bool:
-        """Return whether `token` is right; takes the same time when it is not."""
-        return hmac.compare_digest(bytes.fromhex(self.token), token)
+    @property
+    def reader(self) -> bytes:
+        """Return the token of who may only read; the whole token cannot be found from it."""
+        return hmac.digest(bytes.fromhex(self.token), b"read", "sha256")[:16]
+
+    def rights(self, token: bytes) -> Rights | None:
+        """Return what `token` is good for; takes the same time when it is wrong."""
+        whole = hmac.compare_digest(bytes.fromhex(self.token), token)
+        reads = hmac.compare_digest(self.reader, token)
+        return Rights.ALL if whole else Rights.READ if reads else None
 
 
 @dataclass

@@ -11,7 +11,7 @@ from llmos.lib import call
 from llmos.lib.buffers import CLIENT_KEY
 from llmos.lib.host import host_id
 from llmos.servers.memory.buffers import BufferStore
-from llmos.servers.memory.record import PLAIN, Buffer
+from llmos.servers.memory.record import PLAIN, Buffer, Rights
 from llmos.servers.memory.residency import Ledger, Report, Wish
 
 _HOST = host_id()
@@ -68,8 +68,20 @@ class BuffersService(buffers_pb2_grpc.BuffersServicer):
         handle = request.handle
         buffer = self._store.open(lessee(context), handle.id, handle.token, request.lease_s)
         return buffers_pb2.OpenBufferResponse(
-            path=self._path(buffer, context), sealed=buffer.record.sealed
+            path=self._path(buffer, context),
+            sealed=buffer.record.sealed,
+            read_only=buffer.record.rights(handle.token) is Rights.READ,
         )
+
+    async def DuplicateBuffer(
+        self, request: buffers_pb2.DuplicateBufferRequest, context: Any
+    ) -> buffers_pb2.DuplicateBufferResponse:
+        """See the proto."""
+        record = self._store.reader(request.handle.id, request.handle.token)
+        handle = buffers_pb2.BufferHandle(
+            id=record.id, token=record.reader, host=_HOST, size=record.size
+        )
+        return buffers_pb2.DuplicateBufferResponse(handle=handle)
 
     async def SealBuffer(
         self, request: buffers_pb2.SealBufferRequest, context: Any

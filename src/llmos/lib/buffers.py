@@ -33,6 +33,7 @@ from llmos.lib.errors import (
     LLMOSError,
     NotFound,
     OutOfRange,
+    PermissionDenied,
     Unavailable,
 )
 from llmos.lib.rpc import from_rpc_error
@@ -177,14 +178,18 @@ class BufferClient:
     async def open(self, handle: pb.BufferHandle, *, write: bool = False) -> Mapping:
         """Map a buffer that somebody else made; read-only unless `write`.
 
-        Raises NotFound NO_SUCH_BUFFER; FailedPrecondition SEALED or OTHER_HOST when asked to
-        write to what cannot be written to from here.
+        Raises NotFound NO_SUCH_BUFFER; when asked to write to what cannot be written to from here
+        FailedPrecondition SEALED or OTHER_HOST, PermissionDenied READ_ONLY.
         """
         request = pb.OpenBufferRequest(handle=handle, lease_s=self._lease_s)
         opened = await self._call(self._stub.OpenBuffer, request)
         try:
             if write and opened.sealed:
                 raise FailedPrecondition("SEALED", f"Buffer {handle.id} is sealed: only read it.")
+            if write and opened.read_only:
+                raise PermissionDenied(
+                    "READ_ONLY", f"This handle of buffer {handle.id} is only to read by."
+                )
             memory = _map(opened.path, handle.size, write=write) if opened.path else None
             if memory is not None:
                 return self._keep(Mapping(handle, memory, writable=write))
@@ -199,10 +204,18 @@ class BufferClient:
         await self._release(handle)
         return Mapping(handle, data, writable=False)
 
+    async def reader(self, handle: pb.BufferHandle) -> pb.BufferHandle:
+        """Return a handle of the same buffer by which it can only be read.
+
+        Raises NotFound NO_SUCH_BUFFER.
+        """
+        request = pb.DuplicateBufferRequest(handle=handle)
+        return (await self._call(self._stub.DuplicateBuffer, request)).handle
+
     async def seal(self, mapping: Mapping) -> None:
         """Make a buffer of this process read-only for ever; `view` is from now on, too.
 
-        Raises NotFound NO_SUCH_BUFFER, PermissionDenied NOT_OWNER.
+        Raises NotFound NO_SUCH_BUFFER, PermissionDenied NOT_OWNER or READ_ONLY.
         """
         await self._call(self._stub.SealBuffer, pb.SealBufferRequest(handle=mapping.handle))
         mapping.freeze()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from llmos.api.memory.v1.buffers_pb2 import BufferHandle
-from llmos.lib.buffers import BufferClient
+from llmos.lib.buffers import BufferClient, Mapping
 from llmos.lib.errors import (
     DataLoss,
     FailedPrecondition,
@@ -115,6 +115,31 @@ async def test_sealing_closes_views(near_and_far: Any) -> None:
         with pytest.raises(FailedPrecondition) as caught:
             await user.open(mine.handle, write=True)
         assert caught.value.reason == "SEALED"
+
+
+async def test_a_handle_to_read_by(near_and_far: Any) -> None:
+    _, near, far = near_and_far
+    async with BufferClient(near) as maker, BufferClient(near) as user, BufferClient(far) as afar:
+        mine = await maker.create(10)
+        mine.view[:] = b"0123456789"
+        reader = await maker.reader(mine.handle)
+        assert reader.id == mine.handle.id and reader.token != mine.handle.token
+        assert (await user.reader(reader)).token == reader.token  # not more by asking again
+        theirs = await user.open(reader)
+        assert theirs.view == mine.view == (await afar.open(reader)).view
+        mine.view[0] = 0x41
+        assert theirs.view[0] == 0x41  # one memory
+        for attempt in (
+            user.open(reader, write=True),
+            maker.seal(Mapping(reader, bytearray(10), writable=True)),
+        ):
+            with pytest.raises(PermissionDenied) as caught:
+                await attempt
+            assert caught.value.reason == "READ_ONLY"
+        await maker.free(mine)
+        assert (await afar.open(reader)).view[1:] == b"123456789"  # a lease is a lease
+        with pytest.raises(NotFound):
+            await user.reader(BufferHandle(id=reader.id, token=b"x", size=10))
 
 
 async def test_errors_are_ours(near_and_far: Any) -> None:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!llmos/api/memory/v1/buffers.proto\x12\x13llmos.api.memory.v1\"E\n\x0c\x42ufferHandle\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x0c\x12\x0c\n\x04host\x18\x03 \x01(\t\x12\x0c\n\x04size\x18\x04 \x01(\x04\"\x83\x01\n\nBufferInfo\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\r\n\x05owner\x18\x03 \x01(\t\x12\x0e\n\x06leases\x18\x04 \x01(\r\x12\x0e\n\x06sealed\x18\x05 \x01(\x08\x12\r\n\x05\x61ge_s\x18\x06 \x01(\x01\x12\r\n\x05label\x18\x07 \x01(\t\x12\x0e\n\x06tenant\x18\x08 \x01(\t\"W\n\x13\x43reateBufferRequest\x12\x0c\n\x04size\x18\x01 \x01(\x04\x12\r\n\x05label\x18\x02 \x01(\t\x12\x0f\n\x07lease_s\x18\x03 \x01(\r\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"W\n\x14\x43reateBufferResponse\x12\x31\n\x06handle\x18\x01 \x01(\x0b\x32!.llmos.api.memory.v1.BufferHandle\x12\x0c\n\x04path\x18\x02 \x01(\t\"W\n\x11OpenBufferRequest\x12\x31\n\x06handle\x18\x01 \x01(\x0b\x32!.llmos.api.memory.v1.BufferHandle\x12\x0f\n\x07lease_s\x18\x02 \x01(\r\"2\n\x12OpenBufferResponse\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06sealed\x18\x02 \x01(\x08\"F\n\x11SealBufferRequest\x12\x31\n\x06handle\x18\x01 \x01(\x0b\x32!.llmos.api.memory.v1.BufferHandle\"\x14\n\x12SealBufferResponse\"!\n\x12RenewLeasesRequest\x12\x0b\n\x03ids\x18\x01 \x03(\t\"&\n\x13RenewLeasesResponse\x12\x0f\n\x07missing\x18\x01 \x03(\t\"F\n\x11\x46reeBufferRequest\x12\x31\n\x06handle\x18\x01 \x01(\x0b\x32!.llmos.api.memory.v1.BufferHandle\"\x14\n\x12\x46reeBufferResponse\"f\n\x11ReadBufferRequest\x12\x31\n\x06handle\x18\x01 \x01(\x0b\x32!.llmos.api.memory.v1.BufferHandle\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\"\"\n\x12ReadBufferResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x14\n\x12ListBuffersRequest\"G\n\x13ListBuffersResponse\x12\x30\n\x07\x62uffers\x18\x01 \x03(\x0b\x32\x1f.llmos.api.memory.v1.BufferInfo2\xd3\x05\n\x07\x42uffers\x12h\n\x0c\x43reateBuffer\x12(.llmos.api.memory.v1.CreateBufferRequest\x1a).llmos.api.memory.v1.CreateBufferResponse\"\x03\x90\x02\x02\x12\x62\n\nOpenBuffer\x12&.llmos.api.memory.v1.OpenBufferRequest\x1a\'.llmos.api.memory.v1.OpenBufferResponse\"\x03\x90\x02\x02\x12\x62\n\nSealBuffer\x12&.llmos.api.memory.v1.SealBufferRequest\x1a\'.llmos.api.memory.v1.SealBufferResponse\"\x03\x90\x02\x02\x12\x65\n\x0bRenewLeases\x12\'.llmos.api.memory.v1.RenewLeasesRequest\x1a(.llmos.api.memory.v1.RenewLeasesResponse\"\x03\x90\x02\x02\x12\x62\n\nFreeBuffer\x12&.llmos.api.memory.v1.FreeBufferRequest\x1a\'.llmos.api.memory.v1.FreeBufferResponse\"\x03\x90\x02\x02\x12\x64\n\nReadBuffer\x12&.llmos.api.memory.v1.ReadBufferRequest\x1a\'.llmos.api.memory.v1.ReadBufferResponse\"\x03\x90\x02\x01\x30\x01\x12\x65\n\x0bListBuffers\x12\'.llmos.api.memory.v1.ListBuffersRequest\x1a(.llmos.api.memory.v1.ListBuffersResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!llmos/api/memory/v1/buffers.proto\x12\x13llmos.api.memory.v1\"E\n\x0c\x42ufferHandle\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x0c\x12\x0c\n\x04host\x18\x03 \x01(\t\x12\x0c\n\x04size\x18\x04 \x01(\x04\"\x83\x01\n\nBufferInfo\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\r\n\x05owner\x18\x03 \x01(\t\x12\x0e\n\x06leases\x18\x04 \x01(\r\x12\x0e\n\x06sealed\x18\x05 \x01(\x08\x12\r\n\x05\x61ge_s\x18\x06 \x01(\x01\x12\r\n\x05label\x18\x07 \x01(\t\x12\x0e\n\x06tenant\x18\x08 \x01(\t\"W\n\x13\x43reateBufferRequest\x12\x0c\n\x04size\x18\x01 \x01(\x04\x12\r\n\x05label\x18\x02 \x01(\t\x12\x0f\n\x07lease_s\x18\x03 \x01(\r\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"W\n\x14\x43reateBufferResponse\x12\x31\n\x06handle\x18\x01 \x01(\x0b\x32!.llmos.api.memory.v1.BufferHandle\x12\x0c\n\x04path\x18\x02 \x01(\t\"W\n\x11OpenBufferRequest\x12\x31\n\x06handle\x18\x01 \x01(\x0b\x32!.llmos.api.memory.v1.BufferHandle\x12\x0f\n\x07lease_s\x18\x02 \x01(\r\"E\n\x12OpenBufferResponse\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06sealed\x18\x02 \x01(\x08\x12\x11\n\tread_only\x18\x03 \x01(\x08\"K\n\x16\x44uplicateBufferRequest\x12\x31\n\x06handle\x18\x01 \x01(\x0b\x32!.llmos.api.memory.v1.BufferHandle\"L\n\x17\x44uplicateBufferResponse\x12\x31\n\x06handle\x18\x01 \x01(\x0b\x32!.llmos.api.memory.v1.BufferHandle\"F\n\x11SealBufferRequest\x12\x31\n\x06handle\x18\x01 \x01(\x0b\x32!.llmos.api.memory.v1.BufferHandle\"\x14\n\x12SealBufferResponse\"!\n\x12RenewLeasesRequest\x12\x0b\n\x03ids\x18\x01 \x03(\t\"&\n\x13RenewLeasesResponse\x12\x0f\n\x07missing\x18\x01 \x03(\t\"F\n\x11\x46reeBufferRequest\x12\x31\n\x06handle\x18\x01 \x01(\x0b\x32!.llmos.api.memory.v1.BufferHandle\"\x14\n\x12\x46reeBufferResponse\"f\n\x11ReadBufferRequest\x12\x31\n\x06handle\x18\x01 \x01(\x0b\x32!.llmos.api.memory.v1.BufferHandle\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\"\"\n\x12ReadBufferResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x14\n\x12ListBuffersRequest\"G\n\x13ListBuffersResponse\x12\x30\n\x07\x62uffers\x18\x01 \x03(\x0b\x32\x1f.llmos.api.memory.v1.BufferInfo2\xc6\x06\n\x07\x42uffers\x12h\n\x0c\x43reateBuffer\x12(.llmos.api.memory.v1.CreateBufferRequest\x1a).llmos.api.memory.v1.CreateBufferResponse\"\x03\x90\x02\x02\x12\x62\n\nOpenBuffer\x12&.llmos.api.memory.v1.OpenBufferRequest\x1a\'.llmos.api.memory.v1.OpenBufferResponse\"\x03\x90\x02\x02\x12q\n\x0f\x44uplicateBuffer\x12+.llmos.api.memory.v1.DuplicateBufferRequest\x1a,.llmos.api.memory.v1.DuplicateBufferResponse\"\x03\x90\x02\x01\x12\x62\n\nSealBuffer\x12&.llmos.api.memory.v1.SealBufferRequest\x1a\'.llmos.api.memory.v1.SealBufferResponse\"\x03\x90\x02\x02\x12\x65\n\x0bRenewLeases\x12\'.llmos.api.memory.v1.RenewLeasesRequest\x1a(.llmos.api.memory.v1.RenewLeasesResponse\"\x03\x90\x02\x02\x12\x62\n\nFreeBuffer\x12&.llmos.api.memory.v1.FreeBufferRequest\x1a\'.llmos.api.memory.v1.FreeBufferResponse\"\x03\x90\x02\x02\x12\x64\n\nReadBuffer\x12&.llmos.api.memory.v1.ReadBufferRequest\x1a\'.llmos.api.memory.v1.ReadBufferResponse\"\x03\x90\x02\x01\x30\x01\x12\x65\n\x0bListBuffers\x12\'.llmos.api.memory.v1.ListBuffersRequest\x1a(.llmos.api.memory.v1.ListBuffersResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,6 +35,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BUFFERS'].methods_by_name['CreateBuffer']._serialized_options = b'\220\002\002'
   _globals['_BUFFERS'].methods_by_name['OpenBuffer']._loaded_options = None
   _globals['_BUFFERS'].methods_by_name['OpenBuffer']._serialized_options = b'\220\002\002'
+  _globals['_BUFFERS'].methods_by_name['DuplicateBuffer']._loaded_options = None
+  _globals['_BUFFERS'].methods_by_name['DuplicateBuffer']._serialized_options = b'\220\002\001'
   _globals['_BUFFERS'].methods_by_name['SealBuffer']._loaded_options = None
   _globals['_BUFFERS'].methods_by_name['SealBuffer']._serialized_options = b'\220\002\002'
   _globals['_BUFFERS'].methods_by_name['RenewLeases']._loaded_options = None
@@ -56,27 +58,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OPENBUFFERREQUEST']._serialized_start=441
   _globals['_OPENBUFFERREQUEST']._serialized_end=528
   _globals['_OPENBUFFERRESPONSE']._serialized_start=530
-  _globals['_OPENBUFFERRESPONSE']._serialized_end=580
-  _globals['_SEALBUFFERREQUEST']._serialized_start=582
-  _globals['_SEALBUFFERREQUEST']._serialized_end=652
-  _globals['_SEALBUFFERRESPONSE']._serialized_start=654
-  _globals['_SEALBUFFERRESPONSE']._serialized_end=674
-  _globals['_RENEWLEASESREQUEST']._serialized_start=676
-  _globals['_RENEWLEASESREQUEST']._serialized_end=709
-  _globals['_RENEWLEASESRESPONSE']._serialized_start=711
-  _globals['_RENEWLEASESRESPONSE']._serialized_end=749
-  _globals['_FREEBUFFERREQUEST']._serialized_start=751
-  _globals['_FREEBUFFERREQUEST']._serialized_end=821
-  _globals['_FREEBUFFERRESPONSE']._serialized_start=823
-  _globals['_FREEBUFFERRESPONSE']._serialized_end=843
-  _globals['_READBUFFERREQUEST']._serialized_start=845
-  _globals['_READBUFFERREQUEST']._serialized_end=947
-  _globals['_READBUFFERRESPONSE']._serialized_start=949
-  _globals['_READBUFFERRESPONSE']._serialized_end=983
-  _globals['_LISTBUFFERSREQUEST']._serialized_start=985
-  _globals['_LISTBUFFERSREQUEST']._serialized_end=1005
-  _globals['_LISTBUFFERSRESPONSE']._serialized_start=1007
-  _globals['_LISTBUFFERSRESPONSE']._serialized_end=1078
-  _globals['_BUFFERS']._serialized_start=1081
-  _globals['_BUFFERS']._serialized_end=1804
+  _globals['_OPENBUFFERRESPONSE']._serialized_end=599
+  _globals['_DUPLICATEBUFFERREQUEST']._serialized_start=601
+  _globals['_DUPLICATEBUFFERREQUEST']._serialized_end=676
+  _globals['_DUPLICATEBUFFERRESPONSE']._serialized_start=678
+  _globals['_DUPLICATEBUFFERRESPONSE']._serialized_end=754
+  _globals['_SEALBUFFERREQUEST']._serialized_start=756
+  _globals['_SEALBUFFERREQUEST']._serialized_end=826
+  _globals['_SEALBUFFERRESPONSE']._serialized_start=828
+  _globals['_SEALBUFFERRESPONSE']._serialized_end=848
+  _globals['_RENEWLEASESREQUEST']._serialized_start=850
+  _globals['_RENEWLEASESREQUEST']._serialized_end=883
+  _globals['_RENEWLEASESRESPONSE']._serialized_start=885
+  _globals['_RENEWLEASESRESPONSE']._serialized_end=923
+  _globals['_FREEBUFFERREQUEST']._serialized_start=925
+  _globals['_FREEBUFFERREQUEST']._serialized_end=995
+  _globals['_FREEBUFFERRESPONSE']._serialized_start=997
+  _globals['_FREEBUFFERRESPONSE']._serialized_end=1017
+  _globals['_READBUFFERREQUEST']._serialized_start=1019
+  _globals['_READBUFFERREQUEST']._serialized_end=1121
+  _globals['_READBUFFERRESPONSE']._serialized_start=1123
+  _globals['_READBUFFERRESPONSE']._serialized_end=1157
+  _globals['_LISTBUFFERSREQUEST']._serialized_start=1159
+  _globals['_LISTBUFFERSREQUEST']._serialized_end=1179
+  _globals['_LISTBUFFERSRESPONSE']._serialized_start=1181
+  _globals['_LISTBUFFERSRESPONSE']._serialized_end=1252
+  _globals['_BUFFERS']._serialized_start=1255
+  _globals['_BUFFERS']._serialized_end=2093
 # @@protoc_insertion_point(module_scope)

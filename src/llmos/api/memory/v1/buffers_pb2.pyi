@@ -200,23 +200,75 @@ class OpenBufferResponse(_message.Message):
 
     PATH_FIELD_NUMBER: _builtins.int
     SEALED_FIELD_NUMBER: _builtins.int
+    READ_ONLY_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     """File to map; empty when the caller is on another host and must use ReadBuffer."""
     sealed: _builtins.bool
     """It is read-only."""
+    read_only: _builtins.bool
+    """The handle is: it was made by DuplicateBuffer."""
     def __init__(
         self,
         *,
         path: _builtins.str = ...,
         sealed: _builtins.bool = ...,
+        read_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "sealed", b"sealed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "read_only", b"read_only", "sealed", b"sealed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___OpenBufferResponse: _TypeAlias = OpenBufferResponse  # noqa: Y015
+
+@_typing.final
+class DuplicateBufferRequest(_message.Message):
+    """Request of DuplicateBuffer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HANDLE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def handle(self) -> Global___BufferHandle:
+        """Handle to make another of."""
+
+    def __init__(
+        self,
+        *,
+        handle: Global___BufferHandle | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["handle", b"handle"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["handle", b"handle"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DuplicateBufferRequest: _TypeAlias = DuplicateBufferRequest  # noqa: Y015
+
+@_typing.final
+class DuplicateBufferResponse(_message.Message):
+    """Answer of DuplicateBuffer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HANDLE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def handle(self) -> Global___BufferHandle:
+        """Handle to read by."""
+
+    def __init__(
+        self,
+        *,
+        handle: Global___BufferHandle | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["handle", b"handle"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["handle", b"handle"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DuplicateBufferResponse: _TypeAlias = DuplicateBufferResponse  # noqa: Y015
 
 @_typing.final
 class SealBufferRequest(_message.Message):

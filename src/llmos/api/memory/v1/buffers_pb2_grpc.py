@@ -49,6 +49,11 @@ class BuffersStub(object):
                 request_serializer=llmos_dot_api_dot_memory_dot_v1_dot_buffers__pb2.OpenBufferRequest.SerializeToString,
                 response_deserializer=llmos_dot_api_dot_memory_dot_v1_dot_buffers__pb2.OpenBufferResponse.FromString,
                 _registered_method=True)
+        self.DuplicateBuffer = channel.unary_unary(
+                '/llmos.api.memory.v1.Buffers/DuplicateBuffer',
+                request_serializer=llmos_dot_api_dot_memory_dot_v1_dot_buffers__pb2.DuplicateBufferRequest.SerializeToString,
+                response_deserializer=llmos_dot_api_dot_memory_dot_v1_dot_buffers__pb2.DuplicateBufferResponse.FromString,
+                _registered_method=True)
         self.SealBuffer = channel.unary_unary(
                 '/llmos.api.memory.v1.Buffers/SealBuffer',
                 request_serializer=llmos_dot_api_dot_memory_dot_v1_dot_buffers__pb2.SealBufferRequest.SerializeToString,
@@ -105,10 +110,21 @@ class BuffersServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DuplicateBuffer(self, request, context):
+        """Answers a handle of the same buffer with fewer rights: who has it may read, and make no more of
+        it: not write, not seal. To be given to whom one does not trust with more.
+
+        Errors: NOT_FOUND NO_SUCH_BUFFER.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SealBuffer(self, request, context):
         """Makes a buffer read-only for ever.
 
         Errors: NOT_FOUND NO_SUCH_BUFFER. PERMISSION_DENIED NOT_OWNER: only its owner may seal.
+        PERMISSION_DENIED READ_ONLY: the handle is one of DuplicateBuffer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -158,6 +174,11 @@ def add_BuffersServicer_to_server(servicer, server):
                     servicer.OpenBuffer,
                     request_deserializer=llmos_dot_api_dot_memory_dot_v1_dot_buffers__pb2.OpenBufferRequest.FromString,
                     response_serializer=llmos_dot_api_dot_memory_dot_v1_dot_buffers__pb2.OpenBufferResponse.SerializeToString,
+            ),
+            'DuplicateBuffer': grpc.unary_unary_rpc_method_handler(
+                    servicer.DuplicateBuffer,
+                    request_deserializer=llmos_dot_api_dot_memory_dot_v1_dot_buffers__pb2.DuplicateBufferRequest.FromString,
+                    response_serializer=llmos_dot_api_dot_memory_dot_v1_dot_buffers__pb2.DuplicateBufferResponse.SerializeToString,
             ),
             'SealBuffer': grpc.unary_unary_rpc_method_handler(
                     servicer.SealBuffer,
@@ -244,6 +265,33 @@ class Buffers(object):
             '/llmos.api.memory.v1.Buffers/OpenBuffer',
             llmos_dot_api_dot_memory_dot_v1_dot_buffers__pb2.OpenBufferRequest.SerializeToString,
             llmos_dot_api_dot_memory_dot_v1_dot_buffers__pb2.OpenBufferResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DuplicateBuffer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmos.api.memory.v1.Buffers/DuplicateBuffer',
+            llmos_dot_api_dot_memory_dot_v1_dot_buffers__pb2.DuplicateBufferRequest.SerializeToString,
+            llmos_dot_api_dot_memory_dot_v1_dot_buffers__pb2.DuplicateBufferResponse.FromString,
             options,
             channel_credentials,
             insecure,

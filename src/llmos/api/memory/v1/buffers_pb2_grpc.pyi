@@ -51,10 +51,17 @@ class BuffersStub:
 
     Errors: NOT_FOUND NO_SUCH_BUFFER: freed, reclaimed or never there, or the token is wrong.
     """
+    DuplicateBuffer: _grpc.UnaryUnaryMultiCallable[_buffers_pb2.DuplicateBufferRequest, _buffers_pb2.DuplicateBufferResponse]
+    """Answers a handle of the same buffer with fewer rights: who has it may read, and make no more of
+    it: not write, not seal. To be given to whom one does not trust with more.
+
+    Errors: NOT_FOUND NO_SUCH_BUFFER.
+    """
     SealBuffer: _grpc.UnaryUnaryMultiCallable[_buffers_pb2.SealBufferRequest, _buffers_pb2.SealBufferResponse]
     """Makes a buffer read-only for ever.
 
     Errors: NOT_FOUND NO_SUCH_BUFFER. PERMISSION_DENIED NOT_OWNER: only its owner may seal.
+      PERMISSION_DENIED READ_ONLY: the handle is one of DuplicateBuffer.
     """
     RenewLeases: _grpc.UnaryUnaryMultiCallable[_buffers_pb2.RenewLeasesRequest, _buffers_pb2.RenewLeasesResponse]
     """Renews the caller's leases.
@@ -94,10 +101,17 @@ class BuffersAsyncStub(BuffersStub):
 
     Errors: NOT_FOUND NO_SUCH_BUFFER: freed, reclaimed or never there, or the token is wrong.
     """
+    DuplicateBuffer: _aio.UnaryUnaryMultiCallable[_buffers_pb2.DuplicateBufferRequest, _buffers_pb2.DuplicateBufferResponse]  # type: ignore[assignment]
+    """Answers a handle of the same buffer with fewer rights: who has it may read, and make no more of
+    it: not write, not seal. To be given to whom one does not trust with more.
+
+    Errors: NOT_FOUND NO_SUCH_BUFFER.
+    """
     SealBuffer: _aio.UnaryUnaryMultiCallable[_buffers_pb2.SealBufferRequest, _buffers_pb2.SealBufferResponse]  # type: ignore[assignment]
     """Makes a buffer read-only for ever.
 
     Errors: NOT_FOUND NO_SUCH_BUFFER. PERMISSION_DENIED NOT_OWNER: only its owner may seal.
+      PERMISSION_DENIED READ_ONLY: the handle is one of DuplicateBuffer.
     """
     RenewLeases: _aio.UnaryUnaryMultiCallable[_buffers_pb2.RenewLeasesRequest, _buffers_pb2.RenewLeasesResponse]  # type: ignore[assignment]
     """Renews the caller's leases.
@@ -148,6 +162,18 @@ class BuffersServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def DuplicateBuffer(
+        self,
+        request: _buffers_pb2.DuplicateBufferRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_buffers_pb2.DuplicateBufferResponse, _abc.Awaitable[_buffers_pb2.DuplicateBufferResponse]]:
+        """Answers a handle of the same buffer with fewer rights: who has it may read, and make no more of
+        it: not write, not seal. To be given to whom one does not trust with more.
+
+        Errors: NOT_FOUND NO_SUCH_BUFFER.
+        """
+
+    @_abc_1.abstractmethod
     def SealBuffer(
         self,
         request: _buffers_pb2.SealBufferRequest,
@@ -156,6 +182,7 @@ class BuffersServicer(metaclass=_abc_1.ABCMeta):
         """Makes a buffer read-only for ever.
 
         Errors: NOT_FOUND NO_SUCH_BUFFER. PERMISSION_DENIED NOT_OWNER: only its owner may seal.
+          PERMISSION_DENIED READ_ONLY: the handle is one of DuplicateBuffer.
         """
 
     @_abc_1.abstractmethod
