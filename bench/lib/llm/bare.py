@@ -1,9 +1,11 @@
-"""Our torch engine alone, in this process: python bare.py MODEL.gguf PRECISION; one JSON line."""
+"""Our torch engine alone, in this process: python bare.py MODEL.gguf PRECISION.
+
+For each line `STREAMS SEED` it reads, it prints a line: tokens a second.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import sys
 import time
@@ -37,13 +39,14 @@ async def rate(engine: TorchEngine, streams: int, seed: int) -> float:
 
 
 async def main() -> None:
-    """Print the best of two rounds of 32 streams."""
+    """Answer until the input ends."""
     path = Path(sys.argv[1])
     spec = ModelSpec("bare@1", "gguf", "generate", {path.name: path}, threads=2)
     engine = load(spec, sys.argv[2])
-    rates = {str(n): max([await rate(engine, n, 100 * n + i) for i in (0, 50)]) for n in (32,)}
+    while line := await asyncio.to_thread(sys.stdin.readline):
+        streams, seed = map(int, line.split())
+        print(await rate(engine, streams, 1000 * seed), flush=True)
     engine.close()
-    print(json.dumps(rates))
 
 
 if __name__ == "__main__":

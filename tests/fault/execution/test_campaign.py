@@ -9,6 +9,7 @@ four workers in a row have died with before they came to say anything.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -23,11 +24,13 @@ from execution_stack import Client, client, stack
 from model_files import tiny_onnx
 
 from llmos.api.execution.v1 import execution_pb2 as pb
+from llmos.api.kernel.v1 import admin_pb2
 
 KILLS = int(os.environ.get("LLMOS_KILLS", "15"))
 SEED = int(os.environ.get("LLMOS_KILLS_SEED", "5"))
 AGE_S = 3.5  # crashes.SOON_S and the time in which the manager notices; on a busy machine longer
 PER_KILL_S = 20.0
+PATIENCE_S = 900  # a lost call is told by its error, not by how long it takes
 
 Ask = Callable[[], Coroutine[Any, Any, object]]
 
@@ -45,7 +48,7 @@ def generation(llmos: Client, model: str, number: int) -> Ask:
     )
 
     async def ask() -> object:
-        replies = [r async for r in llmos.execution.Generate(request, timeout=120)]
+        replies = [r async for r in llmos.execution.Generate(request, timeout=PATIENCE_S)]
         return [t for r in replies for t in r.token_ids], "".join(r.text for r in replies)
 
     return ask
@@ -53,7 +56,7 @@ def generation(llmos: Client, model: str, number: int) -> Ask:
 
 def inference(llmos: Client, model: str) -> Ask:
     async def ask() -> object:
-        return (await llmos.infer(model, timeout=120)).tolist()
+        return (await llmos.infer(model, timeout=PATIENCE_S)).tolist()
 
     return ask
 
@@ -61,24 +64,30 @@ def inference(llmos: Client, model: str) -> Ask:
 class Killer:
     """Kills workers that have lived for long enough, one at a time, by a seeded choice."""
 
-    def __init__(self, running: Any, age_s: float) -> None:
-        self._running = running
+    def __init__(self, llmos: Client, age_s: float) -> None:
+        self._llmos = llmos
         self._age_s = age_s
         self._random = random.Random(SEED)
-        self._seen: dict[int, float] = {}
         self.killed: list[str] = []
 
     async def run(self) -> None:
         deadline = time.monotonic() + 30 + KILLS * PER_KILL_S
         while len(self.killed) < KILLS:
             assert time.monotonic() < deadline, f"only {len(self.killed)} workers could be killed"
-            now = time.monotonic()
-            workers = sorted(self._running.records("worker/"), key=lambda r: r.name)
-            old = [w for w in workers if now - self._seen.setdefault(w.pid, now) > self._age_s]
+            answer = await self._llmos.admin.ListPorts(
+                admin_pb2.ListPortsRequest(), timeout=PATIENCE_S
+            )
+            # Since when it is attached: how long it took to load does not count.
+            old = sorted(
+                (port.name, port.pid)
+                for port in answer.ports
+                if port.name.startswith("worker/") and port.attached_s > self._age_s
+            )
             if old:
-                victim = self._random.choice(old)
-                os.kill(victim.pid, signal.SIGKILL)
-                self.killed.append(victim.name)
+                name, pid = self._random.choice(old)
+                with contextlib.suppress(ProcessLookupError):  # killed, and not yet found so
+                    os.kill(pid, signal.SIGKILL)
+                    self.killed.append(name)
                 if len(self.killed) % 25 == 0:  # a long campaign that is stopped has said how far
                     print(f"{len(self.killed)} kills", flush=True)
             await asyncio.sleep(self._random.uniform(0.05, 1.5))
@@ -101,7 +110,7 @@ async def test_kills_under_mixed_load_lose_no_call_and_change_no_token(tmp_path:
                 began = time.monotonic()
                 expected.append(await ask())
                 took.append(time.monotonic() - began)
-            killer = Killer(running, max(AGE_S, 3 * statistics.median(took)))
+            killer = Killer(llmos, max(AGE_S, 3 * statistics.median(took)))
             done = asyncio.Event()
             answers = [0] * len(asks)
 
