@@ -210,7 +210,8 @@ class BufferClient:
         Raises NotFound NO_SUCH_BUFFER.
         """
         request = pb.DuplicateBufferRequest(handle=handle)
-        return (await self._call(self._stub.DuplicateBuffer, request)).handle
+        handle: pb.BufferHandle = (await self._call(self._stub.DuplicateBuffer, request)).handle
+        return handle
 
     async def seal(self, mapping: Mapping) -> None:
         """Make a buffer of this process read-only for ever; `view` is from now on, too.

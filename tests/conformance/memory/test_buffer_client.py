@@ -137,7 +137,7 @@ async def test_a_handle_to_read_by(near_and_far: Any) -> None:
                 await attempt
             assert caught.value.reason == "READ_ONLY"
         await maker.free(mine)
-        assert (await afar.open(reader)).view[1:] == b"123456789"  # a lease is a lease
+        assert bytes((await afar.open(reader)).view[1:]) == b"123456789"  # a lease is a lease
         with pytest.raises(NotFound):
             await user.reader(BufferHandle(id=reader.id, token=b"x", size=10))
 
