@@ -93,13 +93,12 @@ async def test_cancelled_work_is_dropped_and_others_go_on(encoder: Engine) -> No
 
 async def test_the_loop_is_not_blocked(encoder: Engine) -> None:
     work = asyncio.create_task(encoder.embed(["x" * 40] * 2048))
-    longest, loop = 0.0, asyncio.get_running_loop()
+    turns = 0
     while not work.done():
-        start = loop.time()
         await asyncio.sleep(0)
-        longest = max(longest, loop.time() - start)
+        turns += 1
     assert (await work).vectors.shape == (2048, DIM)
-    assert longest < 0.25
+    assert turns > 100  # work done in the loop itself would leave it a handful
 
 
 @pytest.mark.parametrize("texts", [[], ["a", ""]])
