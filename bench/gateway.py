@@ -1,14 +1,16 @@
 """What HTTP and the kernel add to a worker's own stream, and what idle streams cost.
 
-SmolLM2-135M-Instruct, 32 streams at a time that begin together, prompts of 32 tokens, 24 new ones,
-greedy; real kernel, storage, memory, execution and gateway processes on one machine. Rounds over
-HTTP (server-sent events, read by a client that does nothing else) and over a port, without the
-gateway, take turns. Both are compared with what the worker measured of the very same streams, so
-the machine's noise is in both. Then 500 streams of events that say nothing are opened.
+SmolLM2-135M-Instruct, 32 streams at a time: 32 clients, each of which asks again when it has its
+answer, begin 50 ms apart; prompts of 32 tokens, 16 to 32 new ones, greedy. Real kernel, storage,
+memory, execution and gateway processes on one machine. Rounds over HTTP (server-sent events, read
+by a client that does nothing else) and over a port, without the gateway, take turns. Both are
+compared with what the worker measured of the very same streams, so the machine's noise is in both.
+Then 500 streams of events that say nothing are opened.
 
-The last line is one JSON object: medians over the streams. `ttft_added_ms` and `tpot_ratio` compare
-the HTTP client's clock with the worker's; `tpot_http_to_port` the rounds with one another: what the
-gateway's use of the CPU takes from a worker beside it. LLMOS_BENCH_ROUNDS: 2 if not set.
+The last line is one JSON object: medians of the rounds' means. `ttft_added_ms` and `tpot_ratio`
+compare the client's clock with the worker's; `ttft_http_over_port_ms` and `tpot_http_to_port` the
+rounds with one another: what the gateway adds to the kernel, and what its use of the CPU takes from
+a worker beside it. LLMOS_BENCH_ROUNDS: 3 if not set.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import psutil
 
@@ -36,22 +38,43 @@ from gateway_process import Gateway, kernel_gateway  # noqa: E402
 
 from llmos.api.execution.v1 import execution_pb2 as pb  # noqa: E402
 
-STREAMS, PROMPT, NEW, IDLE = 32, 32, 24, 500
-ROUNDS = int(os.environ.get("LLMOS_BENCH_ROUNDS", "2"))
+STREAMS, PROMPT, IDLE = 32, 32, 500
+TURNS, LEAST, MOST = 2, 16, 32  # answers per client and round; their lengths, tokens
+_APART_S = 0.05
+_AT_ONCE = 25  # idle streams that are opened together
+ROUNDS = int(os.environ.get("LLMOS_BENCH_ROUNDS", "3"))
+T = TypeVar("T")
 _PARTS = re.compile(r"^llmos_gateway_(prefill|decode)_seconds_(sum|count)\{.*\} (\S+)$", re.M)
 
 
 class Timing(NamedTuple):
-    """One stream, seconds: to its first token and per token after it."""
+    """One stream, seconds: to its first token and from there to the last; tokens in between."""
 
     first: float
-    each: float
+    span: float
+    gaps: int
 
 
 def ids(seed: int) -> list[int]:
     """Return a prompt that no other stream has."""
     rng = random.Random(seed)
     return [rng.randrange(300, 20_000) for _ in range(PROMPT)]
+
+
+def length(seed: int) -> int:
+    """Return how many tokens an answer has; they differ, so that streams do not end as one."""
+    return random.Random(-seed).randint(LEAST, MOST)
+
+
+async def clients(ask: Callable[[int], Awaitable[T]], seed: int) -> list[T]:
+    """Let every client ask its questions one after the other."""
+
+    async def one(number: int) -> list[T]:
+        await asyncio.sleep(number * _APART_S)
+        return [await ask(seed + number * TURNS + turn) for turn in range(TURNS)]
+
+    found = await asyncio.gather(*(one(number) for number in range(STREAMS)))
+    return [each for some in found for each in some]
 
 
 async def over_http(address: str, seed: int) -> Timing:
@@ -61,7 +84,7 @@ async def over_http(address: str, seed: int) -> Timing:
         {
             "model": "smollm2",
             "prompt": ids(seed),
-            "max_tokens": NEW,
+            "max_tokens": length(seed),
             "temperature": 0,
             "stream": True,
             "logit_bias": {"0": -100, "2": -100},
@@ -85,7 +108,7 @@ async def over_http(address: str, seed: int) -> Timing:
         if b'"text":' in piece and b'"finish_reason":null' in piece:
             first, last = first or now, now
     writer.close()
-    return Timing(first - asked, (last - first) / (NEW - 1))
+    return Timing(first - asked, last - first, length(seed) - 1)
 
 
 async def over_port(stub: Any, seed: int) -> tuple[Timing, Timing]:
@@ -93,7 +116,7 @@ async def over_port(stub: Any, seed: int) -> tuple[Timing, Timing]:
     request = pb.GenerateRequest(
         model="smollm2",
         tokens=pb.TokenIds(ids=ids(seed)),
-        max_tokens=NEW,
+        max_tokens=length(seed),
         sampling=pb.Sampling(temperature=0, logit_bias={0: -100.0, 2: -100.0}),
     )
     asked = time.perf_counter()
@@ -106,8 +129,10 @@ async def over_port(stub: Any, seed: int) -> tuple[Timing, Timing]:
             first, last = first or now, now
         if reply.finish_reason:
             usage = reply.usage
-    seen = Timing(first - asked, (last - first) / (NEW - 1))
-    return seen, Timing(usage.first_token_s, usage.decode_s / (NEW - 1))
+    gaps = usage.completion_tokens - 1
+    return Timing(first - asked, last - first, gaps), Timing(
+        usage.first_token_s, usage.decode_s, gaps
+    )
 
 
 def worker_sums(text: str) -> dict[tuple[str, str], float]:
@@ -129,18 +154,18 @@ async def http_round(gateway: Gateway, seed: int) -> dict[str, float]:
     """Run the streams over HTTP beside the worker's own account of them."""
     before = worker_sums(await fetch(gateway.url, "/metrics"))
     cpu = psutil.Process(gateway.process.pid).cpu_times()
-    done = await asyncio.gather(*(over_http(gateway.url, seed + i) for i in range(STREAMS)))
+    done = await clients(lambda one: over_http(gateway.url, one), seed)
     used = psutil.Process(gateway.process.pid).cpu_times()
     after = worker_sums(await fetch(gateway.url, "/metrics"))
     spent = {key: after[key] - before.get(key, 0.0) for key in after}
     count = spent["prefill", "count"]
     first = spent["prefill", "sum"] / count
-    each = spent["decode", "sum"] / count / (NEW - 1)
-    tokens = STREAMS * NEW
+    gaps = sum(t.gaps for t in done)
+    seen, tokens = sum(t.span for t in done), gaps + len(done)
     return {
         "ttft_added_ms": (statistics.fmean(t.first for t in done) - first) * 1e3,
-        "tpot_ratio": statistics.fmean(t.each for t in done) / each,
-        "tpot_s": statistics.fmean(t.each for t in done),
+        "tpot_ratio": seen / spent["decode", "sum"],
+        "tpot_s": seen / gaps,
         "gateway_cpu_us_per_token": (used.user + used.system - cpu.user - cpu.system)
         / tokens
         * 1e6,
@@ -149,13 +174,13 @@ async def http_round(gateway: Gateway, seed: int) -> dict[str, float]:
 
 async def port_round(stub: Any, seed: int) -> dict[str, float]:
     """Run the streams without the gateway."""
-    done = await asyncio.gather(*(over_port(stub, seed + i) for i in range(STREAMS)))
+    done = await clients(lambda one: over_port(stub, one), seed)
     first = statistics.fmean(seen.first - own.first for seen, own in done)
-    each = statistics.fmean(seen.each for seen, _ in done)
+    span = sum(seen.span for seen, _ in done)
     return {
         "ttft_added_ms": first * 1e3,
-        "tpot_ratio": each / statistics.fmean(own.each for _, own in done),
-        "tpot_s": each,
+        "tpot_ratio": span / sum(own.span for _, own in done),
+        "tpot_s": span / sum(seen.gaps for seen, _ in done),
     }
 
 
@@ -164,14 +189,19 @@ async def idle_streams(gateway: Gateway) -> dict[str, float]:
     process = psutil.Process(gateway.process.pid)
     before = process.memory_info().rss
     host, _, port = gateway.url.rpartition("//")[2].rpartition(":")
-    held = []
-    for _ in range(IDLE):
-        reader, writer = await asyncio.open_connection(host, int(port))
-        writer.write(f"GET /llmos/v1/models/watch HTTP/1.1\r\nhost: {host}:{port}\r\n\r\n".encode())
-        line = await asyncio.wait_for(reader.readline(), 30)
-        if b" 200 " not in line:
-            raise RuntimeError(f"no stream: {line!r}")
-        held.append(writer)
+    gate = asyncio.Semaphore(_AT_ONCE)
+
+    async def hold() -> asyncio.StreamWriter:
+        async with gate:
+            reader, writer = await asyncio.open_connection(host, int(port))
+            head = f"GET /llmos/v1/models/watch HTTP/1.1\r\nhost: {host}:{port}\r\n\r\n"
+            writer.write(head.encode())
+            line = await asyncio.wait_for(reader.readline(), 60)
+            if b" 200 " not in line:
+                raise RuntimeError(f"no stream: {line!r}")
+            return writer
+
+    held = await asyncio.gather(*(hold() for _ in range(IDLE)))
     after = process.memory_info().rss
     for writer in held:
         writer.close()
@@ -189,7 +219,7 @@ async def run(gateway: Gateway, stub: Client) -> dict[str, Any]:
     }
     for n in range(ROUNDS):
         for i, (name, way) in enumerate(ways.items()):
-            found = await way((2 * n + i) * 1000)
+            found = await way((2 * n + i + 1) * 1000)
             rounds[name].append(found)
             print(name, {k: round(v, 4) for k, v in found.items()}, flush=True)
     result: dict[str, Any] = {
@@ -197,6 +227,7 @@ async def run(gateway: Gateway, stub: Client) -> dict[str, Any]:
         for name, found in rounds.items()
         for key in found[0]
     }
+    result["ttft_http_over_port_ms"] = result["http_ttft_added_ms"] - result["port_ttft_added_ms"]
     result["tpot_http_to_port"] = result["http_tpot_s"] / result["port_tpot_s"]
     return {**result, **await idle_streams(gateway), "streams": STREAMS, "rounds": ROUNDS}
 
