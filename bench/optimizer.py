@@ -1,10 +1,10 @@
 """The optimizer: what its jobs cost beside a bare loop, in quality, and to those who ask models.
 
-Four parts, each of interleaved rounds with ratios by round and medians: a training step of a job
-beside a bare loop of torch; a job in two processes (DDP, gloo) beside one on the same two cores;
-the kinds that compress all-MiniLM-L6-v2, and the speed of each result (batches of 16 texts, 2
-threads); SmolLM2's 99th percentile in a whole LLM OS while a job trains beside it. The last line is
-one JSON object; `targets` are the issue's, `held` says which of them were.
+Four parts: a training step of a job and one of a bare loop of torch, in turns within a process; a
+job in two processes (DDP, gloo) beside one on the same two cores; the kinds that compress
+all-MiniLM-L6-v2, and the speed of each result (batches of 16 texts, 2 threads, interleaved rounds);
+SmolLM2's 99th percentile in a whole LLM OS while a job trains beside it. The last line is one JSON
+object; `targets` are the issue's, `held` says which of them were.
 """
 
 from __future__ import annotations

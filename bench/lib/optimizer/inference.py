@@ -19,8 +19,8 @@ from llmos.api.execution.v1 import execution_pb2_grpc
 from llmos.api.optimizer.v1 import jobs_pb2, jobs_pb2_grpc
 from llmos.servers.optimizer.job import corpus
 
-REQUESTS = 120  # of a phase; there are two of each sort
-EVERY_S = 0.12  # on average, at random: people do not wait for one another
+REQUESTS = 50  # of a phase; there are two of each sort
+EVERY_S = 0.3  # on average, at random: people do not wait for one another
 TOKENS = 4
 
 

