@@ -47,6 +47,7 @@ async def serve(config: StorageConfig) -> bool:
     for name in ("upload_ttl_s", "cache_bytes", "scrub_bytes_per_s", "scrub_period_s"):
         if not getattr(config, name) >= 0:
             raise InvalidArgument("BAD_CONFIG", f"[storage] {name} must not be negative.")
+    admins = {name.strip() for name in config.admins.split(",")}
     config.run_dir()
     storage = await asyncio.to_thread(
         LocalStorage,
@@ -84,7 +85,7 @@ async def serve(config: StorageConfig) -> bool:
             history_revisions=config.history_revisions,
             history_bytes=config.history_bytes,
         )
-        add_state(server, state, storage.database)
+        add_state(server, state, storage.database, admins)
         datasets = LocalDatasets(
             storage.blobs,
             storage.database,
@@ -104,7 +105,7 @@ async def serve(config: StorageConfig) -> bool:
             tell=publisher.tell,
             collect_more=lambda: storage.incoming.collect(config.blob_grace_s),
         )
-        add_upkeep(server, storage.uploads, maintenance, stall_ms, direct)
+        add_upkeep(server, storage.uploads, maintenance, stall_ms, direct, admins)
         rate, period_s = config.scrub_bytes_per_s, config.scrub_period_s
         cleaning = asyncio.create_task(storage.keep_clean())
         try:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from typing import Any
 
 from llmos.lib.call import tenant
-from llmos.lib.errors import InvalidArgument
+from llmos.lib.errors import InvalidArgument, PermissionDenied
 from llmos.servers.storage import caller
 from llmos.servers.storage.caller import Caller, Fence
 
@@ -31,6 +31,7 @@ class Bound:
             @functools.wraps(handler)
             async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
                 caller.become(of(context))  # for the task, which serves this call only
+                self._check(name, request)
                 replies = handler(request, context)
                 try:
                     async for reply in replies:
@@ -43,9 +44,37 @@ class Bound:
         @functools.wraps(handler)
         async def unary(request: Any, context: Any) -> Any:
             caller.become(of(context))
+            self._check(name, request)
             return await handler(request, context)
 
         return unary
+
+    def _check(self, name: str, request: Any) -> None:
+        """Raise what keeps the current caller from calling `name`."""
+
+
+class ForAdmins(Bound):
+    """Serves the tenants that look after this server; what is everybody's is not for the others."""
+
+    def __init__(
+        self, servicer: Any, admins: Collection[str], *, all_may: Collection[str] = ()
+    ) -> None:
+        """Wrap `servicer`. all_may: methods for all; of one with a `tenant`, for their own."""
+        super().__init__(servicer)
+        self._admins = admins
+        self._all_may = all_may
+
+    def _check(self, name: str, request: Any) -> None:
+        """Raise PermissionDenied NOT_ADMIN."""
+        who = caller.current().tenant
+        own = getattr(request, "tenant", "") in ("", who)
+        if who in self._admins or (name in self._all_may and own):
+            return
+        raise PermissionDenied(
+            "NOT_ADMIN",
+            f"Tenant {who[:100]!r} may not call {name}: it concerns all tenants; ask whoever runs "
+            "this LLM OS, who can name more tenants in `admins` of [storage].",
+        )
 
 
 def of(context: Any) -> Caller:

@@ -28,6 +28,9 @@ class StorageConfig(ServerConfig):
     direct: str = option(
         "", "address for fast reads of files; empty = a Unix socket when `listen` is one; none = no"
     )
+    admins: str = option(
+        "local", "tenants, by commas, that see all of the audit log and quotas, and do upkeep"
+    )
     imports: int = option(2, "imports that run at a time; others wait")
     blob_grace_s: float = option(86400.0, "uploads that no version has taken up go after this long")
     stall_s: float = option(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 
 from llmos.api.storage.v1 import (
     aliases_pb2_grpc,
@@ -15,7 +15,8 @@ from llmos.api.storage.v1 import (
 )
 from llmos.lib.publish import Tell, nobody
 from llmos.lib.serve import Server
-from llmos.servers.storage.binding import Bound
+from llmos.servers.storage.binding import Bound, ForAdmins
+from llmos.servers.storage.caller import LOCAL
 from llmos.servers.storage.db.engine import Database
 from llmos.servers.storage.ledger import AuditLog, QuotaBook
 from llmos.servers.storage.ledger_service import AuditService, QuotasService
@@ -26,8 +27,12 @@ from llmos.servers.storage.state.local import LocalState
 from llmos.servers.storage.state.service import LeasesService, LocksService
 
 
-def add_state(server: Server, state: LocalState, database: Database) -> None:
+def add_state(
+    server: Server, state: LocalState, database: Database, admins: Collection[str] = (LOCAL,)
+) -> None:
     """Serve documents, leases, locks, audit log and quotas. Before the server's start.
+
+    admins: tenants that may read the audit log, and see and set others' quotas.
 
     None of them has a stall time: watches and waits for locks are quiet for as long as they are.
     """
@@ -35,8 +40,10 @@ def add_state(server: Server, state: LocalState, database: Database) -> None:
     add(state_pb2_grpc.add_DocumentsServicer_to_server, Bound(DocumentsService(state.documents)))
     add(locks_pb2_grpc.add_LeasesServicer_to_server, Bound(LeasesService(state.leases)))
     add(locks_pb2_grpc.add_LocksServicer_to_server, Bound(LocksService(state.locks)))
-    add(audit_pb2_grpc.add_AuditServicer_to_server, Bound(AuditService(AuditLog(database))))
-    add(quota_pb2_grpc.add_QuotasServicer_to_server, Bound(QuotasService(QuotaBook(database))))
+    audit = ForAdmins(AuditService(AuditLog(database)), admins)
+    quotas = ForAdmins(QuotasService(QuotaBook(database)), admins, all_may=["GetQuota"])
+    add(audit_pb2_grpc.add_AuditServicer_to_server, audit)
+    add(quota_pb2_grpc.add_QuotasServicer_to_server, quotas)
     server.when_stopping(state.stop)
 
 

@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 
 from llmos.api.storage.v1 import maintenance_pb2_grpc, uploads_pb2_grpc
 from llmos.lib.serve import Server
-from llmos.servers.storage.binding import Bound
+from llmos.servers.storage.binding import Bound, ForAdmins
 from llmos.servers.storage.blobs.uploads_base import Uploads
 from llmos.servers.storage.blobs.uploads_service import UploadsService
+from llmos.servers.storage.caller import LOCAL
 from llmos.servers.storage.upkeep.local import LocalMaintenance
 from llmos.servers.storage.upkeep.service import MaintenanceService
 
@@ -23,17 +24,20 @@ def add_upkeep(
     maintenance: LocalMaintenance,
     stall_ms: int = 0,
     direct: str = "",
+    admins: Collection[str] = (LOCAL,),
 ) -> None:
     """Serve uploads and upkeep. Before the server's start.
 
-    direct: address for fast reads, which Df tells; "" = the server's own.
+    direct: address for fast reads, which Df tells; "" = the server's own. admins: tenants that may
+    do upkeep; all may ask Df.
 
     Upkeep has no stall time: between two of its messages a large table is written, say.
     """
     add_uploads = uploads_pb2_grpc.add_UploadsServicer_to_server
     server.add(add_uploads, Bound(UploadsService(uploads)), stall_ms=stall_ms)
     service = MaintenanceService(maintenance, direct or server.address)
-    server.add(maintenance_pb2_grpc.add_MaintenanceServicer_to_server, Bound(service))
+    guarded = ForAdmins(service, admins, all_may=["Df"])
+    server.add(maintenance_pb2_grpc.add_MaintenanceServicer_to_server, guarded)
 
 
 @contextlib.asynccontextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -73,6 +74,8 @@ async def _world(request: pytest.FixtureRequest) -> AsyncIterator[SmallState]:
     way, _, database = request.param.partition(", ")
     url = request.getfixturevalue("state_database") if database == "PostgreSQL" else ""
     with TemporaryDirectory(prefix="llmos-") as folder:
+        if not url:  # as a start would make it, but at once
+            shutil.copy(request.getfixturevalue("sqlite_template"), Path(folder) / "state.db")
         async with state_world(way, Path(folder), url) as world:
             yield world
         if url:

@@ -31,7 +31,8 @@ class AuditStub(object):
     before: what is edited, removed, inserted or moved later is found. Whoever keeps a head
     elsewhere also finds that the end was cut off. Served by the storage server.
 
-    FAILED_PRECONDITION READ_ONLY and UNAVAILABLE DATABASE_UNREACHABLE may come from every call.
+    For the tenants that look after the server (`admins` of [storage]). FAILED_PRECONDITION READ_ONLY,
+    UNAVAILABLE DATABASE_UNREACHABLE and PERMISSION_DENIED NOT_ADMIN may come from every call.
     """
 
     def __init__(self, channel):
@@ -68,7 +69,8 @@ class AuditServicer(object):
     before: what is edited, removed, inserted or moved later is found. Whoever keeps a head
     elsewhere also finds that the end was cut off. Served by the storage server.
 
-    FAILED_PRECONDITION READ_ONLY and UNAVAILABLE DATABASE_UNREACHABLE may come from every call.
+    For the tenants that look after the server (`admins` of [storage]). FAILED_PRECONDITION READ_ONLY,
+    UNAVAILABLE DATABASE_UNREACHABLE and PERMISSION_DENIED NOT_ADMIN may come from every call.
     """
 
     def ListEntries(self, request, context):
@@ -142,7 +144,8 @@ class Audit(object):
     before: what is edited, removed, inserted or moved later is found. Whoever keeps a head
     elsewhere also finds that the end was cut off. Served by the storage server.
 
-    FAILED_PRECONDITION READ_ONLY and UNAVAILABLE DATABASE_UNREACHABLE may come from every call.
+    For the tenants that look after the server (`admins` of [storage]). FAILED_PRECONDITION READ_ONLY,
+    UNAVAILABLE DATABASE_UNREACHABLE and PERMISSION_DENIED NOT_ADMIN may come from every call.
     """
 
     @staticmethod

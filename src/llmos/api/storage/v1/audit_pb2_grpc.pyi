@@ -32,7 +32,8 @@ class AuditStub:
     before: what is edited, removed, inserted or moved later is found. Whoever keeps a head
     elsewhere also finds that the end was cut off. Served by the storage server.
 
-    FAILED_PRECONDITION READ_ONLY and UNAVAILABLE DATABASE_UNREACHABLE may come from every call.
+    For the tenants that look after the server (`admins` of [storage]). FAILED_PRECONDITION READ_ONLY,
+    UNAVAILABLE DATABASE_UNREACHABLE and PERMISSION_DENIED NOT_ADMIN may come from every call.
     """
 
     @_typing.overload
@@ -64,7 +65,8 @@ class AuditAsyncStub(AuditStub):
     before: what is edited, removed, inserted or moved later is found. Whoever keeps a head
     elsewhere also finds that the end was cut off. Served by the storage server.
 
-    FAILED_PRECONDITION READ_ONLY and UNAVAILABLE DATABASE_UNREACHABLE may come from every call.
+    For the tenants that look after the server (`admins` of [storage]). FAILED_PRECONDITION READ_ONLY,
+    UNAVAILABLE DATABASE_UNREACHABLE and PERMISSION_DENIED NOT_ADMIN may come from every call.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -92,7 +94,8 @@ class AuditServicer(metaclass=_abc_1.ABCMeta):
     before: what is edited, removed, inserted or moved later is found. Whoever keeps a head
     elsewhere also finds that the end was cut off. Served by the storage server.
 
-    FAILED_PRECONDITION READ_ONLY and UNAVAILABLE DATABASE_UNREACHABLE may come from every call.
+    For the tenants that look after the server (`admins` of [storage]). FAILED_PRECONDITION READ_ONLY,
+    UNAVAILABLE DATABASE_UNREACHABLE and PERMISSION_DENIED NOT_ADMIN may come from every call.
     """
 
     @_abc_1.abstractmethod

@@ -27,6 +27,9 @@ if _version_not_supported:
 
 class MaintenanceStub(object):
     """Served by the storage server. Long work streams its progress and stops when its caller goes.
+
+    For the tenants that look after the server (`admins` of [storage]): every call but Df may end with
+    PERMISSION_DENIED NOT_ADMIN.
     """
 
     def __init__(self, channel):
@@ -74,6 +77,9 @@ class MaintenanceStub(object):
 
 class MaintenanceServicer(object):
     """Served by the storage server. Long work streams its progress and stops when its caller goes.
+
+    For the tenants that look after the server (`admins` of [storage]): every call but Df may end with
+    PERMISSION_DENIED NOT_ADMIN.
     """
 
     def Df(self, request, context):
@@ -200,6 +206,9 @@ def add_MaintenanceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class Maintenance(object):
     """Served by the storage server. Long work streams its progress and stops when its caller goes.
+
+    For the tenants that look after the server (`admins` of [storage]): every call but Df may end with
+    PERMISSION_DENIED NOT_ADMIN.
     """
 
     @staticmethod

@@ -27,7 +27,11 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class MaintenanceStub:
-    """Served by the storage server. Long work streams its progress and stops when its caller goes."""
+    """Served by the storage server. Long work streams its progress and stops when its caller goes.
+
+    For the tenants that look after the server (`admins` of [storage]): every call but Df may end with
+    PERMISSION_DENIED NOT_ADMIN.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -84,7 +88,11 @@ class MaintenanceStub:
 
 @_typing.type_check_only
 class MaintenanceAsyncStub(MaintenanceStub):
-    """Served by the storage server. Long work streams its progress and stops when its caller goes."""
+    """Served by the storage server. Long work streams its progress and stops when its caller goes.
+
+    For the tenants that look after the server (`admins` of [storage]): every call but Df may end with
+    PERMISSION_DENIED NOT_ADMIN.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Df: _aio.UnaryUnaryMultiCallable[_maintenance_pb2.DfRequest, _maintenance_pb2.DfResponse]  # type: ignore[assignment]
@@ -137,7 +145,11 @@ class MaintenanceAsyncStub(MaintenanceStub):
     """
 
 class MaintenanceServicer(metaclass=_abc_1.ABCMeta):
-    """Served by the storage server. Long work streams its progress and stops when its caller goes."""
+    """Served by the storage server. Long work streams its progress and stops when its caller goes.
+
+    For the tenants that look after the server (`admins` of [storage]): every call but Df may end with
+    PERMISSION_DENIED NOT_ADMIN.
+    """
 
     @_abc_1.abstractmethod
     def Df(

@@ -29,7 +29,9 @@ class QuotasStub(object):
     """Limits and usage. Usage is logical: what two tenants or two versions share counts for each, so
     nobody's usage depends on what others delete. Served by the storage server.
 
-    FAILED_PRECONDITION READ_ONLY and UNAVAILABLE DATABASE_UNREACHABLE may come from every call.
+    For the tenants that look after the server (`admins` of [storage]); others may ask for their own.
+    FAILED_PRECONDITION READ_ONLY, UNAVAILABLE DATABASE_UNREACHABLE and PERMISSION_DENIED NOT_ADMIN may
+    come from every call.
     """
 
     def __init__(self, channel):
@@ -59,7 +61,9 @@ class QuotasServicer(object):
     """Limits and usage. Usage is logical: what two tenants or two versions share counts for each, so
     nobody's usage depends on what others delete. Served by the storage server.
 
-    FAILED_PRECONDITION READ_ONLY and UNAVAILABLE DATABASE_UNREACHABLE may come from every call.
+    For the tenants that look after the server (`admins` of [storage]); others may ask for their own.
+    FAILED_PRECONDITION READ_ONLY, UNAVAILABLE DATABASE_UNREACHABLE and PERMISSION_DENIED NOT_ADMIN may
+    come from every call.
     """
 
     def GetQuota(self, request, context):
@@ -119,7 +123,9 @@ class Quotas(object):
     """Limits and usage. Usage is logical: what two tenants or two versions share counts for each, so
     nobody's usage depends on what others delete. Served by the storage server.
 
-    FAILED_PRECONDITION READ_ONLY and UNAVAILABLE DATABASE_UNREACHABLE may come from every call.
+    For the tenants that look after the server (`admins` of [storage]); others may ask for their own.
+    FAILED_PRECONDITION READ_ONLY, UNAVAILABLE DATABASE_UNREACHABLE and PERMISSION_DENIED NOT_ADMIN may
+    come from every call.
     """
 
     @staticmethod

@@ -30,7 +30,9 @@ class QuotasStub:
     """Limits and usage. Usage is logical: what two tenants or two versions share counts for each, so
     nobody's usage depends on what others delete. Served by the storage server.
 
-    FAILED_PRECONDITION READ_ONLY and UNAVAILABLE DATABASE_UNREACHABLE may come from every call.
+    For the tenants that look after the server (`admins` of [storage]); others may ask for their own.
+    FAILED_PRECONDITION READ_ONLY, UNAVAILABLE DATABASE_UNREACHABLE and PERMISSION_DENIED NOT_ADMIN may
+    come from every call.
     """
 
     @_typing.overload
@@ -57,7 +59,9 @@ class QuotasAsyncStub(QuotasStub):
     """Limits and usage. Usage is logical: what two tenants or two versions share counts for each, so
     nobody's usage depends on what others delete. Served by the storage server.
 
-    FAILED_PRECONDITION READ_ONLY and UNAVAILABLE DATABASE_UNREACHABLE may come from every call.
+    For the tenants that look after the server (`admins` of [storage]); others may ask for their own.
+    FAILED_PRECONDITION READ_ONLY, UNAVAILABLE DATABASE_UNREACHABLE and PERMISSION_DENIED NOT_ADMIN may
+    come from every call.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -80,7 +84,9 @@ class QuotasServicer(metaclass=_abc_1.ABCMeta):
     """Limits and usage. Usage is logical: what two tenants or two versions share counts for each, so
     nobody's usage depends on what others delete. Served by the storage server.
 
-    FAILED_PRECONDITION READ_ONLY and UNAVAILABLE DATABASE_UNREACHABLE may come from every call.
+    For the tenants that look after the server (`admins` of [storage]); others may ask for their own.
+    FAILED_PRECONDITION READ_ONLY, UNAVAILABLE DATABASE_UNREACHABLE and PERMISSION_DENIED NOT_ADMIN may
+    come from every call.
     """
 
     @_abc_1.abstractmethod
