@@ -37,7 +37,7 @@ from llmos.lib.serve import OPTIONS
 SIZE_MB = int(os.environ.get("SIZE_MB", "256"))
 ROUNDS = 3
 TENSORS = 100
-METADATA = 300
+METADATA = 100
 MLFLOW = Path(__file__).parent / ".peers/mlflow/bin/python"
 _MLFLOW = """
 import json, os, statistics, sys, tempfile, time
@@ -272,11 +272,11 @@ async def mlflow(folder: Path, source: Path) -> dict[str, float] | None:
     (folder / "mlflow").mkdir()
     words = [str(MLFLOW), "-c", _MLFLOW, str(folder / "mlflow"), str(source), str(METADATA)]
     process = await asyncio.create_subprocess_exec(
-        *words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        *words, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    out, _ = await process.communicate()
+    out, err = await process.communicate()
     if process.returncode:
-        return None
+        raise RuntimeError(f"MLflow failed: {err.decode()[-1000:]}")
     found = json.loads(out.splitlines()[-1])
     found["import_MB_s"] = round(source.stat().st_size / found.pop("import_s") / 1e6, 1)
     return {k: round(v, 1) if isinstance(v, float) else v for k, v in found.items()}
