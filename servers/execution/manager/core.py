@@ -152,10 +152,9 @@ class Manager:
         except LLMOSError:
             if options is not None:
                 self._wishes.set(version.ref, wish)
-            if whole:
-                for new in self._table.ready(version.ref):
-                    if new not in before:
-                        self._endings.end(new)
+            for new in self._table.ready(version.ref):
+                if new not in before:
+                    self._endings.end(new)
             raise
         if options is not None:
             await self._tell_options(version.ref)
