@@ -32,7 +32,7 @@ from llmos.servers.storage.state.model import (
     Transaction,
 )
 
-ROUNDS = int(os.environ.get("LLMOS_STATE_KILLS", "4"))
+ROUNDS = int(os.environ.get("LLMOS_STATE_KILLS", "2"))
 PAIR = ("pair/a", "pair/b", "other/c")
 ALL = Keys("", prefix=True)
 

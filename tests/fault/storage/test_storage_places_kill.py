@@ -31,6 +31,8 @@ def test_a_download_goes_on_after_kill_9(monkeypatch: pytest.MonkeyPatch, tmp_pa
         state_dir = Path(folder)
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+        for name in ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT"):
+            monkeypatch.setenv(name, "100")  # the hub stalls until the server is dead
         hub.add("acme/tiny", {"model.safetensors": data})
         hub.stall_after = 2_000_000
         process = storage_process.start(state_dir)

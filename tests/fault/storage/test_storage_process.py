@@ -11,12 +11,14 @@ from tempfile import TemporaryDirectory
 
 import grpc
 import pytest
-from model_files import sparse_safetensors, tiny_gguf
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from model_files import tiny_gguf
 from remote_storage import RemoteStorage
 from storage_process import command, start, storage
 
 from llmos.lib.config import socket_address
 from llmos.lib.errors import NotFound
+from llmos.lib.failpoint import VARIABLE
 from llmos.servers.storage.model import Progress, Registered
 
 
@@ -24,6 +26,15 @@ from llmos.servers.storage.model import Progress, Registered
 def state_dir() -> Iterator[Path]:
     with TemporaryDirectory(prefix="llmos-") as folder:
         yield Path(folder)
+
+
+async def serves(channel: grpc.aio.Channel) -> bool:
+    """Return whether the server takes new calls."""
+    try:
+        answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+    except grpc.aio.AioRpcError:
+        return False
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
 def test_a_second_server_changes_nothing(state_dir: Path) -> None:
@@ -36,18 +47,29 @@ def test_a_second_server_changes_nothing(state_dir: Path) -> None:
 
 
 async def test_a_stop_lets_a_running_import_finish(state_dir: Path, tmp_path: Path) -> None:
-    source = sparse_safetensors(tmp_path / "big.safetensors", 256 << 20)
-    process = start(state_dir)
+    source = tiny_gguf(tmp_path / "a.gguf")
+    points = tmp_path / "points"
+    points.mkdir()
+    (points / "file.written").write_text("1 wait")
+    process = start(state_dir, extra={VARIABLE: str(points)})
     try:
         async with grpc.aio.insecure_channel(socket_address(state_dir, "storage")) as channel:
-            stopped_at = 0
-            async for step in RemoteStorage(channel).import_model(str(source), ""):
-                if isinstance(step, Progress) and step.done_bytes and not stopped_at:
-                    process.terminate()
-                    stopped_at = step.done_bytes
-                last = step
-            assert isinstance(last, Registered)
-            assert 0 < stopped_at < last.version.size_bytes
+
+            async def importing() -> Progress | Registered:
+                async for step in RemoteStorage(channel).import_model(str(source), ""):
+                    last = step
+                return last
+
+            running = asyncio.create_task(importing())
+            async with asyncio.timeout(60):
+                while not (points / "file.written.taken").exists():
+                    await asyncio.sleep(0.02)
+            process.terminate()
+            async with asyncio.timeout(60):
+                while await serves(channel):
+                    await asyncio.sleep(0.02)
+            (points / "file.written.taken").unlink()
+            assert isinstance(await running, Registered)
         assert await asyncio.to_thread(process.wait, 30) == 0
     finally:
         process.kill()

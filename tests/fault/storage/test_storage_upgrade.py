@@ -1,4 +1,4 @@
-"""An old database with models in it is brought up to date, and the process dies at every step."""
+"""An old database, or none, is brought up to date, and the process dies at every step."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, create_engine, event, text
+from sqlalchemy import Connection, create_engine, event, inspect, text
 from storage_checks import content
 
 from llmos.lib.failpoint import VARIABLE
 from llmos.servers.storage.db import migrate
+from llmos.servers.storage.db.engine import Database
 from llmos.servers.storage.local import LocalStorage
 from llmos.servers.storage.upkeep.base import Finding
 from llmos.servers.storage.upkeep.local import LocalMaintenance
@@ -167,3 +168,19 @@ async def test_killed_at_every_step_of_an_upgrade(
             assert await content(store, file.sha256) == version.ref.encode() * 100
     finally:
         store.close()
+
+
+def test_killed_at_every_step_of_the_first_start(
+    url: str, opener: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    """The schema is made in one transaction: it is there or it is not."""
+    assert opener.stdin is not None and opener.stdout is not None
+    for name, count in [("migration.step", LATER + 1), *STEPS]:
+        (tmp_path / "points" / name).write_text(str(count))
+        print("open", file=opener.stdin, flush=True)
+        assert opener.stdout.readline().strip() == str(-signal.SIGKILL), (name, count)
+        engine = create_engine(url)
+        there = inspect(engine).get_table_names()
+        engine.dispose()
+        assert bool(there) == (name == "commit.after"), (name, count)
+    Database(url.replace("+psycopg", "")).close()
