@@ -9,6 +9,7 @@ buffers, and is gone when its size was not asked for during `KEEP_S`.
 from __future__ import annotations
 
 import secrets
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from llmos.servers.memory.shm import Directory
 SMALLEST, LARGEST = 64 << 10, 8 << 20  # bytes: smaller ones take no time, larger ones too much room
 SIZES = 2  # spares at a time
 KEEP_S = 2.0
+_PAUSE_S = 0.01  # first the answer is to reach who asked: clearing takes a core for milliseconds
 _LATER = 1 << 20  # bytes; smaller files are removed at once
 
 
@@ -82,7 +84,11 @@ class Spares:
         self._thread.shutdown()
 
     def _make(self, size: int, spare: _Spare) -> None:
-        spare.made = self._thread.submit(self._dir.allocate, spare.id, size, clear=True)
+        spare.made = self._thread.submit(self._fill, spare.id, size)
+
+    def _fill(self, id: str, size: int) -> None:
+        time.sleep(_PAUSE_S)
+        self._dir.allocate(id, size, clear=True)
 
     def _remove(self, size: int) -> None:
         spare = self._of.pop(size)
