@@ -69,7 +69,11 @@ def set_(
     session.out.say(_said(reply.alias, reply.previous_version), as_value(reply))
 
 
-@command(app, examples=["llmos-ctl model alias ls", "llmos-ctl model alias ls smollm2 -o json"])
+@command(
+    app,
+    examples=["llmos-ctl model alias ls", "llmos-ctl model alias ls smollm2 -o json"],
+    watch=True,
+)
 def ls(
     session: Session,
     name: Annotated[str, typer.Argument(help="Only of this model.", show_default=False)] = "",
@@ -90,7 +94,7 @@ def ls(
     session.out.rows(["ALIAS", "MEANS", "REVISION"], rows, [as_value(alias) for alias in found])
 
 
-@command(app, examples=["llmos-ctl model alias history smollm2@prod"])
+@command(app, examples=["llmos-ctl model alias history smollm2@prod"], watch=True)
 def history(
     session: Session,
     ref: AliasRef,
