@@ -287,9 +287,10 @@ async def measure(folder: Path) -> dict[str, object]:
     state = folder / "state"
     with server(state):
         async with grpc.aio.insecure_channel(
-            socket_address(state, "storage"), options=OPTIONS
+            socket_address(state, "storage"),
+            options=[*OPTIONS, ("grpc.max_reconnect_backoff_ms", 200)],
         ) as channel:
-            await asyncio.wait_for(channel.channel_ready(), 60)
+            await asyncio.wait_for(channel.channel_ready(), 120)
             bench = Bench(channel)
             imports, source = await importing(bench, folder)
             version = registry_pb2.GetVersionRequest(ref=f"m{ROUNDS - 1}")
