@@ -44,7 +44,7 @@ def test_spam(os_up: WholeOS, tmp_path: Path) -> None:
     (tmp_path / "spam.json").write_text(json.dumps(small()))
     os_up.ok("job", "submit", "file", str(tmp_path / "spam.json"), "-w", timeout=900)
 
-    job = next(job for job in os_up.json("job", "ls") if "pipeline" in job["spec"])
+    job = next(job for job in os_up.json("job", "ls") if job["spec"]["pipeline"])
     report = {c["label"]: c for c in os_up.json("job", "report", job["id"])}
     first, last = (
         {m["name"]: m["value"] for m in report[f"5 evaluate: {label}"]["measures"]}
