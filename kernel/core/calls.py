@@ -6,11 +6,11 @@ import copy
 import heapq
 
 from llmos.api.kernel.v1 import port_pb2 as pb
-from llmos.kernel.core import latency
 from llmos.kernel.core.intake import Intake
 from llmos.kernel.core.limits import Limits
 from llmos.kernel.core.scheduler import Scheduler
 from llmos.kernel.core.state import Call, Export, PortState, Service, Stats
+from llmos.lib import latency
 from llmos.lib.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -20,20 +20,11 @@ from llmos.lib.errors import (
     Unavailable,
 )
 from llmos.lib.methods import UNKNOWN
-from llmos.lib.status import from_wire, to_wire
+from llmos.lib.status import from_wire, make_status
 
 _SAFE_AFTER_DEATH = "Its server died and the call has not been answered; it may be made again."
 _MAY_HAVE_RUN = "Its server died; the call may or may not have run, so look before you repeat it."
 _MAX_COST = 1e15
-
-
-def wire_status(err: LLMOSError) -> pb.Status:
-    """Return an error as it travels."""
-    code, message, trailers = to_wire(err)
-    pairs = [(k, v.encode() if isinstance(v, str) else v) for k, v in trailers]
-    return pb.Status(
-        code=code, message=message, trailers=[pb.Metadatum(key=k, value=v) for k, v in pairs]
-    )
 
 
 class Calls:
@@ -250,9 +241,8 @@ class Calls:
         if call.caller:
             opened.caller = call.caller
         opener = call.opener
-        if opener is not None:
-            if not (opener.own and opened.caller_host):
-                opened.caller_host = opener.host
+        if opener is not None and not (opener.own and opened.caller_host):
+            opened.caller_host = opener.host
         if call.deadline is not None:
             opened.timeout_us = max(1, int((call.deadline - now) * 1e6))
         out = self.frames[port.id]
@@ -285,13 +275,10 @@ class Calls:
                 self._remove(call, 14)
                 self.scheduler.absence.lost(call, now)
             elif not self._again(call):
-                may_have_run = not call.method.idempotent
-                self._fail(
-                    call,
-                    Unavailable("SERVER_DIED_MAY_HAVE_RUN", _MAY_HAVE_RUN)
-                    if may_have_run
-                    else Unavailable("SERVER_DIED", _SAFE_AFTER_DEATH, retry_after_s=0.5),
-                )
+                error = Unavailable("SERVER_DIED", _SAFE_AFTER_DEATH, retry_after_s=0.5)
+                if not call.method.idempotent:
+                    error = Unavailable("SERVER_DIED_MAY_HAVE_RUN", _MAY_HAVE_RUN)
+                self._fail(call, error)
 
     def _repeatable(self, call: Call) -> bool:
         return (
@@ -319,7 +306,7 @@ class Calls:
         self._stop_server(call)
         opener = call.opener
         if opener is not None:
-            end = pb.Envelope(call=call.opener_id, kind=pb.KIND_END, status=wire_status(err))
+            end = pb.Envelope(call=call.opener_id, kind=pb.KIND_END, status=make_status(err))
             self.frames[opener.id].append(end)
         self._remove(call, err.code)
         if opener is None:

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 
 from llmos.api.kernel.v1 import admin_pb2
 from llmos.api.kernel.v1 import port_pb2 as pb
-from llmos.kernel.core.calls import Calls, wire_status
+from llmos.kernel.core.calls import Calls
 from llmos.kernel.core.events import (
     Actions,
     Attached,
@@ -32,6 +32,7 @@ from llmos.kernel.core.limits import Limits, apply
 from llmos.kernel.core.state import Export, Identity, PortState, Stats
 from llmos.lib import methods
 from llmos.lib.errors import Cancelled, FailedPrecondition, InvalidArgument, LLMOSError
+from llmos.lib.status import make_status
 
 PROTOCOL = 1
 WatchEvent = admin_pb2.WatchPortsResponse.Event
@@ -238,7 +239,7 @@ class Core:
         try:
             export, old_keys = self._declare(port, envelope.export)
         except LLMOSError as err:
-            answer.status.CopyFrom(wire_status(err))
+            answer.status.CopyFrom(make_status(err))
             self._send(port, answer)
             return
         self._send(port, answer)

@@ -14,8 +14,8 @@ from llmos.lib.errors import Cancelled, Internal, LLMOSError, ResourceExhausted
 from llmos.lib.h2.stream import Stream as HttpStream
 from llmos.lib.metadata import apply_metadata
 from llmos.lib.methods import UNKNOWN
-from llmos.lib.session import make_status, metadata_from_wire
-from llmos.lib.status import to_wire
+from llmos.lib.session import metadata_from_wire
+from llmos.lib.status import make_status, to_wire
 from llmos.lib.stream import CHUNK, HALF_CLOSE, MESSAGE, MORE, ClientStream
 
 _GONE = make_status(Cancelled("CANCELLED", "The client cancelled the call or went away."))

@@ -210,8 +210,9 @@ class BufferClient:
         Raises NotFound NO_SUCH_BUFFER.
         """
         request = pb.DuplicateBufferRequest(handle=handle)
-        handle: pb.BufferHandle = (await self._call(self._stub.DuplicateBuffer, request)).handle
-        return handle
+        answer = await self._call(self._stub.DuplicateBuffer, request)
+        duplicate: pb.BufferHandle = answer.handle
+        return duplicate
 
     async def seal(self, mapping: Mapping) -> None:
         """Make a buffer of this process read-only for ever; `view` is from now on, too.

@@ -15,7 +15,8 @@ from llmos.lib.errors import Cancelled, DeadlineExceeded
 from llmos.lib.handlers import parent_of
 from llmos.lib.metadata import apply_metadata
 from llmos.lib.rpc import CODES
-from llmos.lib.session import Session, make_status, metadata_from_wire
+from llmos.lib.session import Session, metadata_from_wire
+from llmos.lib.status import make_status
 from llmos.lib.stream import ClientStream
 
 

@@ -17,7 +17,8 @@ from llmos.lib import log as logs
 from llmos.lib import methods, rpc
 from llmos.lib.answers import Answers, Outcome
 from llmos.lib.errors import Cancelled, LLMOSError, Unimplemented
-from llmos.lib.session import Session, make_status, metadata_from_wire, metadata_to_wire
+from llmos.lib.session import Session, metadata_from_wire
+from llmos.lib.status import make_status, metadata_to_wire
 from llmos.lib.stream import ServerStream
 
 log = logging.getLogger(__name__)

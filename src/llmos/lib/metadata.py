@@ -7,7 +7,7 @@ from typing import Any
 
 from llmos.api.kernel.v1 import port_pb2 as pb
 from llmos.lib.errors import InvalidArgument
-from llmos.lib.session import metadata_to_wire
+from llmos.lib.status import metadata_to_wire
 
 CLASSES = {
     "system": pb.CALL_CLASS_SYSTEM,

@@ -33,8 +33,8 @@ from llmos.lib.handlers import Handlers
 from llmos.lib.host import host_id, new_instance
 from llmos.lib.outbox import Outbox
 from llmos.lib.route import string_field
-from llmos.lib.session import Emit, Session, make_status
-from llmos.lib.status import from_wire
+from llmos.lib.session import Emit, Session
+from llmos.lib.status import from_wire, make_status
 from llmos.lib.vouch import vouch
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from llmos.api.kernel.v1 import port_pb2 as pb
 from llmos.lib.errors import Internal, InvalidArgument, LLMOSError
 from llmos.lib.host import new_instance
-from llmos.lib.status import to_wire
+from llmos.lib.status import make_status
 from llmos.lib.stream import ClientStream, ServerStream
 
 log = logging.getLogger(__name__)
@@ -22,20 +22,6 @@ log = logging.getLogger(__name__)
 ALIVE_S = 0.1  # at most one ALIVE in so many seconds
 HIGH_WATER = 4 << 20  # queued payload bytes from which on senders of large messages wait
 Emit = Callable[[pb.Envelope], None]
-
-
-def make_status(err: LLMOSError) -> pb.Status:
-    """Return an error as the wire's Status."""
-    code, message, trailers = to_wire(err)
-    return pb.Status(code=code, message=message, trailers=metadata_to_wire(trailers))
-
-
-def metadata_to_wire(items: object) -> list[pb.Metadatum]:
-    """Return gRPC metadata (pairs) as the wire's."""
-    return [
-        pb.Metadatum(key=k, value=v.encode() if isinstance(v, str) else v)
-        for k, v in items  # type: ignore[attr-defined]
-    ]
 
 
 def metadata_from_wire(items: object) -> tuple[tuple[str, str | bytes], ...]:

@@ -8,6 +8,7 @@ from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
+from llmos.api.kernel.v1 import port_pb2 as pb
 from llmos.lib import errors
 
 Metadata = list[tuple[str, str | bytes]]
@@ -63,3 +64,17 @@ def _reason(packed: bytes) -> tuple[str, dict[str, str]] | None:
     except DecodeError:  # a foreign server may send anything here; code and message still stand
         return None
     return None
+
+
+def make_status(err: errors.LLMOSError) -> pb.Status:
+    """Return an error as the wire's Status."""
+    code, message, trailers = to_wire(err)
+    return pb.Status(code=code, message=message, trailers=metadata_to_wire(trailers))
+
+
+def metadata_to_wire(items: object) -> list[pb.Metadatum]:
+    """Return gRPC metadata (pairs) as the wire's."""
+    return [
+        pb.Metadatum(key=k, value=v.encode() if isinstance(v, str) else v)
+        for k, v in items  # type: ignore[attr-defined]
+    ]

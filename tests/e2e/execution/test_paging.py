@@ -192,7 +192,9 @@ async def test_a_dead_worker_gives_its_grant_back(llmos: Client) -> None:
 async def test_pins_and_holds_outlive_manager_and_kernel(running: Stack, llmos: Client) -> None:
     await llmos.load("m1", pin=True)
     hold = llmos.execution.HoldModel(pb.HoldModelRequest(model="m2"), timeout=600)
-    pids = {"m1": (await llmos.models())["m1@1"].pid, "m2": (await hold.read()).model.pid}
+    held = await hold.read()
+    assert isinstance(held, pb.HoldModelResponse)
+    pids = {"m1": (await llmos.models())["m1@1"].pid, "m2": held.model.pid}
 
     async def kept() -> None:
         while True:  # a client of the kernel that died sees that it is away

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmos.kernel.core import latency
+from llmos.lib import latency
 
 
 @pytest.mark.parametrize("seconds", [0.0, 5e-5, 1e-4, 1.2e-4, 3e-3, 0.1, 0.1024, 7.7, 1500.0])
