@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from weakref import ref
 
 from llmos.lib.h2.address import bound_socket
 from llmos.lib.h2.connection import Connection
@@ -44,12 +45,14 @@ class Server:
     def _connection(self) -> Connection:
         connection = Connection(self._accept, self._connections.discard, self._max_message)
         self._connections.add(connection)
-        asyncio.get_running_loop().call_later(QUIET_S, self._end_if_quiet, connection)
+        # The timer must not keep what has ended: a connection takes kilobytes.
+        asyncio.get_running_loop().call_later(QUIET_S, self._end_if_quiet, ref(connection))
         return connection
 
-    def _end_if_quiet(self, connection: Connection) -> None:
+    def _end_if_quiet(self, which: ref[Connection]) -> None:
         # Only before the first call: clients keep idle connections for later calls.
-        if not connection.greeted and not connection.closing:
+        connection = which()
+        if connection is not None and not connection.greeted and not connection.closing:
             connection.abort(0, "no HTTP/2 preface came")
 
     def stop_listening(self) -> None:
