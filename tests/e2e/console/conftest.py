@@ -1,4 +1,4 @@
-"""One LLM OS with a model that chats, and one browser, for all tests of the console."""
+"""One LLM OS with a model that chats for all tests of the console, and a browser for each file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WholeOS]:
         system.down()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while it runs, so does its event loop: nothing async beside it
 def browser(system: WholeOS) -> Iterator[Browser]:
     with browsers.browser() as running:
         yield running

@@ -46,7 +46,7 @@ def test_the_life_of_a_store(state_dir: Path, tmp_path: Path) -> None:
         ctl(here, "model", "import", str(source))
         space = json.loads(ctl(here, "storage", "df", "-o", "json"))
         assert space["blob_bytes"] == space["stored_bytes"] == source.stat().st_size
-        assert space["direct_address"] == socket_address(here, "storage")
+        assert space["direct_address"] == socket_address(here, "blobs")
         assert "Sound: 1 blobs" in ctl(here, "storage", "fsck")
         assert "0 blobs" in ctl(here, "storage", "gc")
         assert "read, 0 blobs damaged" in ctl(here, "storage", "scrub")
