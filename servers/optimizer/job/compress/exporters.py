@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,14 @@ def arguments(module: Module, batch: Batch) -> tuple[torch.Tensor, ...]:
     return tuple(found)
 
 
+def _shapes(module: torch.nn.Module, names: Module) -> tuple[Any, ...]:
+    """Return which dimensions of its arguments are free, as the exporters want it."""
+    takes = inspect.signature(module.forward).parameters.values()
+    free = _free(names)
+    # All that `*tensors` takes is one argument to them.
+    return (free,) if any(one.kind is one.VAR_POSITIONAL for one in takes) else free
+
+
 def _free(module: Module) -> tuple[dict[int, Any], ...]:
     batch = torch.export.Dim("batch", min=1)
     if "input_ids" not in module.names:
@@ -47,7 +56,7 @@ def onnx(module: Module, batch: Batch, path: Path) -> None:
             module,
             arguments(module, batch),
             dynamo=True,
-            dynamic_shapes=(_free(module),),
+            dynamic_shapes=_shapes(module, module),
             input_names=module.names,
             output_names=[OUTPUTS.get(module.task, "y")],
             verbose=False,
@@ -64,7 +73,7 @@ def exported(module: torch.nn.Module, names: Module, batch: Batch, path: Path) -
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.export.export(
-            module, arguments(names, batch), dynamic_shapes=(_free(names),), strict=False
+            module, arguments(names, batch), dynamic_shapes=_shapes(module, names), strict=False
         )
         _rename(program)
         temporary = path.with_name("tmp-" + path.name)
