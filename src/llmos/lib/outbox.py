@@ -50,9 +50,9 @@ def _queued(envelope: pb.Envelope) -> Queued:
 class Outbox:
     """A queue of envelopes with one writer.
 
-    Pieces of large messages wait apart, with whatever follows them in their calls, and every frame
-    takes the others first and then a piece: a call is in order, and no small one waits for the
-    pieces of others that came before it.
+    Pieces of large messages but the first wait apart, with whatever follows them in their calls,
+    and every frame takes the others first and then a piece: a call is in order, calls are opened
+    in order, and no small one waits for the later pieces of others that came before it.
     """
 
     def __init__(self) -> None:
@@ -109,7 +109,9 @@ class Outbox:
 
     def _add(self, queued: Queued) -> None:
         call = queued.call
-        if queued.size < LARGE and call not in self._bulky:
+        # What opens a call keeps its place, however large: the ids of calls only grow.
+        small = queued.size < LARGE or queued.kind == pb.KIND_OPEN
+        if small and call not in self._bulky:
             self._queue.append(queued)
         elif call:
             self._bulk.append(queued)
@@ -183,7 +185,7 @@ class Outbox:
             parts.append(head)
             parts.append(data)
             size += length
-        if bulk:
+        if bulk and size <= FRAME_BYTES + FRAME_BYTES // 2:  # not after an OPEN with a chunk
             call, _, head, data, length = bulk.popleft()
             left = self._bulky.pop(call) - 1
             if left:

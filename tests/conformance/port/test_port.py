@@ -146,6 +146,15 @@ async def test_calls_made_while_the_kernel_is_away_wait_for_it(cell: Cell) -> No
     assert all(list(r.sizes) == [2] for r in replies)
 
 
+async def test_large_calls_are_opened_before_small_ones_that_came_later(cell: Cell) -> None:
+    await cell.server("storage", BlobEcho())
+    stub = registry_pb2_grpc.BlobsStub((await cell.port()).channel)
+    sizes = [40_000 if i % 3 == 0 else 10 for i in range(60)]
+    calls = [stub.StatBlobs(pb.StatBlobsRequest(sha256=["x" * size])) for size in sizes]
+    answers = await asyncio.gather(*calls)
+    assert [list(answer.sizes) for answer in answers] == [[size] for size in sizes]
+
+
 async def test_a_call_that_may_have_run_is_not_repeated(cell: Cell) -> None:
     await cell.server("storage", echo := BlobEcho())
     port = await cell.port()

@@ -175,7 +175,7 @@ class Data(_message.Message):
     input: _builtins.str
     """Column with the input; empty = the data set's text column, or its first array column."""
     rows: _builtins.int
-    """Most rows that are used; 0 = 256."""
+    """Most rows that are used, from all over the split and always the same ones; 0 = 256."""
     def __init__(
         self,
         *,
