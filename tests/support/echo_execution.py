@@ -84,6 +84,7 @@ class EchoModel:
             words = [json_format.MessageToJson(request, preserving_proto_field_name=True)]
         while name == "flood":
             self.made += 1
+            await asyncio.sleep(0)  # as a worker's stream does: what goes on beside it has its turn
             yield pb.GenerateResponse(text="x" * 65536)
         if not words:
             raise InvalidArgument("EMPTY_PROMPT", "The prompt is empty.")
