@@ -39,6 +39,9 @@ def start(processes: int, restarts: int, folder: Path) -> None:
     _end_with_parent()
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    # A store of their own for the ranks of each start: in the agent's, those that are started anew
+    # find the addresses of the dead, and wait for them until the job is given up.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     import_module("llmos.servers.optimizer.train.fit")  # seconds, which the ranks need not spend
     config = LaunchConfig(
         min_nodes=1,
