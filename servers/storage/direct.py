@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import os
 import socket
 from collections.abc import AsyncIterator
 
@@ -19,6 +20,7 @@ from google.protobuf.message import DecodeError
 from llmos.api.storage.v1 import registry_pb2 as pb
 from llmos.lib.bulk import READ_BLOB
 from llmos.lib.errors import Cancelled, InvalidArgument, Unimplemented
+from llmos.lib.h2.address import unix_path
 from llmos.lib.h2.files import Broken, FileSender, Part
 from llmos.lib.h2.server import Server
 from llmos.lib.h2.stream import Stream
@@ -83,7 +85,7 @@ class DirectReads:
 
     def __init__(self, blobs: Blobs, address: str) -> None:
         """Prepare to read from `blobs`. Raises FailedPrecondition ADDRESS_IN_USE."""
-        self._blobs = blobs
+        self._blobs, self._address = blobs, address
         self._server = Server(self._accept, _MAX_REQUEST)
         self.calls: set[asyncio.Task[None]] = set()
         self._server.bind(address, "--direct (none = do not listen)")
@@ -99,6 +101,9 @@ class DirectReads:
             call.cancel()
         await asyncio.gather(*self.calls, return_exceptions=True)
         await self._server.close()
+        if (path := unix_path(self._address)) is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
 
     def _accept(self, stream: Stream) -> None:
         if stream.path != READ_BLOB:
