@@ -82,21 +82,23 @@ async def test_structured_pruning_makes_layers_smaller(models: World) -> None:
     assert again.figures("pruned-structured")["parameters"] < figures["parameters"]
     exported = await models.run(export(model=done.results[0], format=pb.EXPORT_FORMAT_ONNX))
     assert exported.figures("onnx")["relative_error"] < 1e-4
-    for method, most in (
+    for method, far in (
         (pb.QUANTISE_METHOD_ONNX_STATIC_INT8, 0.2),
         (pb.QUANTISE_METHOD_ONNX_INT4, 0.3),
     ):
         small = await models.run(quantise(model=exported.results[0], method=method))
         (label,) = set(small.comparisons) - {"original"}
-        assert 0 < small.figures(label)["relative_error"] < most
-    gate = Gate(measure="relative_error", most=0.03)
+        assert 0 < small.figures(label)["relative_error"] < far
+    plain = await models.run(quantise(model=exported.results[0]))
+    most = 0.7 * plain.figures("int8-dynamic")["relative_error"]  # more than it holds by itself
+    gate = Gate(measure="relative_error", most=most)
     careful = await models.run(
         quantise(model=exported.results[0], gates=[gate], exclude_up_to=0.9, report_layers=True)
     )
     layers = careful.comparisons["int8-dynamic"].layers
     assert any(layer.excluded for layer in layers) and not all(e.excluded for e in layers)
     assert [e.error for e in layers] == sorted((e.error for e in layers), reverse=True)
-    assert careful.figures("int8-dynamic")["relative_error"] <= 0.03
+    assert careful.figures("int8-dynamic")["relative_error"] <= most
 
 
 @pytest.mark.parametrize(
