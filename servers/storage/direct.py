@@ -34,6 +34,7 @@ from llmos.servers.storage.config import StorageConfig
 PIECE = 1 << 20  # bytes of one message: the least work per byte, and any client takes it
 _AT_ONCE = 4  # messages for which the other end has room; see WINDOW in h2.connection
 _MAX_REQUEST = 64 << 10
+_LAST_S = 1.0  # for what has been begun when the server stops
 log = logging.getLogger(__name__)
 
 
@@ -99,8 +100,10 @@ class DirectReads:
         self._server.stop_listening()
         for call in self.calls:
             call.cancel()
+        if self.calls:  # a cancelled one first sends what it has begun
+            await asyncio.wait(self.calls, timeout=_LAST_S)
+        await self._server.close()  # which ends also those to clients that do not read
         await asyncio.gather(*self.calls, return_exceptions=True)
-        await self._server.close()
         if (path := unix_path(self._address)) is not None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
