@@ -138,7 +138,7 @@ class BufferStore:
     def _commit(self, record: Record) -> Buffer:
         try:
             self._dir.save(record, first=True)
-        except BaseException:
+        except BaseException:  # whatever stopped it, no half-made buffer stays
             self._dir.remove(record.id)
             raise
         self._charge(record, -charge(record.size))  # `_adopt` counts it for good
@@ -148,7 +148,7 @@ class BufferStore:
     def _refund(self, record: Record) -> Iterator[None]:
         try:
             yield
-        except BaseException:
+        except BaseException:  # also when cancelled: what was not made is not charged
             self._charge(record, -charge(record.size))
             raise
 

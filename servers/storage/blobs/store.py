@@ -254,7 +254,7 @@ class Blobs:
                             new += placement.place(self, sql, made)
                         yield sql
                         failpoint.hit("rows.written")
-                except BaseException:
+                except BaseException:  # the rows are rolled back whatever it was; so are the files
                     placement.unlink(new)
                     raise
         failpoint.hit("rows.committed")

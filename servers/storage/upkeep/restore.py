@@ -194,7 +194,7 @@ def _take(blobs: Blobs, folder: Path, read: _Read) -> Restored:
                 restored(sql)
                 detail = {"blobs": len(new), "rows": count}
                 audit.record(sql, caller.current().tenant, "storage.restore", "", detail)
-        except BaseException:
+        except BaseException:  # the rows are rolled back whatever it was; so are the files
             unlink(new)
             raise
     return Restored(len(new), count, float(read.manifest["made"]))

@@ -170,7 +170,7 @@ class BufferClient:
                     "Buffers can be created only on the memory server's host, where they can be "
                     "mapped; send the bytes in a message instead.",
                 )
-        except BaseException:
+        except BaseException:  # also when cancelled: nobody else knows the handle
             await self._release(created.handle)
             raise
         return self._keep(Mapping(created.handle, memory, writable=True))
@@ -198,7 +198,7 @@ class BufferClient:
                     "OTHER_HOST", f"Buffer {handle.id} is on another host: only read it."
                 )
             data = await self._read(handle)
-        except BaseException:
+        except BaseException:  # also when cancelled: the lease that was taken is given back
             await self._release(handle)
             raise
         await self._release(handle)

@@ -209,7 +209,7 @@ class _StreamRequest(PortCall):
                     await self.write(request)
         except Cancelled:
             return
-        except Exception:
+        except Exception:  # the caller's iterator may raise anything: the server is to hear of it
             self.cancel()
             raise
         self._stream.half_close()

@@ -39,11 +39,11 @@ class Calls:
 
     def minus(self, other: Calls) -> Calls:
         """Return those since `other`."""
-        before = list(other.latency) + [0] * len(self.latency)
+        counted = list(other.latency) + [0] * len(self.latency)
         return Calls(
             self.served - other.served,
             self.failed - other.failed,
-            [now - then for now, then in zip(self.latency, before, strict=False)],
+            [count - old for count, old in zip(self.latency, counted, strict=False)],
         )
 
 

@@ -47,6 +47,7 @@ def load(path: Path) -> torch_folder.FirstOutput:
             raise ValueError(f"it lacks {sorted(missing)[0]}")
         model.tie_weights()
     except (KeyError, ValueError, NotImplementedError, RuntimeError) as exc:
+        # NotImplementedError: gguf's, for kinds of quantisation that it cannot read.
         text = " ".join(str(exc).split())[:300]
         raise InvalidArgument("BAD_MODEL_FILE", f"The GGUF file cannot be read: {text}") from exc
     return torch_folder.FirstOutput(model, ["input_ids", "attention_mask"], "generate").eval()
