@@ -48,6 +48,7 @@ async def serve(config: MemoryConfig) -> None:
         config.state_dir / "memory",
         ram_budget=int(store.budget * config.prefix_ram_fraction),
         disk_budget=config.prefix_disk_bytes,
+        disk_spare=config.prefix_disk_spare_bytes,
     )
     server = Server("memory", config)
     stall_ms = int(config.stall_s * 1000)

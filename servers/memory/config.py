@@ -25,6 +25,9 @@ class MemoryConfig(ServerConfig):
     prefix_disk_bytes: int = option(
         4 << 30, "disk for blocks of prefixes that memory has no room for; 0 = none"
     )
+    prefix_disk_spare_bytes: int = option(
+        1 << 30, "free space of the file system that blocks of prefixes leave to others"
+    )
     session_embedder: str = option(
         "", "model that makes vectors for the recall of turns; empty = only where a session says"
     )
@@ -43,6 +46,7 @@ class MemoryConfig(ServerConfig):
             raise InvalidArgument("BAD_CONFIG", "prefix_ram_fraction must be from 0 to 1.")
         for name in (
             "prefix_disk_bytes",
+            "prefix_disk_spare_bytes",
             "buffer_bytes",
             "max_buffer_bytes",
             "tenant_buffer_bytes",

@@ -7,16 +7,16 @@ import os
 import zlib
 from pathlib import Path
 
-_SPARE = 0.05  # of the file system: left to others
 _PIECE = 4 << 20
 
 
 class Disk:
     """Owns a directory of files `<id>.kv` and of `<id>.tmp` that are half written."""
 
-    def __init__(self, path: Path) -> None:
-        """Make the directory. Raises OSError."""
+    def __init__(self, path: Path, spare: int = 0) -> None:
+        """Make the directory; leave `spare` bytes free for others. Raises OSError."""
         self._path = path
+        self._spare = spare
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def sweep(self, known: set[int]) -> None:
@@ -35,7 +35,7 @@ class Disk:
     def room(self) -> int:
         """Return the bytes that may be written before the file system gets short of space."""
         info = os.statvfs(self._path)
-        return int((info.f_bavail - info.f_blocks * _SPARE) * info.f_frsize)
+        return info.f_bavail * info.f_frsize - self._spare
 
     def write(self, id: int, source: str) -> int:
         """Copy a run's buffer to its file; return the CRC-32. Raises OSError, leaving nothing."""

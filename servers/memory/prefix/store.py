@@ -54,18 +54,20 @@ class PrefixStore:
         *,
         ram_budget: int,
         disk_budget: int = 0,
+        disk_spare: int = 0,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
         """Recover from `directory`. Budgets are bytes; ram_budget 0 = off, and all is forgotten.
 
+        Nothing is written to a file system with less than `disk_spare` bytes free.
         Raises FailedPrecondition READ_ONLY.
         """
         self.ram_budget, self.disk_budget = ram_budget, disk_budget if ram_budget else 0
         self.ram_bytes = self.disk_bytes = self.evictions = 0
         self._buffers, self._clock, self._wall = buffers, clock, wall
         self._catalog = Catalog(directory / "prefixes.db")
-        self._disk = Disk(directory / "prefixes")
+        self._disk = Disk(directory / "prefixes", disk_spare)
         self._worth = Worth()
         self._shelves: dict[Space, Shelf] = {}
         self._runs: set[Run] = set()

@@ -134,6 +134,14 @@ async def test_what_is_cheap_to_compute_goes_before_what_is_dear(box: Callable[.
     assert await b.find(small, space=other) == 0
 
 
+async def test_a_short_disk_is_left_to_others(box: Callable[..., Box]) -> None:
+    b = box(ram_budget=4 * BLOCK, disk_budget=1 << 20, disk_spare=1 << 60)
+    for name in ("old", "new"):
+        assert await b.put(keys(name, 4)) == 4
+    assert b.prefixes.disk_bytes == 0
+    assert (await b.find(keys("old", 4)), await b.find(keys("new", 4))) == (0, 4)
+
+
 async def test_disk_keeps_what_memory_has_no_room_for(box: Callable[..., Box]) -> None:
     b, chain = box(ram_budget=4 * BLOCK, disk_budget=64 * BLOCK), keys("a", 4)
     for i in (0, 2):
