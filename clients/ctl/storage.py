@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llmos.clients.ctl import quota
 from llmos.clients.ctl.output import as_value, short_name, size, when
 from llmos.clients.ctl.progress import bar, note, status
 from llmos.clients.ctl.session import QUICK_S, UINT64, Session, command
@@ -17,7 +18,8 @@ from llmos.lib.errors import AlreadyExists, DataLoss, InvalidArgument, NotFound
 if TYPE_CHECKING:
     from llmos.api.storage.v1 import maintenance_pb2, maintenance_pb2_grpc
 
-app = typer.Typer(help="Space, checks, collection, backups and keys.", no_args_is_help=True)
+app = typer.Typer(help="Space, checks, collection, backups, quotas and keys.", no_args_is_help=True)
+app.add_typer(quota.app, name="quota")
 _PIECE = 256 << 10
 _DAMAGED = "DAMAGED"
 

@@ -2,9 +2,15 @@
 
 import os
 import sys
+from unittest.mock import MagicMock
 
 # Triton's stub has a Python of its own, which knows neither PYTHONPATH nor our environment.
 sys.path[:0] = [os.environ["EMBED_LIB"], os.environ["EMBED_SITE"]]
+
+try:  # wanted by transformers' downloader, not used: the stub's own Python may not fit this module
+    import ssl  # noqa: F401
+except ImportError:
+    sys.modules.update({name: MagicMock() for name in ("ssl", "_ssl", "truststore")})
 
 import numpy as np
 import triton_python_backend_utils as pb_utils

@@ -155,7 +155,9 @@ def test_request_has_only_what_was_given() -> None:
 
 def test_every_list_can_be_watched() -> None:
     def lists(group: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
-        for name, command in group.commands.items():
+        for name in group.list_commands(None):
+            command = group.get_command(None, name)
+            assert command is not None, name
             if hasattr(command, "commands"):
                 yield from lists(command, (*path, name))
             elif name in ("ls", "list", "ps"):
