@@ -319,8 +319,9 @@ class GenerateRequest(_message.Message):
     grammar: _builtins.str
     """A grammar in llguidance's dialect of Lark."""
     speculate: _builtins.int
-    """Guess so many tokens ahead from what was said before, 0 (default) to 16: faster where a text
-    repeats its input; the tokens are the same as without.
+    """Guess so many tokens ahead, 0 to 16: by the model's draft model if it has one, else from what was
+    said before. Faster where guesses are often right; the tokens are the same as without. 0
+    (default): as many as `generate.speculate` of the version's serving.toml says, else none.
     """
     prompt_logprobs: _builtins.bool
     """Report how likely each token of the input was, too; with `sampling.logprobs` only. The whole
@@ -518,6 +519,8 @@ class Usage(_message.Message):
     FIRST_TOKEN_S_FIELD_NUMBER: _builtins.int
     DECODE_S_FIELD_NUMBER: _builtins.int
     CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    GUESSED_TOKENS_FIELD_NUMBER: _builtins.int
+    ACCEPTED_TOKENS_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
     """Tokens of the input."""
     completion_tokens: _builtins.int
@@ -528,6 +531,10 @@ class Usage(_message.Message):
     """Seconds from the first to the last token."""
     cached_tokens: _builtins.int
     """Tokens of the input whose keys and values were found in the prefix cache."""
+    guessed_tokens: _builtins.int
+    """Tokens that were guessed ahead, by the last worker of the stream."""
+    accepted_tokens: _builtins.int
+    """As many of them were right."""
     def __init__(
         self,
         *,
@@ -536,10 +543,12 @@ class Usage(_message.Message):
         first_token_s: _builtins.float = ...,
         decode_s: _builtins.float = ...,
         cached_tokens: _builtins.int = ...,
+        guessed_tokens: _builtins.int = ...,
+        accepted_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "decode_s", b"decode_s", "first_token_s", b"first_token_s", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_tokens", b"accepted_tokens", "cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "decode_s", b"decode_s", "first_token_s", b"first_token_s", "guessed_tokens", b"guessed_tokens", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -35,6 +35,8 @@ class ExecutionStub(object):
     NOT_FOUND NO_SUCH_MODEL, NO_SUCH_VERSION: not in storage.
     FAILED_PRECONDITION NO_ENGINE: no engine can run this version; says what it is and which can.
     FAILED_PRECONDITION IS_ADAPTER: it is a LoRA adapter, which is no model by itself.
+    FAILED_PRECONDITION BAD_DRAFT: the draft model that the version names is not there, or has other
+    tokens; says which and why.
     FAILED_PRECONDITION MISSING_EXTRA: the engine's package is not installed; names the extra.
     FAILED_PRECONDITION CODE_NOT_ALLOWED, NO_ENVIRONMENT: the version brings Python code, which is
     not allowed here, or whose environment is not there.
@@ -116,6 +118,8 @@ class ExecutionServicer(object):
     NOT_FOUND NO_SUCH_MODEL, NO_SUCH_VERSION: not in storage.
     FAILED_PRECONDITION NO_ENGINE: no engine can run this version; says what it is and which can.
     FAILED_PRECONDITION IS_ADAPTER: it is a LoRA adapter, which is no model by itself.
+    FAILED_PRECONDITION BAD_DRAFT: the draft model that the version names is not there, or has other
+    tokens; says which and why.
     FAILED_PRECONDITION MISSING_EXTRA: the engine's package is not installed; names the extra.
     FAILED_PRECONDITION CODE_NOT_ALLOWED, NO_ENVIRONMENT: the version brings Python code, which is
     not allowed here, or whose environment is not there.
@@ -338,6 +342,8 @@ class Execution(object):
     NOT_FOUND NO_SUCH_MODEL, NO_SUCH_VERSION: not in storage.
     FAILED_PRECONDITION NO_ENGINE: no engine can run this version; says what it is and which can.
     FAILED_PRECONDITION IS_ADAPTER: it is a LoRA adapter, which is no model by itself.
+    FAILED_PRECONDITION BAD_DRAFT: the draft model that the version names is not there, or has other
+    tokens; says which and why.
     FAILED_PRECONDITION MISSING_EXTRA: the engine's package is not installed; names the extra.
     FAILED_PRECONDITION CODE_NOT_ALLOWED, NO_ENVIRONMENT: the version brings Python code, which is
     not allowed here, or whose environment is not there.

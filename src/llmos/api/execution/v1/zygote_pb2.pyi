@@ -142,6 +142,7 @@ class WorkerOrder(_message.Message):
     CPUS_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
     REPLICA_FIELD_NUMBER: _builtins.int
+    DRAFT_FIELD_NUMBER: _builtins.int
     ref: _builtins.str
     """Model version, `name@version`."""
     format: _builtins.str
@@ -190,6 +191,10 @@ class WorkerOrder(_message.Message):
     def options(self) -> _execution_pb2.LoadOptions:
         """Kept for DescribeWorker; `serving` changes what the version's serving.toml says."""
 
+    @_builtins.property
+    def draft(self) -> Global___DraftModel:
+        """The model that guesses for a causal one; absent = none."""
+
     def __init__(
         self,
         *,
@@ -212,14 +217,51 @@ class WorkerOrder(_message.Message):
         cpus: _abc.Iterable[_builtins.int] | None = ...,
         options: _execution_pb2.LoadOptions | None = ...,
         replica: _builtins.int = ...,
+        draft: Global___DraftModel | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["draft", b"draft", "options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "cpus", b"cpus", "credits", b"credits", "device", b"device", "files", b"files", "format", b"format", "kernel", b"kernel", "keys", b"keys", "listen", b"listen", "log_level", b"log_level", "options", b"options", "pinned", b"pinned", "precision", b"precision", "ref", b"ref", "replica", b"replica", "stall_ms", b"stall_ms", "state_dir", b"state_dir", "task", b"task", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "cpus", b"cpus", "credits", b"credits", "device", b"device", "draft", b"draft", "files", b"files", "format", b"format", "kernel", b"kernel", "keys", b"keys", "listen", b"listen", "log_level", b"log_level", "options", b"options", "pinned", b"pinned", "precision", b"precision", "ref", b"ref", "replica", b"replica", "stall_ms", b"stall_ms", "state_dir", b"state_dir", "task", b"task", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WorkerOrder: _TypeAlias = WorkerOrder  # noqa: Y015
+
+@_typing.final
+class DraftModel(_message.Message):
+    """A smaller model in the same worker, whose guesses the large one checks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REF_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    CONTEXT_LENGTH_FIELD_NUMBER: _builtins.int
+    ref: _builtins.str
+    """Model version, `name@version`."""
+    format: _builtins.str
+    """`gguf` or `safetensors`."""
+    context_length: _builtins.int
+    """Longest input, tokens; 0 = what the file says."""
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerFile]:
+        """The version's files; the main one first."""
+
+    def __init__(
+        self,
+        *,
+        ref: _builtins.str = ...,
+        format: _builtins.str = ...,
+        files: _abc.Iterable[Global___WorkerFile] | None = ...,
+        context_length: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "files", b"files", "format", b"format", "ref", b"ref"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DraftModel: _TypeAlias = DraftModel  # noqa: Y015
 
 @_typing.final
 class WorkerFile(_message.Message):
@@ -561,6 +603,7 @@ class WorkerInfo(_message.Message):
     OPTIONS_FIELD_NUMBER: _builtins.int
     REPLICA_FIELD_NUMBER: _builtins.int
     THREADS_FIELD_NUMBER: _builtins.int
+    DRAFT_FIELD_NUMBER: _builtins.int
     ref: _builtins.str
     """Model version, `name@version`."""
     pid: _builtins.int
@@ -583,6 +626,8 @@ class WorkerInfo(_message.Message):
     """Which of the version's workers this is, from 0."""
     threads: _builtins.int
     """Compute threads it was given; 0 = all cores."""
+    draft: _builtins.str
+    """The version that guesses for it, `name@version`; empty = none."""
     @_builtins.property
     def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Keys it exports, `ref` included."""
@@ -607,10 +652,11 @@ class WorkerInfo(_message.Message):
         options: _execution_pb2.LoadOptions | None = ...,
         replica: _builtins.int = ...,
         threads: _builtins.int = ...,
+        draft: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "device", b"device", "engine", b"engine", "granted_bytes", b"granted_bytes", "keys", b"keys", "listen", b"listen", "options", b"options", "pid", b"pid", "pinned", b"pinned", "ref", b"ref", "replica", b"replica", "task", b"task", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "device", b"device", "draft", b"draft", "engine", b"engine", "granted_bytes", b"granted_bytes", "keys", b"keys", "listen", b"listen", "options", b"options", "pid", b"pid", "pinned", b"pinned", "ref", b"ref", "replica", b"replica", "task", b"task", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
