@@ -13,14 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
-import mmap
-import os
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import grpc
 
@@ -32,108 +29,21 @@ from llmos.lib.errors import (
     FailedPrecondition,
     LLMOSError,
     NotFound,
-    OutOfRange,
     PermissionDenied,
     Unavailable,
 )
+from llmos.lib.mapping import Mapping, map_file
 from llmos.lib.rpc import from_rpc_error
 
-if TYPE_CHECKING:
-    import numpy as np
-    from torch import Tensor
+__all__ = ["CLIENT_KEY", "BufferClient", "Mapping"]
 
 CLIENT_KEY = "llmos-client"  # metadata by which the clients of one process or socket are told apart
 _CALL_S = 10.0
 _STREAM_S = 600.0
 _RETRY_S = 0.1
-_AT_ONCE = 16 << 20  # bytes; what is larger may be wanted in part
 
 R = TypeVar("R")
 log = logging.getLogger(__name__)
-
-
-class Mapping:
-    """A buffer in this process's memory.
-
-    handle: what to send to others. view: the bytes, without a copy. private: the bytes are a copy,
-    as they could not be mapped. lost: the lease is gone, so nobody else can open it any more; the
-    bytes here stay valid.
-    """
-
-    def __init__(self, handle: pb.BufferHandle, memory: mmap.mmap | bytearray, *, writable: bool):
-        """Wrap memory of the size that the handle says."""
-        self.handle = handle
-        self.private = isinstance(memory, bytearray)
-        self.lost = False
-        self._writable = writable
-        self._view: memoryview | None = memoryview(memory)
-
-    @property
-    def writable(self) -> bool:
-        """Return whether the bytes may be changed here."""
-        return self._writable
-
-    @property
-    def view(self) -> memoryview:
-        """Return the bytes. Raises ValueError after `close`."""
-        if self._view is None:
-            raise ValueError(f"The mapping of buffer {self.handle.id} is closed.")
-        return self._view if self._writable else self._view.toreadonly()
-
-    def array(self, dtype: Any, shape: Sequence[int] | None = None, offset: int = 0) -> np.ndarray:
-        """Return a numpy array over the bytes from `offset`, without a copy.
-
-        shape: by default one dimension, to the end. The array keeps the memory alive after `close`.
-        Raises OutOfRange BAD_RANGE when it does not fit.
-        """
-        import numpy as np
-
-        kind, view = np.dtype(dtype), self.view
-        if shape is None:
-            shape = (max(0, len(view) - offset) // kind.itemsize,)
-        end = offset + kind.itemsize * math.prod(shape)
-        if offset < 0 or min(shape, default=0) < 0 or end > len(view):
-            raise OutOfRange(
-                "BAD_RANGE",
-                f"A {kind} array of shape {tuple(shape)} from byte {offset:,} does not fit in "
-                f"{len(view):,} bytes.",
-            )
-        array: np.ndarray = np.asarray(view[offset:end]).view(kind).reshape(shape)
-        return array
-
-    def tensor(self, dtype: Any, shape: Sequence[int] | None = None, offset: int = 0) -> Tensor:
-        """Return a torch tensor over the bytes, without a copy (DLPack); as `array`.
-
-        dtype: of numpy, or `bfloat16`. torch has no read-only tensors: what is not `writable` ends
-        the process with SIGSEGV when it is written to.
-        """
-        import ctypes
-
-        import torch
-        from torch.utils.dlpack import from_dlpack
-
-        brain = str(dtype).removeprefix("torch.") == "bfloat16"
-        array = self.array("uint16" if brain else dtype, shape, offset)
-        if not array.flags.writeable:  # DLPack refuses to export what nobody may write to
-            flat = (ctypes.c_char * array.nbytes).from_address(array.ctypes.data)
-            flat._keep = array  # type: ignore[attr-defined]
-            import numpy as np
-
-            array = np.frombuffer(memoryview(flat), array.dtype).reshape(array.shape)
-        made: Tensor = from_dlpack(array)
-        return made.view(torch.bfloat16) if brain else made
-
-    def freeze(self) -> None:
-        """Let nobody write through views and arrays taken from now on."""
-        self._writable = False
-
-    def close(self) -> None:
-        """Let go of the memory: it is unmapped when the last view or array of it is gone, too.
-
-        So it is never unmapped by force: numpy and torch may hold on to the memory without saying
-        so to Python (`torch.frombuffer` does), and would read unmapped pages.
-        """
-        self._view = None
 
 
 class BufferClient:
@@ -163,7 +73,7 @@ class BufferClient:
         )
         created = await self._call(self._stub.CreateBuffer, request)
         try:
-            memory = _map(created.path, size, write=True) if created.path else None
+            memory = map_file(created.path, size, write=True) if created.path else None
             if memory is None:
                 raise FailedPrecondition(
                     "OTHER_HOST",
@@ -190,7 +100,7 @@ class BufferClient:
                 raise PermissionDenied(
                     "READ_ONLY", f"This handle of buffer {handle.id} is only to read by."
                 )
-            memory = _map(opened.path, handle.size, write=write) if opened.path else None
+            memory = map_file(opened.path, handle.size, write=write) if opened.path else None
             if memory is not None:
                 return self._keep(Mapping(handle, memory, writable=write))
             if write:
@@ -315,22 +225,3 @@ class BufferClient:
                 if not isinstance(error, Unavailable) or time.monotonic() > until:
                     raise error from exc
             await asyncio.sleep(_RETRY_S)
-
-
-def _map(path: str, size: int, *, write: bool) -> mmap.mmap | None:
-    """Map a buffer's file; None when it is not in this process's reach."""
-    try:
-        fd = os.open(path, (os.O_RDWR if write else os.O_RDONLY) | os.O_CLOEXEC)
-    except (FileNotFoundError, PermissionError):
-        return None
-    try:
-        if os.fstat(fd).st_size != size:
-            raise DataLoss("TRUNCATED", "The buffer was cut by a process writing to it.")
-        flags, prot = mmap.MAP_SHARED, mmap.PROT_READ
-        if write:
-            prot |= mmap.PROT_WRITE
-            if size <= _AT_ONCE:  # a page fault for every page costs five times as much
-                flags |= getattr(mmap, "MAP_POPULATE", 0)
-        return mmap.mmap(fd, size, flags=flags, prot=prot)
-    finally:
-        os.close(fd)
