@@ -366,6 +366,16 @@ class FreeBufferRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     HANDLE_FIELD_NUMBER: _builtins.int
+    UNMAPPED_FIELD_NUMBER: _builtins.int
+    AGAIN_FIELD_NUMBER: _builtins.int
+    unmapped: _builtins.bool
+    """Nobody in the caller's process looks at its bytes any more, nor at those of earlier mappings of
+    it. Believed only of callers that name themselves (metadata llmos-client, or over a port).
+    """
+    again: _builtins.bool
+    """The caller created it, has kept a mapping, and would like to have the memory again: another
+    buffer of the same size, label and tenant. Only with `unmapped`.
+    """
     @_builtins.property
     def handle(self) -> Global___BufferHandle:
         """Which."""
@@ -374,10 +384,12 @@ class FreeBufferRequest(_message.Message):
         self,
         *,
         handle: Global___BufferHandle | None = ...,
+        unmapped: _builtins.bool = ...,
+        again: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["handle", b"handle"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["handle", b"handle"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["again", b"again", "handle", b"handle", "unmapped", b"unmapped"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -389,12 +401,28 @@ class FreeBufferResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    AGAIN_FIELD_NUMBER: _builtins.int
+    CLAIM_FIELD_NUMBER: _builtins.int
+    claim: _builtins.str
+    """File that the caller removes to make the new buffer its own. Until then the server may take it
+    back by removing the file itself, and does so after two seconds: who removed it has it.
+    """
+    @_builtins.property
+    def again(self) -> Global___BufferHandle:
+        """A new buffer of the caller in the freed one's memory; unset where somebody else may still see
+        that memory, or it is not worth it. The mapping of the freed buffer shows this one; its bytes
+        are what they were, and the caller zeroes them. Not there unless `claim` is removed.
+        """
+
     def __init__(
         self,
+        *,
+        again: Global___BufferHandle | None = ...,
+        claim: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["again", b"again"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["again", b"again", "claim", b"claim"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -141,6 +141,9 @@ class BuffersServicer(object):
 
     def FreeBuffer(self, request, context):
         """Drops the caller's lease. The buffer is freed when the last lease is gone. Freeing twice is OK.
+        May answer a new buffer made of the freed one's memory (`again`), which costs no pages.
+
+        Errors: none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

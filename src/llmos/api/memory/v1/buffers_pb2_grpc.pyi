@@ -69,7 +69,11 @@ class BuffersStub:
     Errors: none; buffers that are gone are named in the answer.
     """
     FreeBuffer: _grpc.UnaryUnaryMultiCallable[_buffers_pb2.FreeBufferRequest, _buffers_pb2.FreeBufferResponse]
-    """Drops the caller's lease. The buffer is freed when the last lease is gone. Freeing twice is OK."""
+    """Drops the caller's lease. The buffer is freed when the last lease is gone. Freeing twice is OK.
+    May answer a new buffer made of the freed one's memory (`again`), which costs no pages.
+
+    Errors: none.
+    """
     ReadBuffer: _grpc.UnaryStreamMultiCallable[_buffers_pb2.ReadBufferRequest, _buffers_pb2.ReadBufferResponse]
     """Streams a buffer's bytes to a reader that cannot map it.
 
@@ -119,7 +123,11 @@ class BuffersAsyncStub(BuffersStub):
     Errors: none; buffers that are gone are named in the answer.
     """
     FreeBuffer: _aio.UnaryUnaryMultiCallable[_buffers_pb2.FreeBufferRequest, _buffers_pb2.FreeBufferResponse]  # type: ignore[assignment]
-    """Drops the caller's lease. The buffer is freed when the last lease is gone. Freeing twice is OK."""
+    """Drops the caller's lease. The buffer is freed when the last lease is gone. Freeing twice is OK.
+    May answer a new buffer made of the freed one's memory (`again`), which costs no pages.
+
+    Errors: none.
+    """
     ReadBuffer: _aio.UnaryStreamMultiCallable[_buffers_pb2.ReadBufferRequest, _buffers_pb2.ReadBufferResponse]  # type: ignore[assignment]
     """Streams a buffer's bytes to a reader that cannot map it.
 
@@ -202,7 +210,11 @@ class BuffersServicer(metaclass=_abc_1.ABCMeta):
         request: _buffers_pb2.FreeBufferRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_buffers_pb2.FreeBufferResponse, _abc.Awaitable[_buffers_pb2.FreeBufferResponse]]:
-        """Drops the caller's lease. The buffer is freed when the last lease is gone. Freeing twice is OK."""
+        """Drops the caller's lease. The buffer is freed when the last lease is gone. Freeing twice is OK.
+        May answer a new buffer made of the freed one's memory (`again`), which costs no pages.
+
+        Errors: none.
+        """
 
     @_abc_1.abstractmethod
     def ReadBuffer(
