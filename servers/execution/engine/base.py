@@ -38,6 +38,7 @@ class ModelSpec:
     state_dir: str = ""  # of this LLM OS; for engines that keep files or sockets there
     asked_threads: int = 0  # who loads it asked for so many, whatever the version says; 0 = did not
     changes: Mapping[str, str] = field(default_factory=dict)  # of its serving.toml: see `declared`
+    digests: Mapping[str, str] = field(default_factory=dict)  # sha256 of the files, where known
 
 
 # Classes of calls, as CallClass of the kernel's port.proto: lower ones come first.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import faulthandler
-import importlib
 import logging
 import os
 import random
@@ -11,7 +10,6 @@ import socket
 import sys
 import threading
 import traceback
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NoReturn
 
@@ -103,12 +101,11 @@ def be_worker(order: pb.WorkerOrder, sock: socket.socket) -> NoReturn:
 
 def _run(order: pb.WorkerOrder, parent: Parent) -> int:
     try:
-        # Only now, in the child: grpc starts threads, so the zygote must not have it. Beside the
-        # load, which waits for its grant and the disk.
-        with ThreadPoolExecutor(1, "import") as pool:
-            serving = pool.submit(importlib.import_module, "llmos.servers.execution.worker.serve")
-            engine, granted = _load(order, parent)
-        serving.result().run(order, engine, granted, parent)
+        engine, granted = _load(order, parent)
+        # The zygote has it, but for this module it is the other way round: `serve` imports grpc.
+        from llmos.servers.execution.worker.serve import run
+
+        run(order, engine, granted, parent)
     except LLMOSError as exc:
         log.error("cannot serve", extra={"reason": exc.reason, "cause": exc.message})
         parent.failed(exc)
@@ -163,6 +160,7 @@ def spec_of(order: pb.WorkerOrder) -> ModelSpec:
         state_dir=order.state_dir,
         asked_threads=order.options.threads,
         changes=changes,
+        digests={f.name: f.sha256 for f in order.files if f.sha256},
     )
 
 

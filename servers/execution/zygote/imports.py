@@ -8,8 +8,10 @@ import logging
 import os
 from pathlib import Path
 
-# Not grpc, nor anything that imports it: it starts threads, and a lock that another thread holds
-# at a fork is held for ever in the child.
+# A lock that another thread holds at a fork is held for ever in the child: nothing may be imported
+# here that starts threads, and nothing made that does. grpc is imported (its threads come with its
+# first channel or server, which only workers make), so that each worker neither takes the time nor
+# holds the memory of its modules.
 MODULES = (
     "numpy",
     "torch",
@@ -37,6 +39,7 @@ MODULES = (
     "llmos.servers.execution.engine.onnx.engine",
     "llmos.servers.execution.engine.module.engine",
     "llmos.servers.execution.engine.python.engine",
+    "llmos.servers.execution.worker.serve",
 )
 
 log = logging.getLogger(__name__)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -98,5 +100,10 @@ class KVCache:
         g = self.geometry
         if g.device.type != "cpu":
             return torch.zeros(shape, dtype=g.dtype, device=g.device)
-        # numpy takes zero pages from the system.
-        return torch.from_numpy(np.zeros(shape, _KINDS[g.dtype])).view(g.dtype)
+        # Pages as they are touched, and small ones: numpy would ask for large pages, of which a
+        # first block takes one in every layer, for keys and for values.
+        kind = np.dtype(_KINDS[g.dtype])
+        size = max(1, math.prod(shape)) * kind.itemsize
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        flat = np.frombuffer(memory, kind, math.prod(shape))
+        return torch.from_numpy(flat).view(g.dtype).view(shape)

@@ -38,10 +38,7 @@ class Shelf:
 
     def key(self, spec: ModelSpec, dtype: str, **facts: object) -> str:
         """Return the name under which a version's weights are kept for this very machine."""
-        files = sorted(
-            (name, str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns)
-            for name, path in spec.files.items()
-        )
+        files = sorted(_identity(spec, name) for name in spec.files)
         known = [FORMAT, files, dtype, sorted(facts.items()), torch.__version__]
         known += [platform.machine(), torch.backends.cpu.get_cpu_capability(), _cpu()]
         return hashlib.sha256(json.dumps(known, default=str).encode()).hexdigest()[:32]
@@ -115,6 +112,17 @@ class Shelf:
             path.unlink(missing_ok=True)  # who maps it still has it
             used -= bytes_
         return used + size <= most
+
+
+def _identity(spec: ModelSpec, name: str) -> tuple[str, ...]:
+    """Return what tells a file from all others.
+
+    Its digest where storage has said it: the times of storage's copies say when they were used.
+    """
+    if digest := spec.digests.get(name):
+        return name, digest
+    path, about = spec.files[name].resolve(), spec.files[name].stat()
+    return name, str(path), str(about.st_size), str(about.st_mtime_ns)
 
 
 def _settle(fresh: Path, final: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,14 @@ def test_the_shelf_keeps_finds_and_forgets(tmp_path: Path) -> None:
     assert found is not None and torch.equal(found.tensor("a"), torch.ones(3))
     os.utime(model.files["m.gguf"], (1, 1))  # another file under the same name
     assert shelf.key(model, "float32", device="cpu") != key
+    os.utime(model.files["m.gguf"], (2, 2))  # storage notes so when a copy was used
+    known = replace(model, digests={"m.gguf": "d1"})
+    key_of_digest = shelf.key(known, "float32", device="cpu")
+    os.utime(model.files["m.gguf"], (3, 3))
+    assert shelf.key(known, "float32", device="cpu") == key_of_digest
+    assert shelf.key(replace(model, digests={"m.gguf": "d2"}), "float32", device="cpu") != (
+        key_of_digest
+    )
     path.write_bytes(b"rubbish")
     assert shelf.find(key) is None and not path.exists()
 
