@@ -34,18 +34,17 @@ class Connection(asyncio.BufferedProtocol):
         accept: Callable[[Stream], None] | None = None,
         on_lost: Callable[[Connection], None] | None = None,
         max_message: int = 64 << 20,
+        window: int = WINDOW,
     ) -> None:
-        """Make a server's end where `accept` is given, else a client's."""
+        """Make a server's end where `accept` is given, else a client's. window: see WINDOW."""
         self.server = accept is not None
         self.streams: dict[int, Stream] = {}
         self.blocked: dict[int, Stream] = {}  # streams with messages that wait for room
         self.room = wire.DEFAULT_WINDOW
         self.max_frame = wire.DEFAULT_FRAME
         self.max_message = max_message
-        self.window = WINDOW
-        self.paused = False
-        self.closing = False
-        self.closing_soon = False
+        self.window = window
+        self.paused = self.closing = self.closing_soon = False
         self.peer = ""
         self.write: Callable[[bytes | memoryview], None] = _discard
         self._accept = accept
@@ -84,7 +83,7 @@ class Connection(asyncio.BufferedProtocol):
         hello = wire.settings(
             {
                 wire.SET_MAX_CONCURRENT_STREAMS: MAX_STREAMS,
-                wire.SET_INITIAL_WINDOW: WINDOW,
+                wire.SET_INITIAL_WINDOW: self.window,
                 wire.SET_MAX_FRAME: MAX_FRAME,
                 wire.SET_MAX_HEADER_LIST: MAX_HEADERS,
             }
