@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import typer
 import typer.core
 
-from llmos.clients.ctl.quick import quicken
+from llmos.clients.ctl.quick import quick, quicken
 from llmos.clients.ctl.session import (
     AddressOption,
     Options,
@@ -97,10 +97,9 @@ ENTRIES: dict[str, Entry] = {
 class Lazy(typer.core.TyperGroup):
     """The commands of ENTRIES; of them only what is asked for is imported."""
 
-    def __init__(self, **given: Any) -> None:
-        """Take what typer gives."""
-        super().__init__(**given)
-        quicken(self)
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the common options."""
+        return quick(super().get_params(ctx))
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return their names, in the table's order."""
@@ -110,6 +109,7 @@ class Lazy(typer.core.TyperGroup):
         """Return a command of the table, built when it is first asked for; None: no such."""
         if cmd_name in ENTRIES and cmd_name not in self.commands:
             self.commands[cmd_name] = _built(cmd_name)
+            quicken(self.commands[cmd_name], ctx)
         return self.commands.get(cmd_name)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
@@ -128,9 +128,7 @@ def _built(name: str) -> Any:
         owner.register(holder)
     else:
         holder.add_typer(owner.app, name=name)
-    command = typer.main.get_group(holder).commands[name]
-    quicken(command)
-    return command
+    return typer.main.get_group(holder).commands[name]
 
 
 def build() -> typer.Typer:

@@ -16,7 +16,7 @@ from llmos.clients.ctl.session import QUICK_S, Session, command
 from llmos.lib.errors import Aborted, Cancelled, InvalidArgument
 
 if TYPE_CHECKING:
-    from llmos.api.optimizer.v1 import jobs_pb2
+    from llmos.api.optimizer.v1 import jobs_pb2, measure_pb2
 
 app = typer.Typer(help="Make new model versions out of old ones.", no_args_is_help=True)
 submit = typer.Typer(help="Queue a job.", no_args_is_help=True)
@@ -120,7 +120,8 @@ def watch(session: Session, id: JobId) -> None:
             note(f"  {training(last)}")
         took = duration(last.ended_unix_s - last.submitted_unix_s)
         print(f"Job {id} made {', '.join(last.results) or 'nothing'} in {took}.")
-        _compare(session, last)
+        if last.comparisons:
+            compared(session, last)
 
 
 def training(job: jobs_pb2.Job) -> str:
@@ -150,21 +151,21 @@ def _states(session: Session, id: str) -> Iterator[jobs_pb2.Job]:
         yield reply.job
 
 
-def _compare(session: Session, job: Any) -> None:
-    rows = [
-        [
-            c.label,
-            c.ref,
-            f"{c.cosine_min:.5f}",
-            f"{c.cosine_mean:.5f}",
-            size(c.size_bytes),
-            f"{c.latency_s * 1000:.1f} ms",
-        ]
-        for c in job.comparisons
-    ]
-    if rows:
-        columns = ["VERSION", "MODEL", "COSINE MIN", "COSINE MEAN", "SIZE", "LATENCY"]
-        session.out.rows(columns, rows, None)
+def compared(session: Session, job: jobs_pb2.Job) -> None:
+    """Print what a job measured, a line for each version; JSON: also when there is nothing."""
+    names = list(dict.fromkeys(m.name for c in job.comparisons for m in c.measures))
+    rows = []
+    for comparison in job.comparisons:
+        values = {m.name: _figure(m) for m in comparison.measures}
+        rows.append([comparison.label, comparison.ref, *(values.get(n, "-") for n in names)])
+    columns = ["VERSION", "MODEL", *(name.upper().replace("_", " ") for name in names)]
+    session.out.rows(columns, rows, [as_value(c) for c in job.comparisons])
+
+
+def _figure(measure: measure_pb2.Measure) -> str:
+    if measure.unit == "bytes":
+        return size(int(measure.value))
+    return f"{measure.value:,.5g} {measure.unit}".strip()
 
 
 @command(app)

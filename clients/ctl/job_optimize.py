@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+import tempfile
+import webbrowser
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from llmos.clients.ctl.job import JobId, app, queue, submit
+from llmos.clients.ctl.job import JobId, app, compared, queue, submit
 from llmos.clients.ctl.job_train import Watch
-from llmos.clients.ctl.output import as_value
 from llmos.clients.ctl.session import QUICK_S, Session, command
 from llmos.lib.errors import InvalidArgument, NotFound
 
@@ -35,6 +36,7 @@ _EXPORTED = ["llmos-ctl job submit export minilm --format onnx -w"]
 _EVALUATE = ["llmos-ctl job submit evaluate spam@1 spam@3 --data mails --gate f1-0.005 -w"]
 _REPORT = [
     "llmos-ctl job report 20260301T120000.000",
+    "llmos-ctl job report 20260301T120000.000 --open",
     "llmos-ctl job report 20260301T120000.000 --to report.html",
 ]
 
@@ -133,28 +135,28 @@ def report(
     session: Session,
     id: JobId,
     to: Annotated[Path | None, typer.Option(help="Write the HTML report there.")] = None,
+    open_: Annotated[
+        bool, typer.Option("--open", help="Open the HTML report in the browser.")
+    ] = False,
 ) -> None:
-    """Show what a job measured, version by version; or fetch its report."""
+    """Show what a job measured, version by version; or fetch its report, with plots."""
     from llmos.api.optimizer.v1 import jobs_pb2, jobs_pb2_grpc
 
     stub = session.kernel(jobs_pb2_grpc.JobsStub)
-    if to is not None:
+    if to is not None or open_:
         request = jobs_pb2.ReadArtifactRequest(id=id, name="report.html")
         pieces = [reply.data for reply in stub.ReadArtifact(request, timeout=session.limit())]
-        to.write_bytes(b"".join(pieces))
-        session.out.say(f"Wrote {to}.", {"file": str(to)})
+        target = to or Path(tempfile.mkdtemp(prefix="llmos-report-")) / f"{id}.html"
+        target.write_bytes(b"".join(pieces))
+        opened = open_ and webbrowser.open(target.resolve().as_uri())
+        more = " No browser was found to open it." if open_ and not opened else ""
+        session.out.say(f"Wrote {target}.{more}", {"file": str(target), "opened": opened})
         return
     listed = stub.ListJobs(jobs_pb2.ListJobsRequest(), timeout=session.limit(QUICK_S)).jobs
     job = next((job for job in listed if job.id == id), None)
     if job is None:
         raise NotFound("NO_SUCH_JOB", f"There is no job {id[:60]!r}; see `llmos-ctl job ls`.")
-    names = list(dict.fromkeys(m.name for c in job.comparisons for m in c.measures))
-    rows = []
-    for comparison in job.comparisons:
-        values = {m.name: f"{m.value:,.5g} {m.unit}".strip() for m in comparison.measures}
-        rows.append([comparison.label, comparison.ref, *(values.get(n, "-") for n in names)])
-    columns = ["VERSION", "MODEL", *(name.upper().replace("_", " ") for name in names)]
-    session.out.rows(columns, rows, [as_value(c) for c in job.comparisons])
+    compared(session, job)
 
 
 def _common(model: str, data: str, rows: int, gates: list[str] | None, name: str) -> dict[str, Any]:
