@@ -39,6 +39,7 @@ class ModelSpec:
     asked_threads: int = 0  # who loads it asked for so many, whatever the version says; 0 = did not
     changes: Mapping[str, str] = field(default_factory=dict)  # of its serving.toml: see `declared`
     digests: Mapping[str, str] = field(default_factory=dict)  # sha256 of the files, where known
+    draft: ModelSpec | None = None  # a smaller one that guesses for it, in the same worker
 
 
 # Classes of calls, as CallClass of the kernel's port.proto: lower ones come first.
@@ -86,7 +87,8 @@ class Generation:
     grammar: str | None = None  # Lark-like, as llguidance reads it
     tools: Sequence[Mapping[str, Any]] = ()  # of a chat: functions, as in Chat of execution.proto
     prompt_logprobs: bool = False  # also of the prompt's tokens, when logprobs is given
-    speculate: int = 0  # tokens guessed ahead, 0..16: changes the speed, never the tokens
+    speculate: int = 0  # tokens guessed ahead, 0..16: changes the speed, never the tokens; 0: as
+    # the version says
     rank: int = NORMAL  # the call's class
     tenant: str = ""  # prefixes are shared within a tenant only
     adapter: str = ""  # `name@version` of one that the engine has been given (see Engine.adapt)
@@ -118,6 +120,8 @@ class Piece:
     decode_s: float = 0.0
     logprobs: Sequence[TokenLogprob] = ()  # one per token, when asked for
     cached_tokens: int = 0  # of the prompt, found in the prefix cache; set in the last piece
+    guessed_tokens: int = 0  # ahead, by this worker; set in the last piece
+    accepted_tokens: int = 0  # of them; they were right
     prompt_logprobs: Sequence[TokenLogprob] = ()  # with the first token, when asked for
 
 

@@ -261,8 +261,9 @@ class Manager:
         return self._names.aliases()
 
     def needed(self) -> set[tuple[str, str]]:
-        """Return the versions that storage has to keep: all with workers; see VersionHolds."""
-        return {(worker.ref, "") for worker in self._table}
+        """Return the versions that storage has to keep: those in workers; see VersionHolds."""
+        drafts = {(worker.draft, "") for worker in self._table if worker.draft}
+        return drafts | {(worker.ref, "") for worker in self._table}
 
     async def unload(self, ref: str, *, force: bool = False) -> bool:
         """End a model's workers after their running calls; False when it was not loaded.

@@ -17,6 +17,7 @@ from llmos.servers.execution.config import ExecutionConfig
 from llmos.servers.execution.engine.select import require
 from llmos.servers.execution.engine.serving.declared import instances
 from llmos.servers.execution.manager.crashes import CrashLog, how_it_ended
+from llmos.servers.execution.manager.drafts import draft_model, worker_files
 from llmos.servers.execution.manager.model import State, Version, Worker
 from llmos.servers.execution.manager.options import Options, own_cores, place
 from llmos.servers.execution.manager.process import waiting_for
@@ -71,7 +72,7 @@ class Starter:
     async def start(self, worker: Worker, version: Version, keys: Sequence[str]) -> None:
         """Make `worker` ready under its ref and `keys`, or leave nothing behind.
 
-        Raises FailedPrecondition NO_ENGINE, IS_ADAPTER, MISSING_EXTRA, CODE_NOT_ALLOWED;
+        Raises FailedPrecondition NO_ENGINE, IS_ADAPTER, BAD_DRAFT, MISSING_EXTRA, CODE_NOT_ALLOWED;
         Unavailable CRASH_LOOP, LOAD_FAILED; ResourceExhausted OVER_BUDGET.
         """
         _runnable(version)
@@ -210,14 +211,14 @@ class Starter:
         if self._router.kernel == "none":
             digest = hashlib.sha256(worker.id.encode()).hexdigest()[:12]
             listen = f"unix:{self._config.run_dir()}/w{digest}.sock"
-        sums = {file.name: file.sha256 for file in version.files}
+        draft = await draft_model(self._catalog, version, files, options)
+        worker.draft = draft.ref if draft is not None else ""
         return pb.WorkerOrder(
             ref=worker.ref,
             format=version.format,
             task=version.task,
-            files=[
-                pb.WorkerFile(name=n, path=str(p), sha256=sums.get(n, "")) for n, p in files.items()
-            ],
+            files=worker_files(version, files),
+            draft=draft,
             context_length=version.context_length,
             device=worker.device,
             replica=worker.replica,
@@ -260,6 +261,7 @@ def describe(worker: Worker, info: pb.WorkerInfo) -> None:
     worker.listen = info.listen
     worker.options = read_options(info.options)
     worker.threads = info.threads
+    worker.draft = info.draft
     worker.ready_at = time.monotonic()
     worker.state = State.READY
 

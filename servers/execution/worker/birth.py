@@ -161,6 +161,22 @@ def spec_of(order: pb.WorkerOrder) -> ModelSpec:
         asked_threads=order.options.threads,
         changes=changes,
         digests={f.name: f.sha256 for f in order.files if f.sha256},
+        draft=_draft_of(order) if order.HasField("draft") else None,
+    )
+
+
+def _draft_of(order: pb.WorkerOrder) -> ModelSpec:
+    draft = order.draft
+    return ModelSpec(
+        ref=draft.ref,
+        format=draft.format,
+        task="generate",
+        files={f.name: Path(f.path) for f in draft.files},
+        context_length=draft.context_length,
+        device=order.device,
+        threads=order.threads,
+        state_dir=order.state_dir,
+        digests={f.name: f.sha256 for f in draft.files if f.sha256},
     )
 
 

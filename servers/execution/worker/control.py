@@ -29,6 +29,7 @@ def info_of(order: WorkerOrder, engine: EngineInfo, granted: int) -> WorkerInfo:
         options=order.options,
         replica=order.replica,
         threads=order.threads,
+        draft=order.draft.ref,
     )
 
 

@@ -142,6 +142,8 @@ def response(
         message.usage.prompt_tokens = piece.prompt_tokens
         message.usage.completion_tokens = piece.completion_tokens
         message.usage.cached_tokens = piece.cached_tokens
+        message.usage.guessed_tokens = piece.guessed_tokens
+        message.usage.accepted_tokens = piece.accepted_tokens
         message.usage.first_token_s = _finite(piece.first_token_s)
         message.usage.decode_s = _finite(piece.decode_s)
     return message

@@ -66,7 +66,8 @@ class Generation(Ask):
         )
 
     async def make(self) -> object:
-        tokens, text = [], ""
+        tokens: list[int] = []
+        text = ""
         async for reply in self.llmos.execution.Generate(self.request, timeout=PATIENCE_S):
             self.deaths = 0
             tokens += reply.token_ids

@@ -73,6 +73,16 @@ def instances(files: Mapping[str, Path], changes: Mapping[str, str]) -> Instance
         raise InvalidArgument("BAD_OPTION", f"It cannot be loaded so: {what}.") from exc
 
 
+def draft(files: Mapping[str, Path], changes: Mapping[str, str]) -> str:
+    """Return the model that is to guess for a version, `[generate] draft`; "" = none.
+
+    What is no text is left to the engine to refuse. Raises as `declared`.
+    """
+    section = changed(_read(files), changes).get("generate")
+    name = section.get("draft", "") if isinstance(section, dict) else ""
+    return name if isinstance(name, str) else ""
+
+
 def changed(table: Mapping[str, Any], changes: Mapping[str, str]) -> dict[str, Any]:
     """Return a table with other values. Raises InvalidArgument BAD_OPTION naming the change."""
     made = dict(table)

@@ -21,6 +21,8 @@ def check(spec: ModelSpec) -> None:
     from llmos.servers.execution.engine.torch.options import wishes
 
     read_config(spec)
+    if spec.draft is not None:
+        read_config(spec.draft)
     sizing.resolve(wishes(spec).precision, spec.device)
 
 
@@ -32,7 +34,12 @@ def estimate_bytes(spec: ModelSpec) -> int:
 
     config, _ = read_config(spec)
     precision = sizing.resolve(wishes(spec).precision, spec.device)
-    return sizing.model_bytes(config, sizing.context_of(spec, config), precision)
+    context = sizing.context_of(spec, config)
+    needed = sizing.model_bytes(config, context, precision)
+    if spec.draft is not None:  # in the same precision, and with a cache of as many positions
+        draft, _ = read_config(spec.draft)
+        needed += sizing.model_bytes(draft, context, precision)
+    return needed
 
 
 def load(spec: ModelSpec, precision: str = "") -> TorchEngine:

@@ -7,8 +7,9 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,12 +32,13 @@ from llmos.servers.execution.engine.torch.build import build
 from llmos.servers.execution.engine.torch.chat import ChatTemplate
 from llmos.servers.execution.engine.torch.config import main_file, read_config, read_json
 from llmos.servers.execution.engine.torch.delivery import Outlet
+from llmos.servers.execution.engine.torch.drafting import Drafter
 from llmos.servers.execution.engine.torch.gguf_header import damaged
 from llmos.servers.execution.engine.torch.guide import Guides
 from llmos.servers.execution.engine.torch.kv import KVCache
 from llmos.servers.execution.engine.torch.loop import StepLoop
 from llmos.servers.execution.engine.torch.model import Model
-from llmos.servers.execution.engine.torch.options import wishes
+from llmos.servers.execution.engine.torch.options import NO_WISHES, Wishes, wishes
 from llmos.servers.execution.engine.torch.pooling import Pooled
 from llmos.servers.execution.engine.torch.request import constraint, make_plan
 from llmos.servers.execution.engine.torch.schedule import Job
@@ -65,17 +67,22 @@ class TorchEngine(Engine):
         text: TextTokenizer,
         chat: ChatTemplate,
         threads: int,
-        pooling: str = "mean",
+        wished: Wishes = NO_WISHES,
+        draft: Draft | None = None,
     ) -> None:
-        """Start serving `model`; `load` builds all the parts. pooling: see `embed`."""
-        self._pooling = pooling
+        """Start serving `model`; `load` builds all the parts. draft: what guesses for it."""
+        self._pooling, self._speculate = wished.pooling or "mean", wished.speculate
+        self._draft = draft
         self.info, self.tokenizer = info, text
         self._chat, self._vocab, self._model = chat, model.config.vocab, model
         self._guides = Guides(text, self._vocab)
         self._adapters = Adapters(model)
         cache = KVCache(model.geometry, sizing.kv_tokens(info.context_length))
         self._sharing, self.block_bytes = Sharing(cache, info.dtype, threads), cache.block_bytes
-        self._loop = StepLoop(model, cache, threads, "torch-steps", self._sharing)
+        drafter = None
+        if draft is not None:
+            drafter = Drafter(draft.model, draft.context, cache.pages, self._vocab)
+        self._loop = StepLoop(model, cache, threads, "torch-steps", self._sharing, drafter)
 
     @property
     def layout(self) -> str:
@@ -108,6 +115,8 @@ class TorchEngine(Engine):
             self._loop.cancel(job)
 
     def _prepare(self, request: Generation) -> Running:
+        if not request.speculate:
+            request = replace(request, speculate=self._speculate)
         plan = make_plan(request, self.tokenizer, self._chat, self.info.context_length, self._vocab)
         wanted = constraint(request)
         guide = None if wanted is None else self._guides.make(*wanted)
@@ -166,7 +175,7 @@ class TorchEngine(Engine):
 
     def work(self) -> float:
         """Return the layers computed: one step of a large model may take longer than is patient."""
-        return self._model.computed
+        return self._model.computed + (self._draft.model.computed if self._draft else 0)
 
     def close(self) -> None:
         """Stop the compute thread; open generations fail with Unavailable CLOSING."""
@@ -178,19 +187,56 @@ class TorchEngine(Engine):
         )
 
 
-def load(spec: ModelSpec, precision: str = "") -> TorchEngine:
-    """Load a model; blocks. precision: instead of the spec's (see `sizing.resolve`).
+class Draft(NamedTuple):
+    """A model that guesses for another, and the longest text it reads."""
 
-    Raises FailedPrecondition NO_ENGINE for models that are not ours, Unavailable LOAD_FAILED for
-    files that are damaged.
+    model: Model
+    context: int
+
+
+class _Parts(NamedTuple):
+    """What a version's files make."""
+
+    model: Model
+    context: int
+    text: TextTokenizer
+    chat: ChatTemplate
+
+
+def load(spec: ModelSpec, precision: str = "") -> TorchEngine:
+    """Load a model, and its draft model; blocks. precision: see `sizing.resolve`.
+
+    Raises FailedPrecondition NO_ENGINE for models that are not ours, BAD_DRAFT for a draft model
+    with other tokens; Unavailable LOAD_FAILED for files that are damaged.
     """
     began = time.monotonic()
     threads = spec.threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
-    config, header = read_config(spec, arrays=True)
-    context = sizing.context_of(spec, config)
     wished = wishes(spec)
     dtype = sizing.resolve(precision or wished.precision, spec.device)
+    own = _parts(spec, dtype, threads)
+    draft = None
+    if spec.draft is not None:
+        other = _parts(spec.draft, dtype, threads)
+        if not own.text.same(other.text) or other.model.config.vocab < own.model.config.vocab:
+            raise FailedPrecondition(
+                "BAD_DRAFT",
+                f"{spec.draft.ref} cannot guess for {spec.ref}, as it has other tokens; name a "
+                "model with the same tokenizer as `draft`, or none.",
+            )
+        draft = Draft(other.model, other.context)
+    log.info(
+        "loaded %s: %s on %s with %d threads in %.2f s; %s%s",
+        *(spec.ref, dtype, spec.device, threads, time.monotonic() - began),
+        "batch-invariant" if own.model.exact else "last bits depend on the batch",
+        f"; {spec.draft.ref} guesses" if spec.draft else "",
+    )
+    info = EngineInfo("torch", "generate", spec.device, dtype, own.context)
+    return TorchEngine(info, own.model, own.text, own.chat, threads, wished, draft)
+
+
+def _parts(spec: ModelSpec, dtype: str, threads: int) -> _Parts:
+    config, header = read_config(spec, arrays=True)
     weights: Weights
     if header is None:
         text, chat = _text_of_directory(spec)
@@ -204,13 +250,7 @@ def load(spec: ModelSpec, precision: str = "") -> TorchEngine:
         raise damaged(Path(spec.ref), why)
     with torch.inference_mode():
         model = build(config, weights, torch.device(spec.device), dtype, threads, spec)
-    log.info(
-        "loaded %s: %s on %s with %d threads in %.2f s; %s",
-        *(spec.ref, dtype, spec.device, threads, time.monotonic() - began),
-        "batch-invariant" if model.exact else "last bits depend on the batch",
-    )
-    info = EngineInfo("torch", "generate", spec.device, dtype, context)
-    return TorchEngine(info, model, text, chat, threads, wished.pooling or "mean")
+    return _Parts(model, sizing.context_of(spec, config), text, chat)
 
 
 def _text_of_gguf(

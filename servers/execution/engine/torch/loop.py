@@ -7,6 +7,7 @@ matrices in one product each.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
@@ -17,6 +18,7 @@ from torch import Tensor
 from llmos.lib.errors import Internal, LLMOSError, Unavailable
 from llmos.servers.execution.engine.base import Piece
 from llmos.servers.execution.engine.torch.delivery import Outlet, deliver
+from llmos.servers.execution.engine.torch.drafting import Drafter
 from llmos.servers.execution.engine.torch.kv import KVCache, Span
 from llmos.servers.execution.engine.torch.model import Model
 from llmos.servers.execution.engine.torch.pooling import Pooled
@@ -33,13 +35,20 @@ class StepLoop:
     """Runs jobs on a thread of its own."""
 
     def __init__(
-        self, model: Model, cache: KVCache, threads: int, name: str, sharing: Sharing | None = None
+        self,
+        model: Model,
+        cache: KVCache,
+        threads: int,
+        name: str,
+        sharing: Sharing | None = None,
+        drafter: Drafter | None = None,
     ) -> None:
         """Start the thread; it sleeps until there is a job."""
-        self._sharing = sharing
+        self._sharing, self._drafter = sharing, drafter
         self._model, self._cache, self._threads = model, cache, threads
         self._changed = threading.Condition()
         self._jobs = Scheduler(cache.pages)
+        self._jobs.drafts = drafter is not None
         self._closing = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -96,7 +105,20 @@ class StepLoop:
                     self._changed.wait()
         return None
 
+    def _draft(self, chunks: list[Chunk]) -> None:
+        """Have the draft model guess, if there is one; without it all goes on as well."""
+        if self._drafter is None:
+            return
+        try:
+            self._drafter.guess(chunks)
+        except RuntimeError:  # torch's, of memory or a kernel
+            log.exception("the draft model failed; going on without it")
+            self._drafter, self._jobs.drafts = None, False
+            for chunk in chunks:
+                chunk.draft = ()
+
     def _step(self, chunks: list[Chunk]) -> None:
+        self._draft(chunks)
         tokens: list[int] = []
         spans: list[Span] = []
         wanted: list[int] = []
@@ -162,6 +184,10 @@ class StepLoop:
             at += len(mine)
             # A guess stands as long as it is what is chosen anyway: the tokens are those of a
             # run without guesses, and the choice after the last right guess comes for free.
+            if chunk.draft:
+                pairs = zip(chunk.draft, mine, strict=False)
+                right = itertools.takewhile(lambda p: p[1] and p[0] == p[1].token, pairs)
+                sequence.judged(len(chunk.draft), sum(1 for _ in right))
             for i, choice in enumerate(mine):
                 if choice is None:
                     items.append((job.outlet, _not_finite()))

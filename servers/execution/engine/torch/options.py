@@ -10,16 +10,21 @@ from llmos.servers.execution.engine.serving.declared import bad, declared
 
 
 class Wishes(NamedTuple):
-    """`[generate]` precision and `[embed]` pooling ("" = by the model's own files, or the mean)."""
+    """`[generate]` precision, draft and speculate, `[embed]` pooling; "" and 0 = the default."""
 
     precision: str = ""
     pooling: str = ""
+    draft: str = ""  # model reference; who loads the version gets its files (see ModelSpec)
+    speculate: int = 0  # tokens that are guessed for requests that do not say
 
 
-_SECTIONS = {
-    "generate": ("precision", ("auto", "fp32", "bf16", "int8")),
-    "embed": ("pooling", ("mean", "last")),
+NO_WISHES = Wishes()
+MAX_SPECULATE = 16
+_CHOICES = {
+    "precision": ("auto", "fp32", "bf16", "int8"),
+    "pooling": ("mean", "last"),
 }
+_SECTIONS = {"generate": ("precision", "draft", "speculate"), "embed": ("pooling",)}
 
 
 def wishes(spec: ModelSpec) -> Wishes:
@@ -38,13 +43,22 @@ def _parse(table: Mapping[str, Any]) -> Wishes:
             f"{min(unknown)[:60]!r} is not known; a language model may have [instances], "
             "[generate] and [embed]"
         )
-    found = {}
-    for name, (key, values) in _SECTIONS.items():
+    found: dict[str, Any] = {}
+    for name, keys in _SECTIONS.items():
         section = table.get(name, {})
-        if not isinstance(section, dict) or set(section) - {key}:
-            raise bad(f"[{name}] has {key} and no more")
-        found[key] = section.get(key, "")
-        if found[key] not in ("", *values):
-            shown = str(found[key])[:60]
-            raise bad(f"{name}.{key} is {shown!r}; it is one of {', '.join(values)}")
+        if not isinstance(section, dict) or set(section) - set(keys):
+            raise bad(f"[{name}] has {', '.join(keys)} and no more")
+        for key, value in section.items():
+            found[key] = _checked(f"{name}.{key}", value, _CHOICES.get(key))
     return Wishes(**found)
+
+
+def _checked(name: str, value: Any, choices: tuple[str, ...] | None) -> Any:
+    shown = str(value)[:60]
+    if choices is not None and value not in ("", *choices):
+        raise bad(f"{name} is {shown!r}; it is one of {', '.join(choices)}")
+    if name == "generate.draft" and not isinstance(value, str):
+        raise bad(f"{name} is {shown!r}; it is a model reference")
+    if name == "generate.speculate" and (type(value) is not int or not 0 <= value <= MAX_SPECULATE):
+        raise bad(f"{name} is {shown!r}; it is 0 to {MAX_SPECULATE}")
+    return value

@@ -25,6 +25,11 @@ class Pages:
         self._key: list[bytes | None] = [None] * count
         self._found: dict[bytes, int] = {}
         self._idle: OrderedDict[int, None] = OrderedDict()  # unused, but registered
+        self.marked: set[int] = set()  # by whoever likes, until they are taken anew
+
+    def __len__(self) -> int:
+        """Return how many blocks there are."""
+        return len(self._users)
 
     @property
     def free(self) -> int:
@@ -41,6 +46,7 @@ class Pages:
         else:
             return None
         self._users[block] = 1
+        self.marked.discard(block)
         return block
 
     def held(self, keys: Sequence[bytes]) -> int:

@@ -7,13 +7,13 @@ import math
 from llmos.lib.errors import InvalidArgument, OutOfRange
 from llmos.servers.execution.engine.base import Generation
 from llmos.servers.execution.engine.torch.chat import ChatTemplate
+from llmos.servers.execution.engine.torch.options import MAX_SPECULATE
 from llmos.servers.execution.engine.torch.sampling import Sampler
 from llmos.servers.execution.engine.torch.sequence import Plan
 from llmos.servers.execution.engine.torch.tokenizer import TextTokenizer
 
 MAX_STOPS = 16
 MAX_LOGPROBS = 20
-MAX_SPECULATE = 16
 DEFAULT_TOKENS = 256
 
 

@@ -46,6 +46,8 @@ class Job:
         self.table: list[int] = []
         self.found: Found | None = None  # blocks from the store of prefixes
         self.offered = 0  # blocks of its text that the store was offered, or has
+        self.drafted = 0  # tokens that the draft model has read
+        self.guessed: Listing[int] = ()  # and guesses that it has read beyond them
         self._keys = [root(tenant, *([adapter.ref] if adapter is not None else []))]
         self._registered = 0
 
@@ -80,15 +82,20 @@ class Job:
         """Give all blocks back; what it has read is to be read again."""
         pages.release(self.table, forget=forget)
         self.table, self._registered, self.sequence.fed = [], 0, 0
+        self.drafted, self.guessed = 0, ()
 
 
 @dataclass
 class Chunk:
-    """What one job does in a step: `count` known tokens and then the guessed `draft`."""
+    """What one job does in a step: `count` known tokens and then the guessed `draft`.
+
+    ahead: so many tokens the draft model may guess; there is room for them.
+    """
 
     job: Job
     count: int
     draft: Listing[int] = field(default=())
+    ahead: int = 0
 
 
 class Scheduler:
@@ -97,6 +104,7 @@ class Scheduler:
     def __init__(self, pages: Pages) -> None:
         """Start empty."""
         self._pages = pages
+        self.drafts = False  # a draft model guesses
         self._arrivals = 0
         self._sat_out = 0
         self.waiting: list[Job] = []
@@ -200,9 +208,10 @@ class Scheduler:
         for job in decoding:
             if job not in self.running:
                 continue  # sent back a moment ago
-            draft = job.sequence.guess()
-            if self._grow(job, len(job.sequence.tokens) + len(draft)):
-                chunks.append(Chunk(job, 1, draft))
+            draft = [] if self.drafts else job.sequence.guess()
+            ahead = job.sequence.ahead if self.drafts else 0
+            if self._grow(job, len(job.sequence.tokens) + max(len(draft), ahead)):
+                chunks.append(Chunk(job, 1, draft, ahead))
         budget = PREFILL_BESIDE if chunks else PREFILL
         reading = [job for job in reading if job in self.running]
         if reading:

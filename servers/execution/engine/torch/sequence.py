@@ -42,6 +42,10 @@ class Sequence:
         self.fed = 0  # how many of them are in the KV cache
         self.cached = 0  # how many of them were found there, at first
         self._guide, self._lookup = guide, Lookup()
+        # A draft model may guess; under a guide every choice waits for its mask.
+        self.drafted = plan.speculate > 0 and guide is None
+        self._hope = plan.speculate
+        self._guessed = self._accepted = 0
         self.finish = ""
         # Log probabilities of the prompt's tokens as far as it is read; None: nobody asked, or an
         # earlier worker has told them.
@@ -85,6 +89,18 @@ class Sequence:
             return []
         return self._lookup.guess(self.tokens, most)
 
+    @property
+    def ahead(self) -> int:
+        """Return how many tokens a draft model is to guess now: fewer after it was wrong."""
+        return max(0, min(self._hope, self.plan.max_tokens - self.made - 1)) if self.drafted else 0
+
+    def judged(self, guessed: int, accepted: int) -> None:
+        """Count guesses of a step, and how many of them were right."""
+        self._guessed += guessed
+        self._accepted += accepted
+        right = guessed == accepted
+        self._hope = min(self.plan.speculate, 2 * self._hope if right else accepted + 1)
+
     def row(self, draft: Tokens[int]) -> Row:
         """Return the choice to make after all tokens and `draft`."""
         allowed = None if self._guide is None else self._guide.allowed()
@@ -116,6 +132,8 @@ class Sequence:
             first_token_s=(self._first or now) - self._born,
             decode_s=now - (self._first or now),
             cached_tokens=min(self.cached, len(self.plan.prompt)),
+            guessed_tokens=self._guessed,
+            accepted_tokens=self._accepted,
         )
 
     def _piece(self, text: str, tokens: Tokens[int]) -> Piece:

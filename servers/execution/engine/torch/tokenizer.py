@@ -49,6 +49,10 @@ class TextTokenizer:
             ids.insert(0, self.bos)
         return ids
 
+    def same(self, other: TextTokenizer) -> bool:
+        """Return whether all tokens have the same numbers in both."""
+        return bool(self._tokenizer.get_vocab() == other._tokenizer.get_vocab())
+
     def name(self, token: int | None) -> str:
         """Return the token as its file spells it; "" for None and ids without a token."""
         return (self._tokenizer.id_to_token(token) or "") if token is not None else ""
