@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import logging
 import math
+import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,9 +25,11 @@ from llmos.servers.execution.engine.torch.native.layout import PackedLinear, dec
 from llmos.servers.execution.engine.torch.native.model import Int8Layer, Int8Llama
 from llmos.servers.execution.engine.torch.native.selftest import works
 from llmos.servers.execution.engine.torch.native.step import NativeAttention, suits
-from llmos.servers.execution.engine.torch.packed import model_over, tensors_of
+from llmos.servers.execution.engine.torch.packed import model_over, tensors_of, weights_over
 from llmos.servers.execution.engine.torch.shelf import Shelf
 from llmos.servers.execution.engine.torch.weights import Float32, Weights
+
+_KEEPING = 10  # how nice the thread is that writes images
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +68,7 @@ def build(
         if not works(kernels):
             log.error("the compiled kernels compute wrongly on this CPU; going on without them")
             kernels = None
+    weights.kernels = kernels
     packing = _Packing(config, weights, device, threads)
 
     def make() -> Model:
@@ -89,19 +94,30 @@ def _shared(
     kernels: ctypes.CDLL | None,
     threads: int,
 ) -> Model:
-    """Return the model over its image, made now if need be; without one where there is no room."""
+    """Return the model over its image, or the model that is made now, and will be over one soon."""
     key = shelf.key(spec, precision, compiled=kernels is not None, device=device.type)
-    image = shelf.find(key)
-    if image is None:
-        model = make()
+    if (image := shelf.find(key)) is not None:
+        try:
+            return model_over(image, config, device, kernels, threads)
+        except BadImage as error:
+            shelf.drop(key, str(error))
+    model = make()
+    keeper = threading.Thread(target=_keep, args=(shelf, key, model), name="keep", daemon=True)
+    keeper.start()
+    return model
+
+
+def _keep(shelf: Shelf, key: str, model: Model) -> None:
+    """Write a model's image, and go on over it; beside the model's first answers, after them."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _KEEPING)
+    with torch.inference_mode():
         image = shelf.keep(key, *tensors_of(model))
-        if image is None or device.type != "cpu":
-            return model
-    try:
-        return model_over(image, config, device, kernels, threads)
-    except BadImage as error:
-        shelf.drop(key, str(error))
-        return make()
+        if image is None or model.geometry.device.type != "cpu":
+            return
+        try:
+            model.adopt(*weights_over(image, model.config, model.geometry.device))
+        except BadImage as error:
+            shelf.drop(key, str(error))
 
 
 class _Packing:

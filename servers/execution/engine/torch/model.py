@@ -7,7 +7,8 @@ one complex product; rows that come in halves (Hugging Face, qwen) are reordered
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,7 @@ class Model(abc.ABC):
         self._embedding, self._frequencies = embedding, frequencies
         self._least = 1  # rows that a step is padded up to
         self.computed = 0
+        self._using = threading.Lock()  # the weights, for a step
 
     def forward(
         self, cache: KVCache, tokens: Sequence[int], spans: Sequence[Span], wanted: Sequence[int]
@@ -64,6 +66,17 @@ class Model(abc.ABC):
         shown: Sequence[int],
     ) -> tuple[Tensor, Tensor]:
         """Return as `forward`, and the states after the last norm of the rows `shown`, float32."""
+        with self._using:
+            return self._step(cache, tokens, spans, wanted, shown)
+
+    def _step(
+        self,
+        cache: KVCache,
+        tokens: Sequence[int],
+        spans: Sequence[Span],
+        wanted: Sequence[int],
+        shown: Sequence[int],
+    ) -> tuple[Tensor, Tensor]:
         x = self._run(cache, tokens, spans)
         states = torch.empty(0, self.config.hidden, device=x.device)
         if shown:
@@ -76,7 +89,8 @@ class Model(abc.ABC):
 
     def hidden(self, cache: KVCache, tokens: Sequence[int], spans: Sequence[Span]) -> Tensor:
         """Return what the output matrix would get of every token, float32 [tokens, hidden]."""
-        return self._final(self._run(cache, tokens, spans))[: len(tokens)].float()
+        with self._using:
+            return self._final(self._run(cache, tokens, spans))[: len(tokens)].float()
 
     def _run(self, cache: KVCache, tokens: Sequence[int], spans: Sequence[Span]) -> Tensor:
         device, idle = self._embedding.device, max(0, self._least - len(tokens))
@@ -91,6 +105,16 @@ class Model(abc.ABC):
         """Return all weights: those of the whole by name, and the layers."""
         whole = {"embedding": self._embedding, "frequencies": self._frequencies}
         return {**whole, "norm": self._norm, "head": self._head}, self._layers
+
+    def adopt(self, whole: Mapping[str, Any], layers: Sequence[Any]) -> None:
+        """Go on, after the step under way, over `parts` of the same numbers in other memory."""
+        with self._using:
+            self._embedding, self._frequencies = whole["embedding"], whole["frequencies"]
+            self._norm, self._head, self._layers = whole["norm"], whole["head"], layers
+            self._adopted()
+
+    def _adopted(self) -> None:  # noqa: B027 - most have nothing to do
+        """Let go of what was made of the weights before."""
 
     @abc.abstractmethod
     def _body(self, cache: KVCache, x: Tensor, angles: Tensor, spans: Sequence[Span]) -> Tensor:

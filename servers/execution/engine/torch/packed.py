@@ -45,6 +45,18 @@ def model_over(
     threads: int,
 ) -> Model:
     """Return the model whose weights are in an image. Raises BadImage."""
+    whole, layers = weights_over(image, config, device)
+    if image.facts["widths"]:
+        assert kernels is not None
+        return Int8Llama(kernels, config, layers=layers, threads=threads, **whole)
+    native = None if kernels is None else NativeAttention(kernels, config, threads)
+    return Llama(config, layers=layers, attention=native, **whole)
+
+
+def weights_over(
+    image: Image, config: LlamaConfig, device: torch.device
+) -> tuple[dict[str, Any], Any]:
+    """Return what `Model.parts` did of the model in an image. Raises BadImage."""
     widths: dict[str, int] = image.facts["widths"]
     if image.facts["layers"] != config.layers:
         raise BadImage(f"it has {image.facts['layers']} layers")
@@ -60,13 +72,7 @@ def model_over(
         moved = {k: t if t.is_mkldnn else t.to(device) for k, t in parts.items()}
         return Linear.of(moved)
 
-    whole = ("embedding", "norm", "head", "frequencies")
-    embedding, norm, head, frequencies = map(part, whole)
+    whole = {name: part(name) for name in ("embedding", "norm", "head", "frequencies")}
     kind = Int8Layer if widths else Layer
     names = [field.name for field in dataclasses.fields(kind)]
-    layers: Any = [kind(**{n: part(f"{i}.{n}") for n in names}) for i in range(config.layers)]
-    if widths:
-        assert kernels is not None
-        return Int8Llama(kernels, config, embedding, layers, norm, head, frequencies, threads)
-    native = None if kernels is None else NativeAttention(kernels, config, threads)
-    return Llama(config, embedding, layers, norm, head, frequencies, native)
+    return whole, [kind(**{n: part(f"{i}.{n}") for n in names}) for i in range(config.layers)]

@@ -6,6 +6,7 @@ Names are those of GGUF (`blk.0.attn_q.weight`); q and k rows are left in the fi
 from __future__ import annotations
 
 import abc
+import ctypes
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,7 +43,12 @@ _HF_NAMES = {
 
 
 class Weights(abc.ABC):
-    """A model file's tensors by name. Reading is thread-safe."""
+    """A model file's tensors by name. Reading is thread-safe.
+
+    kernels: what unpacks faster than NumPy, to be set by who has it.
+    """
+
+    kernels: ctypes.CDLL | None = None
 
     @abc.abstractmethod
     def has(self, name: str) -> bool:
@@ -134,8 +140,12 @@ class GgufWeights(Weights):
         codec: Any = getattr(self._quants, kind, None)
         if codec is None:
             raise self.blame(f"tensor {name} is quantised as {kind}, which cannot be unpacked")
-        codec.init_grid()
         blocks = raw.reshape(-1, block)
+        if self.kernels is not None and self.kernels.llmos_unpack(
+            info.type, raw.ctypes.data, len(blocks), out.ctypes.data
+        ):
+            return
+        codec.init_grid()
         flat = out.reshape(len(blocks), -1)
         # dequantize() of the package walks 16 rows at a time; its block function on large pieces
         # gives the same numbers in a third of the time.

@@ -6,16 +6,21 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from llmos.servers.execution.engine.base import ModelSpec
 from llmos.servers.execution.engine.torch import opaque
+from llmos.servers.execution.engine.torch.build import build
+from llmos.servers.execution.engine.torch.config import read_config
 from llmos.servers.execution.engine.torch.image import BadImage, Image, write
+from llmos.servers.execution.engine.torch.kv import KVCache, Span
 from llmos.servers.execution.engine.torch.linear import Linear
 from llmos.servers.execution.engine.torch.native.layout import PackedLinear
 from llmos.servers.execution.engine.torch.shelf import Shelf
+from llmos.servers.execution.engine.torch.weights import SafetensorsWeights, Weights
 
 
 def make(path: Path, tensors: dict[str, torch.Tensor]) -> Image:
@@ -125,3 +130,30 @@ def test_what_dead_writers_left_is_removed_and_a_full_disk_is_no_error(
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     assert shelf.keep("big", {"a": torch.ones(1 << 16)}, {}) is None
     assert [p for p in folder.iterdir() if p.name != "k.weights"] == []
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_a_model_goes_on_over_its_image_once_it_is_written(
+    precision: str, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first answers come from what was unpacked; then that memory is given back."""
+    shared = tiny.spec(state_dir=str(tmp_path))
+    config, _ = read_config(shared)
+    weights = SafetensorsWeights(shared)
+    with torch.inference_mode():
+        model = build(config, weights, torch.device("cpu"), precision, 1, shared)
+        own = model.parts()[0]["embedding"].data_ptr()
+        cache = KVCache(model.geometry, 64)
+        before = model.forward(cache, [1, 2, 3], [Span([0], 0, 3)], [2])
+        until = time.monotonic() + 60
+        while model.parts()[0]["embedding"].data_ptr() == own:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        assert torch.equal(before, model.forward(cache, [1, 2, 3], [Span([0], 0, 3)], [2]))
+        folder = tmp_path / "execution" / "weights"
+        while not any(path.suffix == ".weights" for path in folder.iterdir()):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        monkeypatch.setattr(Weights, "read", None)  # it is not needed again
+        again = build(config, weights, torch.device("cpu"), precision, 1, shared)
+        assert torch.equal(before, again.forward(cache, [1, 2, 3], [Span([0], 0, 3)], [2]))

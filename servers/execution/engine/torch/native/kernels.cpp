@@ -6,6 +6,7 @@
 // every number of a row is a function of that row and its sequence alone: not of the rows beside
 // it, of how a prompt was cut, or of the number of threads.
 #include "pool.h"
+#include "unpack.h"
 #include "vectors.h"
 
 namespace {

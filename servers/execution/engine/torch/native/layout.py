@@ -86,6 +86,8 @@ def declare(library: ctypes.CDLL) -> None:
     library.llmos_linear.restype = None
     library.llmos_pack.argtypes = [c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int32]
     library.llmos_pack.restype = None
+    library.llmos_unpack.argtypes = [c_int32, c_void_p, c_int64, c_void_p]
+    library.llmos_unpack.restype = c_int32
 
 
 class PackedLinear:

@@ -74,10 +74,13 @@ class Int8Llama(Model):
         )
         super().__init__(config, geometry, embedding, frequencies)
         self._library, self._layers, self._norm, self._head = library, layers, norm, head
-        self._views = [layer.c() for layer in layers]
+        self._adopted()
         self._shape = shape_of(config, threads, geometry.dtype)
         self._space = Workspace(config, threads)
         self._threads = threads
+
+    def _adopted(self) -> None:
+        self._views = [layer.c() for layer in self._layers]
         self._twin: Llama | None = None  # made when an adapter is used first
 
     def _body(self, cache: KVCache, x: Tensor, angles: Tensor, spans: Sequence[Span]) -> Tensor:
