@@ -87,7 +87,11 @@ def decode(deserialize: Any, message: bytes) -> Any:
     try:
         return deserialize(message)
     except Exception as exc:  # whatever a deserializer raises, the bytes are the caller's fault
-        raise errors.InvalidArgument("BAD_MESSAGE", f"The request does not parse: {exc}") from exc
+        raise errors.InvalidArgument(
+            "BAD_MESSAGE",
+            f"The request does not parse: {str(exc).rstrip('.')}; it must be the method's message, "
+            "and its texts UTF-8.",
+        ) from exc
 
 
 def wrap(handler: Any) -> Any:
