@@ -47,7 +47,7 @@ class StepLoop:
         self._sharing, self._drafter = sharing, drafter
         self._model, self._cache, self._threads = model, cache, threads
         self._changed = threading.Condition()
-        self._jobs = Scheduler(cache.pages)
+        self._jobs = Scheduler(cache.pages, apart=model.geometry.device.type == "cpu")
         self._jobs.drafts = drafter is not None
         self._closing = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)

@@ -101,12 +101,13 @@ class Chunk:
 class Scheduler:
     """Owns the queues. Not thread-safe: the step loop holds its lock."""
 
-    def __init__(self, pages: Pages) -> None:
-        """Start empty."""
-        self._pages = pages
+    def __init__(self, pages: Pages, *, apart: bool = False) -> None:
+        """Start empty. apart: where a step takes as long as its rows (CPUs), see `_goes_apart`."""
+        self._pages, self._apart = pages, apart
         self.drafts = False  # a draft model guesses
         self._arrivals = 0
         self._sat_out = 0
+        self._was_apart = False  # the last step
         self.waiting: list[Job] = []
         self.running: list[Job] = []
         self.preemptions = 0
@@ -203,16 +204,17 @@ class Scheduler:
         ready = sorted(ready, key=lambda j: j.order)
         decoding = [job for job in ready if job.left == 1]
         reading = [job for job in ready if job.left > 1]
-        decoding = self._without_batch(decoding, reading)
+        decoding, reading = self._without_batch(decoding, reading)
+        budget = PREFILL_BESIDE if decoding else PREFILL
+        self._was_apart = self._goes_apart(decoding, reading)
         chunks: list[Chunk] = []
-        for job in decoding:
+        for job in [] if self._was_apart else decoding:
             if job not in self.running:
                 continue  # sent back a moment ago
             draft = [] if self.drafts else job.sequence.guess()
             ahead = job.sequence.ahead if self.drafts else 0
             if self._grow(job, len(job.sequence.tokens) + max(len(draft), ahead)):
                 chunks.append(Chunk(job, 1, draft, ahead))
-        budget = PREFILL_BESIDE if chunks else PREFILL
         reading = [job for job in reading if job in self.running]
         if reading:
             oldest = min(reading, key=lambda j: j.order)
@@ -225,11 +227,24 @@ class Scheduler:
             chunks += [Chunk(job, counts[id(job)]) for job in reading if counts[id(job)]]
         return [chunk for chunk in chunks if chunk.job in self.running]
 
-    def _without_batch(self, decoding: list[Job], reading: list[Job]) -> list[Job]:
+    def _without_batch(
+        self, decoding: list[Job], reading: list[Job]
+    ) -> tuple[list[Job], list[Job]]:
         """Leave BATCH out while a person waits for a first token, but not for long."""
         if reading and reading[0].rank <= INTERACTIVE and self._sat_out < _PATIENCE:
-            rest = [job for job in decoding if job.rank < BATCH]
-            self._sat_out = self._sat_out + 1 if len(rest) < len(decoding) else 0
-            return rest
+            others = [[job for job in jobs if job.rank < BATCH] for jobs in (decoding, reading)]
+            some = len(others[0]) + len(others[1]) < len(decoding) + len(reading)
+            self._sat_out = self._sat_out + 1 if some else 0
+            return others[0], others[1]
         self._sat_out = 0
-        return decoding
+        return decoding, reading
+
+    def _goes_apart(self, decoding: list[Job], reading: list[Job]) -> bool:
+        """Say whether prompts are read now and the next tokens computed in the step after.
+
+        For a short rest of a prompt, and every other step at most. Together they take as long, but
+        the newcomer's first token would come after both.
+        """
+        if not (self._apart and decoding and reading) or self._was_apart:
+            return False
+        return min(reading, key=lambda j: (j.rank, j.left)).left <= PREFILL_BESIDE

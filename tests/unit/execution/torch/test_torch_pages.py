@@ -176,6 +176,35 @@ async def test_a_short_prompt_does_not_wait_for_long_ones() -> None:
     assert PREFILL > PREFILL_BESIDE
 
 
+async def test_prompts_of_batch_wait_for_a_person_too() -> None:
+    pages = Pages(400)
+    scheduler = Scheduler(pages)
+    for i in range(8):
+        scheduler.add(await job([i] * 200, rank=BATCH))
+    step(scheduler, pages)
+    person = await job(64, rank=INTERACTIVE)
+    scheduler.add(person)
+    assert [(c.job, c.count) for c in step(scheduler, pages)] == [(person, 64)]
+    assert person.sequence.made
+
+
+async def test_where_rows_take_time_a_short_prompt_is_read_apart() -> None:
+    pages = Pages(2000)
+    scheduler = Scheduler(pages, apart=True)
+    talkers = [await job([i] * 5) for i in range(16)]
+    for one in talkers:
+        scheduler.add(one)
+    step(scheduler, pages)
+    long = await job([99] * 4000)
+    scheduler.add(long)
+    assert {c.job for c in step(scheduler, pages)} == {*talkers, long}
+    for i in range(6):  # they come faster than they are read: talkers have every other step
+        scheduler.add(await job([90 + i] * 40, most=1))
+    apart = [talkers[0] not in {c.job for c in step(scheduler, pages)} for _ in range(6)]
+    assert apart == [True, False, True, False, True, False]
+    assert all(one.sequence.made == 5 for one in talkers)
+
+
 async def test_sequences_that_outgrow_the_cache_take_turns_and_all_end() -> None:
     pages = Pages(12)  # three sequences of 128 tokens; six want to grow to 160
     scheduler = Scheduler(pages)
