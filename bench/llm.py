@@ -6,9 +6,10 @@ engine without them (bench/lib/llm/bare.py) takes turns with it at 32 streams. P
 where `make bench-peers` has installed them (bench/lib/llm/<peer>_rates.py), each in a process of
 its own and without a server, on the same model as Q8_0 (ONNX Runtime GenAI: as the graph that its
 builder makes of it). bf16 only where the CPU computes with it. The last line is one JSON object;
-rates are tokens a second, the best of the rounds (others only take away); ratios are ours to the
-peer's, null where there is none, and `absent` says why. LLMOS_BENCH_ROUNDS: 3 if not set. How long
-loads and recoveries take: bench/swap.py.
+rates are tokens a second, the best of the rounds (others only take away): `decode` while all
+streams decode, `whole` from the first request to the last token, prompts included; ratios are ours
+to the peer's, null where there is none, and `absent` says why. LLMOS_BENCH_ROUNDS: 3 if not set.
+How long loads and recoveries take: bench/swap.py.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import itertools
 import json
 import os
 import random
@@ -30,6 +32,7 @@ from typing import Any
 
 from lib.llm.peers import compare
 from lib.llm.requantise import as_q8_0
+from lib.llm.together import rate_together
 
 from llmos.api.execution.v1 import execution_pb2 as pb
 
@@ -44,10 +47,17 @@ class Timing:
     """One stream as its client saw it, seconds of the monotonic clock."""
 
     asked: float
-    tokens: int
-    first: float
-    last: float
-    gaps: list[float]
+    times: list[float]  # of each token
+
+    @property
+    def first(self) -> float:
+        """When the first token came."""
+        return self.times[0]
+
+    @property
+    def gaps(self) -> list[float]:
+        """Return the times between messages."""
+        return [b - a for a, b in itertools.pairwise(self.times) if b > a]
 
 
 def request(seed: int, length: int = PROMPT, new: int = NEW) -> pb.GenerateRequest:
@@ -62,30 +72,22 @@ def request(seed: int, length: int = PROMPT, new: int = NEW) -> pb.GenerateReque
 
 async def stream(stub: Any, wanted: pb.GenerateRequest, **metadata: str) -> Timing:
     """Ask, and note when tokens came."""
-    asked = last = time.perf_counter()
-    first, count, gaps = 0.0, 0, []
+    asked = time.perf_counter()
+    times: list[float] = []
     async for reply in stub.Generate(wanted, metadata=tuple(metadata.items()), timeout=300):
-        now = time.perf_counter()
-        if reply.token_ids:
-            if first:
-                gaps.append(now - last)
-            first, last = first or now, now
-            count += len(reply.token_ids)
-    return Timing(asked, count, first, last, gaps)
+        times += [time.perf_counter()] * len(reply.token_ids)
+    return Timing(asked, times)
 
 
 async def decode_rate(stub: Any, streams: int, seed: int) -> tuple[float, list[Timing]]:
-    """Return tokens a second of streams that arrive at random, from the first to the last."""
+    """Return tokens a second of streams that arrive at random, while all of them decode."""
 
     async def late(i: int) -> Timing:
         await asyncio.sleep(random.Random(seed + i).random() * 0.1 * (streams > 1))
         return await stream(stub, request(seed + i))
 
     done = await asyncio.gather(*(late(i) for i in range(streams)))
-    begun = min(t.first for t in done)
-    # Tokens after everybody's first: prompts are measured on their own.
-    tokens = sum(t.tokens - 1 for t in done)
-    return tokens / (max(t.last for t in done) - begun), done
+    return rate_together([t.times for t in done]), done
 
 
 async def prefill_rate(stub: Any, seed: int) -> float:
@@ -198,17 +200,20 @@ async def ours(precision: str, folder: Path, bare: Bare | None = None) -> dict[s
             used: dict[str, float] = {}
             tokens = 0
             for count in STREAMS:
-                best = 0.0
+                best = whole = 0.0
                 for i in range(ROUNDS):
                     before = cpu_seconds(system)
                     rate, done = await decode_rate(stub, count, 1000 * count + 100_000 * i)
                     for name, seconds in cpu_seconds(system).items():
                         used[name] = used.get(name, 0) + seconds - before.get(name, 0)
-                    best, tokens = max(best, rate), tokens + sum(t.tokens for t in done)
+                    made = sum(len(t.times) for t in done)
+                    best, tokens = max(best, rate), tokens + made
+                    seconds = max(t.times[-1] for t in done) - min(t.asked for t in done)
+                    whole = max(whole, made / seconds)
                     if bare is not None and count == 32:
                         alone = await asyncio.to_thread(bare.rate, count, i)
                         result["decode_32_vs_bare"].append(rate / alone)
-                result[f"decode_{count}"] = best
+                result[f"decode_{count}"], result[f"whole_{count}"] = best, whole
             worker = sum(s for name, s in used.items() if name.startswith("worker"))
             result["cpu_s_per_1000_tokens"] = 1000 * sum(used.values()) / tokens
             result["others_share_of_cpu"] = 1 - worker / sum(used.values())

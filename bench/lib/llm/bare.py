@@ -11,31 +11,27 @@ import sys
 import time
 from pathlib import Path
 
+from together import rate_together
+
 from llmos.servers.execution.engine.base import Generation, ModelSpec
 from llmos.servers.execution.engine.torch import load
 from llmos.servers.execution.engine.torch.engine import TorchEngine
 
 
 async def rate(engine: TorchEngine, streams: int, seed: int) -> float:
-    """Return tokens a second after the first of each stream."""
-    first: list[float] = []
-    count = 0
+    """Return tokens a second while all streams decode."""
 
-    async def one(i: int) -> None:
-        nonlocal count
+    async def one(i: int) -> list[float]:
         rng = random.Random(seed + i)
         ids = [rng.randrange(300, 20_000) for _ in range(64)]
         bias = {0: -100.0, 2: -100.0}
         wanted = Generation(tokens=ids, temperature=0, max_tokens=128, logit_bias=bias)
-        began = False
+        times: list[float] = []
         async for piece in engine.generate(wanted):
-            if not began:
-                first.append(time.perf_counter())
-                began = True
-            count += len(piece.tokens)
+            times += [time.perf_counter()] * len(piece.tokens)
+        return times
 
-    await asyncio.gather(*(one(i) for i in range(streams)))
-    return (count - streams) / (time.perf_counter() - min(first))
+    return rate_together(await asyncio.gather(*(one(i) for i in range(streams))))
 
 
 async def main() -> None:

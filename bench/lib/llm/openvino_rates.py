@@ -50,6 +50,7 @@ def main() -> None:
         reading = min(seconds(pipe, count, PROMPT, 1) for _ in range(2))
         whole = min(seconds(pipe, count, PROMPT, NEW) for _ in range(2))
         rates[str(count)] = count * (NEW - 1) / (whole - reading)
+        rates[f"whole_{count}"] = count * NEW / whole
     rates["prefill"] = 8 * 512 / min(seconds(pipe, 8, 512, 1) for _ in range(2))
     print(json.dumps(rates))
 
