@@ -2,6 +2,10 @@
 
 Then models: paging, sharing, page-in, cycles (`lib/memory_models.py`; not with --buffers).
 
+Cycles: create, map, touch and free as the client sees it; `_settled` also waits until the server
+knows that it was freed, `_tight` is eight in a row, each. `_unlike` has a label of its own every
+time, so that neither client nor server has anything ready but a file of that size.
+
 Real processes: kernel, memory server, a consumer, and this one; last line is one JSON object,
 times are microseconds at the median of interleaved rounds. Buffers and handles go through the
 kernel, as in an LLM OS; inline is plain gRPC from here to the consumer. In every transfer the
@@ -128,6 +132,19 @@ async def measure(kernel: str, consumer: str) -> dict[str, float]:
 
             return once
 
+        async def settled() -> None:
+            await cycle(SIZE)()
+            await buffers.settled()
+
+        async def tight() -> None:
+            for _ in range(8):
+                await cycle(SIZE)()
+
+        async def unlike() -> None:
+            mapping = await buffers.create(SIZE, os.urandom(4).hex())
+            mapping.view[0] = 1
+            await buffers.free(mapping)
+
         async def memcpy() -> None:
             target[:] = data
 
@@ -143,6 +160,9 @@ async def measure(kernel: str, consumer: str) -> dict[str, float]:
 
         async def reused() -> bytes:
             held.view[:] = data
+            return await send(port.channel, "reused", held.handle.SerializeToString())
+
+        async def in_place() -> bytes:
             return await send(port.channel, "reused", held.handle.SerializeToString())
 
         async def eight(send: Callable[[int], Awaitable[bytes]]) -> None:
@@ -161,15 +181,23 @@ async def measure(kernel: str, consumer: str) -> dict[str, float]:
                 # What gives memory back or allocates ahead comes first, memcpy where all is calm.
                 "create_map_free_4MiB": cycle(SIZE),
                 "4MiB_handle_fresh_buffer": fresh,
+                "create_map_free_4MiB_settled": settled,
+                "create_map_free_4MiB_tight": tight,
+                "create_map_free_4MiB_unlike": unlike,
                 "create_map_free_4KiB": cycle(PAGE),
                 "4MiB_inline_grpc": inline,
                 "4MiB_inline_8_at_once": lambda: eight(lambda i: inline()),
                 "4MiB_handle_8_at_once": lambda: eight(one_of_eight),
+                "4MiB_handle_in_place": in_place,
                 "4MiB_handle_reused_buffer": reused,
                 "4MiB_memcpy": memcpy,
             }
         )
-        for name in ("4MiB_handle_8_at_once", "4MiB_inline_8_at_once"):
+        for name in (
+            "4MiB_handle_8_at_once",
+            "4MiB_inline_8_at_once",
+            "create_map_free_4MiB_tight",
+        ):
             found[name] = round(found[name] / 8, 1)  # of each
     await port.stop(1)
     return found
@@ -190,9 +218,15 @@ def main() -> None:
         ):
             results = uvloop.run(measure(kernel, consumer))
     for name, value in results.items():
-        print(f"{name:<28}{value:>10,.1f} us")
+        print(f"{name:<30}{value:>10,.1f} us")
     handle = results["4MiB_handle_reused_buffer"]
     found = {
+        "buffer_cycle_settled_ms": round(results["create_map_free_4MiB_settled"] / 1e3, 3),
+        "buffer_cycle_tight_ms": round(results["create_map_free_4MiB_tight"] / 1e3, 3),
+        "buffer_cycle_unlike_ms": round(results["create_map_free_4MiB_unlike"] / 1e3, 3),
+        "handle_in_place_vs_inline_4mib": round(
+            results["4MiB_inline_grpc"] / results["4MiB_handle_in_place"], 2
+        ),
         "buffer_cycle_ms": round(results["create_map_free_4MiB"] / 1e3, 3),
         "handle_vs_inline_4mib": round(results["4MiB_inline_grpc"] / handle, 2),
         "handle_vs_memcpy_4mib": round(results["4MiB_memcpy"] / handle, 3),

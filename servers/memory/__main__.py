@@ -46,7 +46,7 @@ async def serve(config: MemoryConfig) -> None:
     prefixes = PrefixStore(
         store,
         config.state_dir / "memory",
-        ram_budget=int(store.budget * config.prefix_ram_fraction),
+        ram_budget=int(store.accounts.budget * config.prefix_ram_fraction),
         disk_budget=config.prefix_disk_bytes,
         disk_spare=config.prefix_disk_spare_bytes,
     )

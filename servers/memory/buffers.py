@@ -10,26 +10,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
-import os
+import math
 import secrets
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 
 from llmos.lib.errors import (
-    DataLoss,
     InvalidArgument,
     NotFound,
     OutOfRange,
     PermissionDenied,
     ResourceExhausted,
 )
+from llmos.servers.memory.accounts import Accounts
+from llmos.servers.memory.offers import KEEP_S, Offers
 from llmos.servers.memory.record import Buffer, Record, Rights, lease_time, process_of
 from llmos.servers.memory.shm import Directory, charge
 from llmos.servers.memory.spares import Spares
 
-PIECE = 256 << 10
 _MAX_LABEL = 256
 _INLINE = 4 << 20  # allocating up to this takes about a millisecond: no thread
 
@@ -57,23 +57,22 @@ class BufferStore:
         """
         self._dir = directory
         self._spares = Spares(directory)
+        self._offers = Offers(directory)
         self._clock = clock
         self._progress = progress
-        self.budget = budget or directory.total() // 2
-        self.max_size = min(max_size or self.budget, self.budget)
+        self.accounts = Accounts(budget or directory.total() // 2, max_size, quota)
         self._buffers: dict[str, Buffer] = {}
         self._held: dict[str, set[str]] = {}  # lessee -> ids
         self._requests: dict[tuple[str, str], str] = {}
         self._creating: dict[tuple[str, str], asyncio.Task[Buffer]] = {}
-        self.quota = min(quota or self.budget, self.budget)
-        self._used = 0  # with what is being allocated
         # Called with so many bytes when the budget is spent: somebody may have some to give up.
         self.make_room: Callable[[int], None] = lambda over: None
-        self._used_by: Counter[str] = Counter()  # the same, by tenant
         for record in directory.load():
             self._adopt(record)
         if self._buffers:
-            log.info("recovered", extra={"buffers": len(self._buffers), "bytes": self._used})
+            log.info(
+                "recovered", extra={"buffers": len(self._buffers), "bytes": self.accounts.used}
+            )
 
     async def create(
         self,
@@ -110,7 +109,7 @@ class BufferStore:
             tenant=tenant,
             leases={lessee: lease_time(lease_s)},
         )
-        self._charge(record, charge(size))
+        self.accounts.charge(record)
         if spare:
             with self._refund(record):
                 return self._commit(record)
@@ -141,7 +140,7 @@ class BufferStore:
         except BaseException:  # whatever stopped it, no half-made buffer stays
             self._dir.remove(record.id)
             raise
-        self._charge(record, -charge(record.size))  # `_adopt` counts it for good
+        self.accounts.charge(record, -1)  # `_adopt` counts it for good
         return self._adopt(record)
 
     @contextlib.contextmanager
@@ -149,14 +148,8 @@ class BufferStore:
         try:
             yield
         except BaseException:  # also when cancelled: what was not made is not charged
-            self._charge(record, -charge(record.size))
+            self.accounts.charge(record, -1)
             raise
-
-    def _charge(self, record: Record, size: int) -> None:
-        self._used += size
-        self._used_by[record.tenant] += size
-        if not self._used_by[record.tenant]:
-            del self._used_by[record.tenant]
 
     def _again(self, buffer: Buffer, lessee: str, size: int, lease_s: float) -> Buffer:
         if buffer.record.size != size:
@@ -204,11 +197,44 @@ class BufferStore:
             buffer.deadlines[lessee] = now + buffer.record.leases[lessee]
         return [id for id in ids if id not in held]
 
-    def free(self, lessee: str, id: str, token: bytes) -> None:
-        """Drop the lessee's lease, if there is one."""
+    def free(
+        self, lessee: str, id: str, token: bytes, *, unmapped: bool = False, again: bool = False
+    ) -> Buffer | None:
+        """Drop the lessee's lease, if there is one.
+
+        unmapped: the lessee sees its bytes no more. again: return, where that may be, a new buffer
+        of the lessee made of its memory; see `offers`.
+        """
         buffer = self._buffers.get(id)
-        if buffer is not None and lessee in buffer.deadlines and buffer.record.rights(token):
-            self._drop(buffer, lessee)
+        if buffer is None or lessee not in buffer.deadlines or not buffer.record.rights(token):
+            return None
+        if unmapped and again and self._offers.fits(buffer, lessee, self.accounts.budget):
+            return self._offer(buffer, lessee)
+        if unmapped and lessee in buffer.record.strangers:
+            buffer.record.strangers.remove(lessee)
+        self._drop(buffer, lessee)
+        return None
+
+    def _offer(self, old: Buffer, lessee: str) -> Buffer | None:
+        now = self._clock()
+        record = dataclasses.replace(
+            old.record,
+            id=secrets.token_hex(16),
+            token=secrets.token_hex(16),
+            created=now,
+            request="",
+            offered=True,
+            leases={**old.record.leases},
+        )
+        self._forget(old, lessee)
+        try:
+            self._dir.offer(old.record.id, record)
+        except ResourceExhausted as exc:  # what was asked was to free it, and that is done
+            log.warning("freed memory not offered", extra={"cause": exc.message})
+            return None
+        buffer = self._adopt(record)
+        self._offers.add(buffer, now)
+        return buffer
 
     def read(self, id: str, token: bytes, offset: int = 0, length: int = 0) -> Iterator[bytes]:
         """Yield its bytes in pieces of at most PIECE; length 0 = to the end.
@@ -217,28 +243,28 @@ class BufferStore:
         Raises NotFound NO_SUCH_BUFFER, OutOfRange BAD_RANGE; DataLoss TRUNCATED when a writer
         has cut the file.
         """
-        size = self._find(id, token).record.size
+        buffer = self._find(id, token)
+        size = buffer.record.size
         if offset + length > size:
             raise OutOfRange(
                 "BAD_RANGE", f"Buffer {id} has {size:,} bytes; {offset:,} + {length:,} is past it."
             )
         end = offset + length if length else size
-        with self._dir.file(id).open("rb", buffering=0) as file:
-            while offset < end:
-                # Memory, not a disk: reading here is quicker than handing it to a thread.
-                data = os.pread(file.fileno(), min(PIECE, end - offset), offset)
-                if not data:
-                    raise DataLoss("TRUNCATED", f"Buffer {id} was cut by a process writing to it.")
-                offset += len(data)
-                yield data
+        with buffer.reading():
+            yield from self._dir.read(id, offset, end)
 
     def buffers(self) -> list[Buffer]:
-        """Return all buffers, oldest first."""
-        return list(self._buffers.values())
+        """Return all buffers, oldest first, but not what is offered and not taken."""
+        offered = self._offers.waiting()
+        return [buffer for id, buffer in self._buffers.items() if id not in offered]
 
     def path(self, buffer: Buffer) -> str:
         """Return the file to map."""
         return str(self._dir.file(buffer.record.id))
+
+    def claim(self, buffer: Buffer) -> str:
+        """Return the file to remove for taking what was offered."""
+        return self._dir.marker(buffer.record.id)
 
     def age(self, buffer: Buffer) -> float:
         """Return seconds since it was created."""
@@ -252,6 +278,7 @@ class BufferStore:
         """Drop the leases that ran out, but not of lessees to `spare`; return how many."""
         now = self._clock()
         self._spares.expire(now)
+        self._take_back(now - KEEP_S)
         over = [
             (buffer, lessee)
             for buffer in self._buffers.values()
@@ -283,30 +310,21 @@ class BufferStore:
         self._dir.close()
 
     def _budget(self, size: int, tenant: str) -> None:
-        if not 0 < size <= self.max_size:
-            raise InvalidArgument(
-                "BAD_SIZE",
-                f"A buffer must have 1 to {self.max_size:,} bytes, not {size:,}; the limit is "
-                "max_buffer_bytes of the memory server.",
-            )
-        if (over := self._used + charge(size) - self.budget) > 0:
+        self.accounts.check_size(size)
+        if self.accounts.over(size) > 0 or self.accounts.over_quota(size, tenant) > 0:
+            self._take_back(math.inf)
+        if (over := self.accounts.over(size)) > 0:
             self.make_room(over)
-        if self._used + charge(size) > self.budget:
-            raise ResourceExhausted(
-                "NO_ROOM",
-                f"No room for {size:,} bytes: buffers use {self._used:,} of their budget of "
-                f"{self.budget:,}; free some or raise buffer_bytes of the memory server.",
-            )
-        if self._used_by[tenant] + charge(size) > self.quota:
-            raise ResourceExhausted(
-                "QUOTA",
-                f"No room for {size:,} bytes: buffers of tenant {tenant!r} use "
-                f"{self._used_by[tenant]:,} of the {self.quota:,} bytes that a tenant may have; "
-                "free some or raise tenant_buffer_bytes of the memory server.",
-            )
+        self.accounts.check(size, tenant)
+
+    def _take_back(self, before: float) -> None:
+        for buffer in self._offers.take_back(before):
+            for lessee in [*buffer.deadlines]:
+                self._drop(buffer, lessee)
 
     def _space(self, size: int) -> None:
         if self._dir.room() < charge(size):
+            self._take_back(math.inf)
             self._spares.drop()
         if (room := self._dir.room()) < charge(size):
             raise ResourceExhausted(
@@ -326,12 +344,16 @@ class BufferStore:
         return buffer
 
     def _lease(self, buffer: Buffer, lessee: str, lease_s: float) -> None:
-        leases, time_s = buffer.record.leases, lease_time(lease_s)
-        if leases.get(lessee) != time_s:
+        record = buffer.record
+        leases, time_s = record.leases, lease_time(lease_s)
+        known = lessee == record.creator or lessee in record.strangers
+        if not known:
+            record.strangers.append(lessee)
+        if leases.get(lessee) != time_s or not known:
             leases[lessee] = time_s
-            self._save(buffer.record)
+            self._save(record)
         buffer.deadlines[lessee] = self._clock() + time_s
-        self._held.setdefault(lessee, set()).add(buffer.record.id)
+        self._held.setdefault(lessee, set()).add(record.id)
 
     def _save(self, record: Record) -> None:
         try:
@@ -345,7 +367,7 @@ class BufferStore:
         now = self._clock()
         buffer = Buffer(record, {lessee: now + s for lessee, s in record.leases.items()})
         self._buffers[record.id] = buffer
-        self._charge(record, charge(record.size))
+        self.accounts.charge(record)
         for lessee in record.leases:
             self._held.setdefault(lessee, set()).add(record.id)
         if record.request:
@@ -354,14 +376,21 @@ class BufferStore:
 
     def _drop(self, buffer: Buffer, lessee: str) -> None:
         record = buffer.record
+        self._forget(buffer, lessee)
+        if record.leases:
+            self._save(record)
+        else:
+            self._offers.forget(record.id)
+            self._spares.remove(record.id, record.size)
+
+    def _forget(self, buffer: Buffer, lessee: str) -> None:
+        """Take a lease out of the books, and with the last one the buffer."""
+        record = buffer.record
         del buffer.deadlines[lessee], record.leases[lessee]
         self._held[lessee].discard(record.id)
         if not self._held[lessee]:
             del self._held[lessee]
-        if record.leases:
-            self._save(record)
-            return
-        del self._buffers[record.id]
-        self._charge(record, -charge(record.size))
-        self._requests.pop((record.creator, record.request), None)
-        self._spares.remove(record.id, record.size)
+        if not record.leases:
+            del self._buffers[record.id]
+            self.accounts.charge(record, -1)
+            self._requests.pop((record.creator, record.request), None)

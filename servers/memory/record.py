@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hmac
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -31,6 +33,9 @@ class Record:
     request: str = ""
     sealed: bool = False
     tenant: str = ""
+    offered: bool = False  # see `offers`; whether it was taken, the directory knows
+    # Lessees beside the creator who may have it mapped, or views of what they had mapped.
+    strangers: list[str] = field(default_factory=list)
     leases: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -52,10 +57,23 @@ class Record:
 
 @dataclass
 class Buffer:
-    """A record in use. `deadlines`: lessee -> when its lease ends, on the store's clock."""
+    """A record in use.
+
+    deadlines: lessee -> when its lease ends, on the store's clock. readers: streams of its bytes.
+    """
 
     record: Record
     deadlines: dict[str, float] = field(default_factory=dict)
+    readers: int = 0
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Count a reader meanwhile."""
+        self.readers += 1
+        try:
+            yield
+        finally:
+            self.readers -= 1
 
 
 def process_of(lessee: str) -> str:

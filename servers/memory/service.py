@@ -25,14 +25,24 @@ def lessee(context: Any) -> str:
     kernel vouches for.
     """
     caller = call.caller(context)
-    metadata = dict(context.invocation_metadata() or ())
-    client = metadata.get(CLIENT_KEY, "")
+    client = _client(context)
     if not client:
         return caller
     if not caller.startswith(PLAIN):
         return f"{caller}/{client}"
     # Hashed, as owners are listed: who reads the list must not be able to pass for another.
     return PLAIN + hashlib.sha256(client.encode()).hexdigest()[:32]
+
+
+def _client(context: Any) -> str:
+    return str(dict(context.invocation_metadata() or ()).get(CLIENT_KEY, ""))
+
+
+def _handle(buffer: Buffer) -> buffers_pb2.BufferHandle:
+    record = buffer.record
+    return buffers_pb2.BufferHandle(
+        id=record.id, token=bytes.fromhex(record.token), host=_HOST, size=record.size
+    )
 
 
 class BuffersService(buffers_pb2_grpc.BuffersServicer):
@@ -54,12 +64,8 @@ class BuffersService(buffers_pb2_grpc.BuffersServicer):
             request.request_id,
             tenant=call.tenant(context),
         )
-        record = buffer.record
-        handle = buffers_pb2.BufferHandle(
-            id=record.id, token=bytes.fromhex(record.token), host=_HOST, size=record.size
-        )
-        path = "" if record.sealed else self._path(buffer, context)
-        return buffers_pb2.CreateBufferResponse(handle=handle, path=path)
+        path = "" if buffer.record.sealed else self._path(buffer, context)
+        return buffers_pb2.CreateBufferResponse(handle=_handle(buffer), path=path)
 
     async def OpenBuffer(
         self, request: buffers_pb2.OpenBufferRequest, context: Any
@@ -101,8 +107,21 @@ class BuffersService(buffers_pb2_grpc.BuffersServicer):
         self, request: buffers_pb2.FreeBufferRequest, context: Any
     ) -> buffers_pb2.FreeBufferResponse:
         """See the proto."""
-        self._store.free(lessee(context), request.handle.id, request.handle.token)
-        return buffers_pb2.FreeBufferResponse()
+        who = lessee(context)
+        # Plain clients without a name pass for each other: none can speak for all.
+        unmapped = request.unmapped and (not who.startswith(PLAIN) or bool(_client(context)))
+        buffer = self._store.free(
+            who,
+            request.handle.id,
+            request.handle.token,
+            unmapped=unmapped,
+            again=request.again and call.same_host(context),
+        )
+        if buffer is None:
+            return buffers_pb2.FreeBufferResponse()
+        return buffers_pb2.FreeBufferResponse(
+            again=_handle(buffer), claim=self._store.claim(buffer)
+        )
 
     async def ReadBuffer(
         self, request: buffers_pb2.ReadBufferRequest, context: Any

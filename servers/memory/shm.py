@@ -5,6 +5,7 @@
         owner.json      state directory and host, for the sweep of directories left behind
         <id>            a buffer's bytes, 0600; 0400 when sealed
         <id>.json       its record, replaced atomically; a buffer without one was never handed out
+        <id>.spare      there while a buffer is offered and not taken, see `offers`
 
 Everything here is as volatile as shared memory: records of an earlier boot are dropped.
 """
@@ -24,7 +25,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from llmos.lib.errors import FailedPrecondition, ResourceExhausted
+from llmos.lib.errors import DataLoss, FailedPrecondition, ResourceExhausted
 from llmos.lib.host import host_id
 from llmos.servers.memory.devices import available_ram
 from llmos.servers.memory.record import Record
@@ -32,6 +33,7 @@ from llmos.servers.memory.record import Record
 SHM = Path("/dev/shm")
 _PIECE = 256 << 20  # bytes allocated at a time
 _RAM_S = 0.05  # asking what RAM is free takes longer than all else of creating a small buffer
+PIECE = 256 << 10
 _ZEROS = memoryview(bytes(1 << 20))
 PAGE = os.sysconf("SC_PAGE_SIZE")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EFBIG}
@@ -131,6 +133,17 @@ class Directory:
             path.unlink(missing_ok=True)
             raise _full(exc, size) from exc
 
+    def read(self, id: str, start: int, end: int) -> Iterator[bytes]:
+        """Yield a file's bytes in pieces of at most PIECE. Raises DataLoss TRUNCATED."""
+        with self.file(id).open("rb", buffering=0) as file:
+            while start < end:
+                # Memory, not a disk: reading here is quicker than handing it to a thread.
+                data = os.pread(file.fileno(), min(PIECE, end - start), start)
+                if not data:
+                    raise DataLoss("TRUNCATED", f"Buffer {id} was cut by a process writing to it.")
+                start += len(data)
+                yield data
+
     def save(self, record: Record, *, first: bool = False) -> None:
         """Write a record, atomically. Raises ResourceExhausted NO_ROOM.
 
@@ -158,8 +171,10 @@ class Directory:
         for path in self.path.glob("*.json"):
             with contextlib.suppress(ValueError, TypeError):
                 record = Record(**json.loads(path.read_text()))
-                if path.stem == record.id and self._whole(record):
+                if path.stem == record.id and self.whole(record):
                     found[record.id] = record
+        for id in [id for id, record in found.items() if record.offered and self.take_back(id)]:
+            del found[id]
         for path in self.path.iterdir():
             if path.name not in ("lock", "owner.json") and (
                 path.stem not in found or path.suffix not in ("", ".json")
@@ -167,13 +182,46 @@ class Directory:
                 path.unlink()
         yield from sorted(found.values(), key=lambda r: r.created)
 
-    def _whole(self, record: Record) -> bool:
+    def whole(self, record: Record) -> bool:
+        """Return whether its file is there with all its bytes; also notes whether it is sealed."""
         try:
-            info = self.file(record.id).stat()
+            info = os.stat(f"{self._root}/{record.id}")
         except FileNotFoundError:
             return False
         record.sealed = not info.st_mode & stat.S_IWUSR  # the file knows, whatever was saved
         return info.st_size == record.size
+
+    def offer(self, old: str, record: Record) -> None:
+        """Make the file of `old` that of `record`, which its client is to claim by the marker.
+
+        Raises ResourceExhausted NO_ROOM; then neither is there any more.
+        """
+        self.forget(old)
+        os.rename(f"{self._root}/{old}", f"{self._root}/{record.id}")
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            os.close(os.open(self.marker(record.id), flags, 0o600))
+            self.save(record, first=True)
+        except (OSError, ResourceExhausted) as exc:
+            self.take_back(record.id)
+            self.remove(record.id)
+            raise (_full(exc, PAGE) if isinstance(exc, OSError) else exc) from exc
+
+    def marker(self, id: str) -> str:
+        """Return the path of the file that is there while an offer stands."""
+        return f"{self._root}/{id}.spare"
+
+    def offered(self, id: str) -> bool:
+        """Return whether nobody took a buffer that was offered."""
+        return os.path.exists(self.marker(id))
+
+    def take_back(self, id: str) -> bool:
+        """End an offer; False when it was taken."""
+        try:
+            os.unlink(self.marker(id))
+        except FileNotFoundError:
+            return False
+        return True
 
     def seal(self, id: str) -> None:
         """Make a buffer's file read-only."""

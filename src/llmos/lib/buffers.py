@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import mmap
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ import grpc
 
 from llmos.api.memory.v1 import buffers_pb2 as pb
 from llmos.api.memory.v1 import buffers_pb2_grpc
+from llmos.lib.bufferpool import Kind, Pool
 from llmos.lib.call import background
 from llmos.lib.errors import (
     DataLoss,
@@ -30,8 +32,10 @@ from llmos.lib.errors import (
     LLMOSError,
     NotFound,
     PermissionDenied,
+    ResourceExhausted,
     Unavailable,
 )
+from llmos.lib.handlers import current
 from llmos.lib.mapping import Mapping, map_file
 from llmos.lib.rpc import from_rpc_error
 
@@ -43,6 +47,7 @@ _STREAM_S = 600.0
 _RETRY_S = 0.1
 
 R = TypeVar("R")
+T = TypeVar("T", bound=Hashable)
 log = logging.getLogger(__name__)
 
 
@@ -61,13 +66,39 @@ class BufferClient:
         self._lease_s = lease_s
         self._patience_s = patience_s
         self._mappings: dict[str, list[Mapping]] = {}
+        self._kinds: dict[str, Kind] = {}  # of the buffers that were created here
+        self._looked_at: set[str] = set()  # whose mappings were freed before their views were gone
+        self._pool = Pool(lease_s / 3)  # after which leases are renewed
+        self._freeing: dict[str, asyncio.Task[None]] = {}  # by id
+        self._returning: dict[Kind, asyncio.Task[None]] = {}  # the last of those that may come back
+        self._closed = False
         self._renewing: asyncio.Task[None] | None = None
 
     async def create(self, size: int, label: str = "") -> Mapping:
         """Return a new zeroed buffer, mapped read-write.
 
-        Raises InvalidArgument BAD_SIZE, ResourceExhausted NO_ROOM, FailedPrecondition OTHER_HOST.
+        One of the size and label of what was freed here lately costs no call: see `bufferpool`.
+        Raises InvalidArgument BAD_SIZE, ResourceExhausted NO_ROOM or QUOTA, FailedPrecondition
+        OTHER_HOST.
         """
+        kind = (size, label, _payer())
+        known = self._pool.take(kind)
+        if known is None and (returning := self._returning.get(kind)) is not None:
+            await asyncio.wait({returning})  # takes as long as making one, and saves the pages
+            known = self._pool.take(kind)
+        if known is not None:
+            self._kinds[known[0].id] = kind
+            return self._keep(Mapping(*known, writable=True))
+        try:
+            return await self._create(kind)
+        except ResourceExhausted:
+            if not self._freeing:
+                raise
+        await self.settled()
+        return await self._create(kind)
+
+    async def _create(self, kind: Kind) -> Mapping:
+        size, label, _ = kind
         request = pb.CreateBufferRequest(
             size=size, label=label, lease_s=self._lease_s, request_id=uuid.uuid4().hex
         )
@@ -81,8 +112,10 @@ class BufferClient:
                     "mapped; send the bytes in a message instead.",
                 )
         except BaseException:  # also when cancelled: nobody else knows the handle
-            await self._release(created.handle)
+            self._release(created.handle)
+            await self._told(created.handle.id)
             raise
+        self._kinds[created.handle.id] = kind
         return self._keep(Mapping(created.handle, memory, writable=True))
 
     async def open(self, handle: pb.BufferHandle, *, write: bool = False) -> Mapping:
@@ -91,6 +124,7 @@ class BufferClient:
         Raises NotFound NO_SUCH_BUFFER; when asked to write to what cannot be written to from here
         FailedPrecondition SEALED or OTHER_HOST, PermissionDenied READ_ONLY.
         """
+        await self._told(handle.id)  # or what was freed would end the lease that is taken now
         request = pb.OpenBufferRequest(handle=handle, lease_s=self._lease_s)
         opened = await self._call(self._stub.OpenBuffer, request)
         try:
@@ -109,9 +143,11 @@ class BufferClient:
                 )
             data = await self._read(handle)
         except BaseException:  # also when cancelled: the lease that was taken is given back
-            await self._release(handle)
+            self._release(handle)
+            await self._told(handle.id)
             raise
-        await self._release(handle)
+        self._release(handle)
+        await self._told(handle.id)
         return Mapping(handle, data, writable=False)
 
     async def reader(self, handle: pb.BufferHandle) -> pb.BufferHandle:
@@ -133,21 +169,39 @@ class BufferClient:
         mapping.freeze()
 
     async def free(self, mapping: Mapping) -> None:
-        """Unmap, and drop the lease with the last mapping of a buffer. Twice is fine."""
-        held = self._mappings.get(mapping.handle.id, [])
-        mapping.close()
+        """Unmap, and drop the lease with the last mapping of a buffer. Twice is fine.
+
+        Returns when the server is being told; `settled` waits for it. A server that cannot be told
+        sees the lease run out. (A child that this process forked meanwhile must not go on using
+        the memory: it may become that of a next buffer.)
+        """
+        id = mapping.handle.id
+        held = self._mappings.get(id, [])
+        writable, memory = mapping.writable, mapping.take()
         if mapping in held:
             held.remove(mapping)
-            await self._release(mapping.handle)
+            if memory is None:
+                self._looked_at.add(id)
+            self._release(mapping.handle, memory if writable else None)
+
+    async def settled(self) -> None:
+        """Wait until the server knows of all that was freed."""
+        while self._freeing:
+            await asyncio.wait({*self._freeing.values()})
 
     async def close(self) -> None:
         """Free everything and stop renewing."""
+        self._closed = True
         if self._renewing is not None:
             self._renewing.cancel()
             await asyncio.gather(self._renewing, return_exceptions=True)
             self._renewing = None
         for mapping in [m for held in self._mappings.values() for m in held]:
             await self.free(mapping)
+        await self.settled()
+        for handle in self._pool.close():
+            self._release(handle)
+        await self.settled()
 
     async def __aenter__(self) -> BufferClient:
         """Return itself."""
@@ -166,13 +220,49 @@ class BufferClient:
             self._renewing = background(self._renew())
         return mapping
 
-    async def _release(self, handle: pb.BufferHandle) -> None:
-        """Drop our lease unless mappings of it are left, even if our caller is cancelled."""
-        if self._mappings.get(handle.id):
+    def _release(self, handle: pb.BufferHandle, memory: mmap.mmap | None = None) -> None:
+        """Drop our lease unless mappings of it are left, whatever becomes of our caller.
+
+        memory: what was mapped to be written to, if nobody looks at it any more.
+        """
+        id = handle.id
+        if self._mappings.get(id):
             return
-        self._mappings.pop(handle.id, None)
-        request = pb.FreeBufferRequest(handle=handle)
-        await asyncio.shield(background(self._call(self._stub.FreeBuffer, request)))
+        self._mappings.pop(id, None)
+        kind = self._kinds.pop(id, None)
+        request = pb.FreeBufferRequest(handle=handle, unmapped=id not in self._looked_at)
+        self._looked_at.discard(id)
+        if memory is None or self._closed or not self._pool.wants(len(memory)):
+            kind = None
+        request.again = request.unmapped and kind is not None
+        task = background(self._free(request, kind, memory, self._freeing.get(id)))
+        self._freeing[id] = task
+        task.add_done_callback(lambda task: _forget(self._freeing, id, task))
+        if kind is not None:
+            self._returning[kind] = task
+            task.add_done_callback(lambda task: _forget(self._returning, kind, task))
+
+    async def _told(self, id: str) -> None:
+        """Wait until the server knows that a buffer was freed, if it was."""
+        if (task := self._freeing.get(id)) is not None:
+            await asyncio.wait({task})
+
+    async def _free(
+        self,
+        request: pb.FreeBufferRequest,
+        kind: Kind | None,
+        memory: mmap.mmap | None,
+        before: asyncio.Task[None] | None,
+    ) -> None:
+        if before is not None:
+            await asyncio.wait({before})
+        try:
+            freed = await self._call(self._stub.FreeBuffer, request)
+        except LLMOSError as exc:
+            log.warning("a buffer was not freed, its lease runs out", extra={"cause": exc.message})
+            return
+        if kind is not None and memory is not None and freed.HasField("again"):
+            self._pool.put(kind, freed, memory)
 
     async def _read(self, handle: pb.BufferHandle) -> bytearray:
         data = bytearray()  # grows: the size in a handle is only what its sender says
@@ -212,6 +302,8 @@ class BufferClient:
         except NotFound:
             for mapping in self._mappings.pop(id, []):
                 mapping.lost = True
+            self._kinds.pop(id, None)
+            self._looked_at.discard(id)
             log.warning("a buffer was reclaimed while it was mapped here", extra={"buffer": id})
 
     async def _call(self, method: Callable[..., Awaitable[R]], request: Any) -> R:
@@ -225,3 +317,14 @@ class BufferClient:
                 if not isinstance(error, Unavailable) or time.monotonic() > until:
                     raise error from exc
             await asyncio.sleep(_RETRY_S)
+
+
+def _forget(tasks: dict[T, asyncio.Task[None]], key: T, task: asyncio.Task[None]) -> None:
+    if tasks.get(key) is task:
+        del tasks[key]
+
+
+def _payer() -> str:
+    """Return the tenant whose call this task serves: buffers that it makes are counted for him."""
+    served = current.get()
+    return "" if served is None or served.ended else served.open.tenant

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+_ONLY_HERE = 2  # references: the name, and the argument of the count
 _AT_ONCE = 16 << 20  # bytes; what is larger may be wanted in part
 
 
@@ -32,6 +34,7 @@ class Mapping:
         self.private = isinstance(memory, bytearray)
         self.lost = False
         self._writable = writable
+        self._memory: mmap.mmap | bytearray | None = memory
         self._view: memoryview | None = memoryview(memory)
 
     @property
@@ -99,7 +102,14 @@ class Mapping:
         So it is never unmapped by force: numpy and torch may hold on to the memory without saying
         so to Python (`torch.frombuffer` does), and would read unmapped pages.
         """
-        self._view = None
+        self._view = self._memory = None
+
+    def take(self) -> mmap.mmap | None:
+        """Close; return the memory if no view or array of it is left, and it was mapped."""
+        memory, self._view, self._memory = self._memory, None, None
+        if isinstance(memory, mmap.mmap) and sys.getrefcount(memory) == _ONLY_HERE:
+            return memory
+        return None
 
 
 def map_file(path: str, size: int, *, write: bool) -> mmap.mmap | None:

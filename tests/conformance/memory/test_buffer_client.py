@@ -47,9 +47,11 @@ async def test_arrays_share_memory_between_clients(near_and_far: Any) -> None:
         both.array(np.uint8, offset=MIB - 1)[:] = 77
         assert mine.view[MIB - 1] == 77
         await user.free(both)
+        await user.settled()
         assert len(world.store.buffers()[0].deadlines) == 2  # `theirs` still counts
         await user.free(theirs)
         await user.free(theirs)
+        await user.settled()
         assert len(world.store.buffers()[0].deadlines) == 1
     assert world.store.buffers() == []
 

@@ -115,7 +115,8 @@ async def test_buffers_outlive_the_memory_server(processes: Processes) -> None:
         assert fresh.handle.id not in {b.id for b in before}
         # A call that is made while the server is down waits for it.
         processes.kill("memory")
-        waiting = asyncio.create_task(maker.free(other))
+        await maker.free(other)
+        waiting = asyncio.create_task(maker.settled())
         await asyncio.sleep(0.3)
         processes.start("memory", "--kernel", "none")
         await waiting
@@ -218,6 +219,7 @@ async def test_memory_dies_under_a_client_in_a_loop(processes: Processes) -> Non
             await wait_for(goes_on, 10)
         stop.set()
         await looping
+        await client.settled()
         assert await listed(port.channel) == []
 
 

@@ -93,7 +93,7 @@ async def test_large_buffers_are_created_beside_other_work(make_store: Make) -> 
     first, second = await asyncio.gather(*both)
     assert first is second
     assert (await third) is not first
-    assert store._used == 2 * charge(size)
+    assert store.accounts.used == 2 * charge(size)
 
 
 async def test_a_cancelled_creation_is_found_by_its_retry(make_store: Make) -> None:
@@ -201,7 +201,7 @@ async def test_opening_and_freeing_need_no_room(
         with pytest.raises(ResourceExhausted):
             await store.create("a", 100)
     assert "record not saved" in caplog.text
-    assert list(buffer.deadlines) == ["b"] and store._used == charge(100)
+    assert list(buffer.deadlines) == ["b"] and store.accounts.used == charge(100)
     assert [b.record.id for b in make_store().buffers()] == [buffer.record.id]
 
 

@@ -250,11 +250,11 @@ async def test_others_get_the_memory_when_they_need_it(box: Callable[..., Box]) 
     b.prefixes.shrink(3 * BLOCK)
     assert b.prefixes.ram_bytes == 4 * BLOCK
     assert await b.find(keys("t3", 2)) == 2
-    await b.buffers.create("grpc:other", b.buffers.budget - 5 * BLOCK)
+    await b.buffers.create("grpc:other", b.buffers.accounts.budget - 5 * BLOCK)
     assert b.prefixes.ram_bytes == 2 * BLOCK
     assert await b.find(keys("t3", 2)) == 2
     with pytest.raises(ResourceExhausted):
-        await b.buffers.create("grpc:other", b.buffers.budget - 5 * BLOCK)
+        await b.buffers.create("grpc:other", b.buffers.accounts.budget - 5 * BLOCK)
 
 
 async def test_leases_are_kept(box: Callable[..., Box], clock: Any) -> None:
