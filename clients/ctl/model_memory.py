@@ -96,17 +96,17 @@ def hold(
     ] = None,
 ) -> None:
     """Keep a model loaded for as long as this command runs: nobody else unloads or evicts it."""
-    from llmos.api.execution.v1 import execution_pb2, execution_pb2_grpc
+    from llmos.api.execution.v1 import execution_pb2_grpc
+    from llmos.clients.ctl.model_hold import ModelHold
 
     stub = session.kernel(execution_pb2_grpc.ExecutionStub)
-    held = stub.HoldModel(execution_pb2.HoldModelRequest(model=ref), timeout=session.limit())
-    try:
-        model = next(held).model
+    with ModelHold(stub, ref, session.limit()) as held:
+        models = held.models()
+        model = next(models)
         note(f"{model.name}@{model.version} is held.")
         if argv:
+            held.beside(models)
             raise typer.Exit(subprocess.run(argv, check=False).returncode)
         with contextlib.suppress(KeyboardInterrupt):  # that is how people end it
-            for again in held:
-                note(f"{model.name}@{model.version} has a new worker, pid {again.model.pid}.")
-    finally:
-        held.cancel()
+            for again in models:
+                note(f"{again.name}@{again.version} is held, by worker {again.pid}.")
