@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import calendar
 import json
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any
 
 import typer
@@ -32,8 +33,8 @@ def trace(
     id: Annotated[
         str,
         typer.Argument(
-            help="The x-request-id of an HTTP request, or a call's id of `llmos-ctl kernel calls` "
-            "or of a log.",
+            help="The x-request-id of an HTTP request or of a gRPC call's metadata, or a call's "
+            "id of `llmos-ctl kernel calls` or of a log.",
             autocompletion=complete.calls,
         ),
     ],
@@ -43,8 +44,9 @@ def trace(
 ) -> None:
     """Show where the time of a call went: what runs of it now, its waterfall, and what was logged.
 
-    The waterfall is of requests through the gateway, whose log has what it measured, and of
-    generations what the worker did. A call that runs is shown with the calls that it made.
+    The waterfall is of requests through the gateway, whose log has what it measured, and of every
+    gRPC call that took a tenth of a second, from the logs of the kernel's servers. A call that runs
+    is shown with the calls that it made.
     """
     with status("reading logs"):
         running = _running(session, id)
@@ -56,7 +58,7 @@ def trace(
             "further back.",
         )
     request = next((line for line in logged if line.get("message") == "request"), None)
-    parts = waterfall(request) if request is not None else []
+    parts = waterfall(request) if request is not None else served(logged)
     value = {
         "id": id,
         "running": running,
@@ -70,6 +72,7 @@ def trace(
     if request is not None:
         about = [request.get("route"), request.get("model"), f"status {request.get('status')}"]
         print("  ".join(str(word) for word in about if word))
+    if parts:
         print("\n".join(drawn(parts)))
     _print_log(logged, request)
 
@@ -94,6 +97,31 @@ def waterfall(request: dict[str, Any]) -> list[Part]:
     parts.append(("worker: prompt to first token", came, float(first)))
     parts.append(("worker: further tokens", float(first), end))
     parts.append(("rest: reading, writing, accounting", end, total))
+    return parts
+
+
+def served(lines: list[dict[str, Any]]) -> list[Part]:
+    """Return the parts of the calls that servers logged, on one line of time."""
+    calls = []
+    for line in lines:
+        if line.get("message") == "served":
+            seconds, waited = float(line.get("seconds", 0.0)), float(line.get("waited_s", 0.0))
+            calls.append((_unix(str(line.get("time", ""))) - seconds - waited, waited, line))
+    calls.sort(key=lambda call: call[0])
+    parts: list[Part] = []
+    for opened, waited, line in calls:
+        begin = opened - calls[0][0]
+        end = begin + waited + float(line.get("seconds", 0.0))
+        name = str(line.get("method", "")).rpartition(".")[2]
+        parts.append((f"{name} {line.get('key', '')}".strip(), begin, end))
+        parts.append(("waiting: routing, queue, loading", begin, begin + waited))
+        where = line.get("process")
+        if "first_reply_s" in line:
+            first = begin + waited + float(line["first_reply_s"])
+            parts.append((f"{where}: first reply", begin + waited, first))
+            parts.append((f"{where}: further replies", first, max(first, end)))
+        else:
+            parts.append((f"{where}", begin + waited, end))
     return parts
 
 
@@ -122,25 +150,36 @@ def _running(session: Session, id: str) -> list[dict[str, Any]]:
     return [as_value(call) for call in calls if call.id in family]
 
 
-def _logged(session: Session, id: str, lines: int) -> Iterator[dict[str, Any]]:
-    """Yield the log lines about the call, of every process of this LLM OS."""
+def _logged(session: Session, id: str, lines: int) -> list[dict[str, Any]]:
+    """Return the log lines about a call, or about those with a request's id, of all processes."""
     from llmos.api.init.v1 import init_pb2, init_pb2_grpc
 
     stub = session.init(init_pb2_grpc.InitStub)
     limit = session.limit(QUICK_S)
     listed = stub.ListProcesses(init_pb2.ListProcessesRequest(), timeout=limit).processes
+    found: list[str] = []
     for name in {process.name for process in listed if process.log}:
         request = init_pb2.ReadLogRequest(name=name, lines=lines)
-        for reply in stub.ReadLog(request, timeout=limit):
-            for line in reply.lines:
-                if id not in line:
-                    continue
-                try:
-                    members = json.loads(line)
-                except ValueError:  # of a program that writes no JSON
-                    continue
-                if isinstance(members, dict) and members.get("call") == id:
-                    yield members
+        found += (line for reply in stub.ReadLog(request, timeout=limit) for line in reply.lines)
+    calls = {id} | {
+        str(members.get("call", ""))
+        for members in _parsed(line for line in found if id in line)
+        if members.get("request") == id
+    }
+    mentions = re.compile("|".join(map(re.escape, calls - {""})))
+    wanted = _parsed(line for line in found if mentions.search(line))
+    return [members for members in wanted if members.get("call") in calls]
+
+
+def _parsed(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Yield the lines that are JSON objects; other programs write as they like."""
+    for line in lines:
+        try:
+            members = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(members, dict):
+            yield members
 
 
 def _print_running(running: list[dict[str, Any]]) -> None:

@@ -232,6 +232,7 @@ class Calls:
         opened.tenant = call.tenant
         opened.call_class = call.call_class  # type: ignore[assignment]
         opened.trace = f"{call.id:x}"
+        opened.waited_us = max(0, int((now - call.opened_at) * 1e6))
         if call.key:
             opened.key = call.key
         if call.parent is not None:

@@ -14,7 +14,7 @@ import grpc
 
 from llmos.api.kernel.v1 import port_pb2 as pb
 from llmos.lib import log as logs
-from llmos.lib import methods, rpc
+from llmos.lib import methods, rpc, served
 from llmos.lib.answers import Answers, Outcome
 from llmos.lib.errors import Cancelled, LLMOSError, Unimplemented
 from llmos.lib.session import Session, metadata_from_wire
@@ -48,6 +48,7 @@ class PortContext(grpc.aio.ServicerContext[Any, Any]):
         self._trailers: list[tuple[str, str | bytes]] | None = None
         self._callbacks: list[Callable[[Any], None]] | None = None
         self._headers_sent = False
+        self.first_reply = 0.0  # when the first message of a stream was sent
 
     def llmos_append_resume(self, delta: bytes) -> None:
         """See llmos.lib.call.append_resume_log."""
@@ -65,6 +66,8 @@ class PortContext(grpc.aio.ServicerContext[Any, Any]):
     async def write(self, message: Any) -> None:
         """Send a reply of a stream."""
         cookie, self._pending_resume = self._pending_resume, b""
+        if not self.first_reply:
+            self.first_reply = time.monotonic()
         await self._stream.send(self._serialize(message), cookie=cookie)
 
     async def send_initial_metadata(self, initial_metadata: Any) -> None:
@@ -213,27 +216,29 @@ class Handlers:
         current.set(stream)
         opened = stream.open
         logs.call_id.set(opened.trace)
+        began = time.monotonic()
         if opened.request_id and _once(handler, opened.method):
-            await self._run_once(handler, context, stream, serialize)
+            outcome = await self._run_once(handler, context, stream, serialize)
         else:
-            await _reply(stream, *await self._outcome(handler, context, stream, serialize))
+            outcome = await self._outcome(handler, context, stream, serialize)
+        await _reply(stream, *outcome)
+        served.note(opened, began, context.first_reply, outcome[1])
 
     async def _run_once(
         self, handler: Any, context: PortContext, stream: ServerStream, serialize: Any
-    ) -> None:
+    ) -> Outcome:
         opened = stream.open
         asks = not stream.inbox and stream.remote_closed
         try:
-            outcome = await self.answers.once(
+            return await self.answers.once(
                 (opened.tenant, opened.method, opened.request_id),
                 None if asks else lambda: self._outcome(handler, context, stream, serialize),
                 lambda: stream.ended,  # without a CANCEL: the kernel is gone
             )
         except asyncio.CancelledError:
-            outcome = None, make_status(Cancelled("CANCELLED", "The call was cancelled."))
+            return None, make_status(Cancelled("CANCELLED", "The call was cancelled."))
         except LLMOSError as err:
-            outcome = None, make_status(err)
-        await _reply(stream, *outcome)
+            return None, make_status(err)
 
     async def _outcome(
         self, handler: Any, context: PortContext, stream: ServerStream, serialize: Any

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from llmos.clients.ctl.trace import drawn, waterfall
+from llmos.clients.ctl.trace import drawn, served, waterfall
 
 REQUEST = {
     "message": "request",
@@ -53,3 +53,29 @@ def test_a_call_that_generates_nothing_has_its_time_in_the_os() -> None:
         (0.1, 0.4),
         (0.4, 0.5),
     ]
+
+
+def test_calls_that_came_by_grpc_share_one_line_of_time() -> None:
+    generate = {
+        "time": "2026-11-22T10:00:03.000Z",
+        "message": "served",
+        "process": "worker/m@1",
+        "method": "/llmos.api.execution.v1.Execution/Generate",
+        "key": "m",
+        "waited_s": 1.0,
+        "seconds": 2.0,
+        "first_reply_s": 0.5,
+    }
+    look = {"message": "served", "time": "2026-11-22T10:00:01.500Z", "seconds": 0.25, "waited_s": 0}
+    parts = served([look, generate, {"message": "another"}])
+    assert [(round(a, 6), round(b, 6)) for _, a, b in parts] == [
+        (0.0, 3.0),
+        (0.0, 1.0),
+        (1.0, 1.5),
+        (1.5, 3.0),
+        (1.25, 1.5),
+        (1.25, 1.25),
+        (1.25, 1.5),
+    ]
+    assert parts[0][0] == "Execution/Generate m" and parts[2][0] == "worker/m@1: first reply"
+    assert served([]) == []

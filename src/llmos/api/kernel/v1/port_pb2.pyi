@@ -290,6 +290,7 @@ class Open(_message.Message):
     TRACE_FIELD_NUMBER: _builtins.int
     CALLER_HOST_FIELD_NUMBER: _builtins.int
     AFFINITY_FIELD_NUMBER: _builtins.int
+    WAITED_US_FIELD_NUMBER: _builtins.int
     method: _builtins.str
     """Full method path, `/package.Service/Method`."""
     key: _builtins.str
@@ -333,6 +334,10 @@ class Open(_message.Message):
     """Calls with the same hint go to the same port while that one is not clearly busier than others,
     e.g. a hash of a prompt's beginning whose cache is worth finding again. May be empty.
     """
+    waited_us: _builtins.int
+    """Set by the kernel on the way to a server: how long the call has been in the kernel, in queues
+    and at servers that died, microseconds.
+    """
     @_builtins.property
     def metadata(self) -> _containers.RepeatedCompositeFieldContainer[Global___Metadatum]:
         """Request metadata, as gRPC metadata; keys that end in `-bin` have binary values."""
@@ -353,10 +358,11 @@ class Open(_message.Message):
         trace: _builtins.str = ...,
         caller_host: _builtins.str = ...,
         affinity: _builtins.str = ...,
+        waited_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["affinity", b"affinity", "attempt", b"attempt", "call_class", b"call_class", "caller", b"caller", "caller_host", b"caller_host", "key", b"key", "metadata", b"metadata", "method", b"method", "parent", b"parent", "request_id", b"request_id", "tenant", b"tenant", "timeout_us", b"timeout_us", "trace", b"trace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["affinity", b"affinity", "attempt", b"attempt", "call_class", b"call_class", "caller", b"caller", "caller_host", b"caller_host", "key", b"key", "metadata", b"metadata", "method", b"method", "parent", b"parent", "request_id", b"request_id", "tenant", b"tenant", "timeout_us", b"timeout_us", "trace", b"trace", "waited_us", b"waited_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
