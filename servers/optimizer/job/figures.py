@@ -23,6 +23,7 @@ UNITS |= {"latency_p99": "ms", "throughput": "1/s"}
 _LOWER = (
     *("relative_error", "max_abs_difference", "perplexity", "size", "memory", "wer"),
     *("latency_one", "latency_p50", "latency_p99", "calibration_error", "loss"),
+    *("train_loss", "validation_loss"),
 )
 _TIMED = 24
 

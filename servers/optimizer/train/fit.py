@@ -17,6 +17,7 @@ import torch
 from llmos.servers.optimizer.train.examples import Examples
 from llmos.servers.optimizer.train.gate import Gate
 from llmos.servers.optimizer.train.loop import Loop, Tell
+from llmos.servers.optimizer.train.objectives import Answer, NextToken
 from llmos.servers.optimizer.train.place import Place
 from llmos.servers.optimizer.train.plan import Plan
 from llmos.servers.optimizer.train.setup import Workshop
@@ -34,6 +35,8 @@ class Outcome:
     validation_loss: float  # NaN = there was no validation split
     seconds: float  # in steps, over all tries
     epsilon: float = 0.0
+    validation_before: float = math.nan  # the source's loss on the same split; NaN = no source
+    foretells: bool = False  # losses are of next tokens, so their exponential is a perplexity
 
     @classmethod
     def load(cls, work: Path) -> Outcome | None:
@@ -66,6 +69,7 @@ def fit(workshop: Workshop, gate: Gate, tell: Tell, threads: int) -> Outcome:
         )
         loop = _private(workshop, args) if _is_private(spec) else Loop(*args)
         loop.network.train()
+        before = _before(workshop, loop)
         state = loop.run()
         whole = place.gather(setup.network) if spec.distribution.shard else {}
         outcome = Outcome(
@@ -74,6 +78,8 @@ def fit(workshop: Workshop, gate: Gate, tell: Tell, threads: int) -> Outcome:
             validation_loss=state.validation_loss,
             seconds=state.seconds,
             epsilon=loop.epsilon(),
+            validation_before=before,
+            foretells=isinstance(setup.objective, NextToken | Answer),
         )
         if place.first:
             if whole:  # the first process has all shards now; it writes a network of its own
@@ -83,6 +89,19 @@ def fit(workshop: Workshop, gate: Gate, tell: Tell, threads: int) -> Outcome:
         return outcome
     finally:
         place.leave()
+
+
+def _before(workshop: Workshop, loop: Loop) -> float:
+    """Return the loss of what is trained further, before its first step (kept over restarts)."""
+    if workshop.kind == "train" or loop.validation is None:
+        return math.nan
+    kept = workshop.work / "before.json"
+    if kept.exists():
+        return float(json.loads(kept.read_text()))
+    loss = loop.measure(loop.validation)
+    if loop.place.first:
+        write_json(kept, loss)
+    return loss
 
 
 def _is_private(spec: Any) -> bool:

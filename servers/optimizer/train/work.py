@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -19,6 +19,8 @@ from llmos.api.optimizer.v1 import jobs_pb2, process_pb2
 from llmos.api.storage.v1 import data_pb2, data_pb2_grpc, registry_pb2
 from llmos.lib import errors
 from llmos.servers.optimizer.job.context import JobContext, Stopped, metric
+from llmos.servers.optimizer.job.figures import comparison
+from llmos.servers.optimizer.job.models.subject import WEIGHTS
 from llmos.servers.optimizer.job.storage import patiently
 from llmos.servers.optimizer.train.budget import Budgets
 from llmos.servers.optimizer.train.examples import Examples, Splits
@@ -205,17 +207,23 @@ class TrainWork:
         parents = sources if self._shop.kind != "train" else []
         figures = [metric("train_loss", outcome.loss), metric("steps", outcome.steps)]
         figures.append(metric("train_time", outcome.seconds, "s"))
-        if not math.isnan(outcome.validation_loss):
-            figures.append(metric("validation_loss", outcome.validation_loss))
+        for name, value in _measured(outcome, outcome.validation_loss).items():
+            figures.append(metric(name, value))
+        for name, value in _measured(outcome, outcome.validation_before).items():
+            figures.append(metric(f"{name}_before", value))
         if self._private:
             figures.append(metric("privacy_epsilon", outcome.epsilon))
+        if parents:
+            before = _measured(outcome, outcome.validation_before)
+            source = await self._context.storage.version(sources[0])
+            self._tell_figures("original", sources[0], before | _size(source.files))
         for folder in sorted((self._context.work / "result").iterdir()):
             name = spec.name
             if not name or (folder.name == "lora-merge" and spec.lora.merge):
                 base = sources[0].partition("@")[0] if sources else ""
                 name = (name or base) if folder.name != "lora-merge" else base
                 name += "" if spec.name else _NAMES.get(folder.name, "")
-            await self._context.register(
+            ref = await self._context.register(
                 {path.name: path for path in _files(folder)},
                 step=folder.name,
                 parents=parents,
@@ -223,6 +231,24 @@ class TrainWork:
                 metrics=figures,
                 name=name,
             )
+            after = {"train_loss": outcome.loss, **_measured(outcome, outcome.validation_loss)}
+            made = await self._context.storage.version(ref)
+            self._tell_figures(folder.name, ref, after | _size(made.files))
+
+    def _tell_figures(self, label: str, ref: str, values: Mapping[str, float]) -> None:
+        self._context.compared(comparison(label, ref, values, 0))
+
+
+def _measured(outcome: Outcome, loss: float) -> dict[str, float]:
+    """Return what a loss on the validation split says; nothing where none was measured."""
+    if math.isnan(loss):
+        return {}
+    more = {"perplexity": math.exp(min(loss, 700.0))} if outcome.foretells else {}
+    return {"validation_loss": loss, **more}
+
+
+def _size(files: Iterable[registry_pb2.File]) -> dict[str, float]:
+    return {"size": float(sum(file.size for file in files if file.name.endswith(WEIGHTS)))}
 
 
 def _files(folder: Path) -> list[Path]:
