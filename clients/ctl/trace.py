@@ -152,15 +152,22 @@ def _running(session: Session, id: str) -> list[dict[str, Any]]:
 
 def _logged(session: Session, id: str, lines: int) -> list[dict[str, Any]]:
     """Return the log lines about a call, or about those with a request's id, of all processes."""
+    import grpc
+
     from llmos.api.init.v1 import init_pb2, init_pb2_grpc
 
     stub = session.init(init_pb2_grpc.InitStub)
     limit = session.limit(QUICK_S)
     listed = stub.ListProcesses(init_pb2.ListProcessesRequest(), timeout=limit).processes
     found: list[str] = []
-    for name in {process.name for process in listed if process.log}:
+    for name in {process.name for process in listed}:
         request = init_pb2.ReadLogRequest(name=name, lines=lines)
-        found += (line for reply in stub.ReadLog(request, timeout=limit) for line in reply.lines)
+        try:
+            for reply in stub.ReadLog(request, timeout=limit):
+                found += reply.lines
+        except grpc.RpcError as exc:
+            if exc.code() is not grpc.StatusCode.NOT_FOUND:  # not every process has a log
+                raise
     calls = {id} | {
         str(members.get("call", ""))
         for members in _parsed(line for line in found if id in line)

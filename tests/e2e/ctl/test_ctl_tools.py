@@ -15,9 +15,13 @@ import time
 import urllib.request
 from pathlib import Path
 
+import grpc
 import pytest
 import yaml
 from whole_os import WholeOS
+
+from llmos.api.execution.v1 import execution_pb2, execution_pb2_grpc
+from llmos.lib.config import run_dir
 
 
 class Screen:
@@ -194,6 +198,22 @@ def test_trace_draws_where_the_time_went(os_up: WholeOS) -> None:
     assert "█" in os_up.ok("trace", "traced-1")
     unknown = os_up.ctl("trace", "never-was")
     assert unknown.returncode == 3 and "never-was" in unknown.stderr
+
+
+def test_trace_of_a_call_that_came_by_grpc(os_up: WholeOS) -> None:
+    sampling = execution_pb2.Sampling(seed=1, logit_bias={0: -100.0, 2: -100.0})  # never ends early
+    request = execution_pb2.GenerateRequest(
+        model="smollm2", prompt="Once", max_tokens=80, sampling=sampling
+    )
+    with grpc.insecure_channel(f"unix:{run_dir(os_up.state_dir) / 'kernel.sock'}") as channel:
+        stub = execution_pb2_grpc.ExecutionStub(channel)
+        list(stub.Generate(request, metadata=(("x-request-id", "by-grpc"),), timeout=120))
+    value = os_up.json("trace", "by-grpc")
+    what = {part["what"] for part in value["waterfall"]}
+    assert "Execution/Generate smollm2" in what and "waiting: routing, queue, loading" in what
+    assert any(word.endswith("further replies") for word in what)
+    call = value["log"][0]["call"]
+    assert os_up.json("trace", call)["waterfall"] and "█" in os_up.ok("trace", call)
 
 
 def test_init_makes_a_server_that_passes_its_own_test(tmp_path: Path) -> None:
