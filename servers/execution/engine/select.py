@@ -83,6 +83,20 @@ def module_for(spec: ModelSpec) -> EngineModule:
     return cast(EngineModule, module)
 
 
+def remember(spec: ModelSpec) -> bool:
+    """Read now, in the process that forks workers, what all workers of these files would read.
+
+    For files that a worker has read without harm. Returns whether there is any such thing; raises
+    as `EngineModule.load`.
+    """
+    if engine_for(spec.format, spec.task) != "torch":
+        return False
+    from llmos.servers.execution.engine import torch
+
+    torch.remember(spec)
+    return True
+
+
 def missing_extra(ref: str, engine: str, package: str) -> FailedPrecondition:
     """Return the error for an engine whose package is not installed."""
     return FailedPrecondition(

@@ -18,6 +18,7 @@ from setproctitle import setproctitle
 from llmos.api.execution.v1 import zygote_pb2 as pb
 from llmos.lib import log as logs
 from llmos.lib.errors import LLMOSError, ResourceExhausted, Unavailable
+from llmos.servers.execution import heap
 from llmos.servers.execution.engine import select
 from llmos.servers.execution.engine.base import Engine, ModelSpec
 from llmos.servers.execution.wire import name_of, pack, unpack
@@ -121,7 +122,9 @@ def _load(order: pb.WorkerOrder, parent: Parent) -> tuple[Engine, int]:
         needed = int(module.estimate_bytes(spec))
         parent.tell(pb.ZygoteEvent(planned=pb.WorkerPlanned(pid=os.getpid(), bytes=needed)))
         granted = parent.wait_go().granted_bytes
-        return module.load(spec), granted
+        loaded = module.load(spec)
+        heap.give_back()  # of what was read and is not kept
+        return loaded, granted
     except (LLMOSError, Orphan):
         raise
     except ModuleNotFoundError as exc:

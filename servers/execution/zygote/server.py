@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import logging
 import os
 import selectors
@@ -14,7 +15,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from llmos.api.execution.v1 import zygote_pb2 as pb
+from llmos.lib.errors import LLMOSError
 from llmos.lib.host import ProcessRecord
+from llmos.servers.execution import heap
 from llmos.servers.execution.wire import BadFrame, pack, unpack
 
 SOCKET = "zygote.sock"
@@ -35,6 +38,7 @@ class Peer:
     sock: socket.socket
     pid: int = 0
     owner: Peer | None = None  # a worker's: the connection it was ordered on
+    worker: pb.WorkerOrder | None = None
     unread: bytearray = field(default_factory=bytearray)
     unsent: bytearray = field(default_factory=bytearray)
 
@@ -149,6 +153,8 @@ class Zygote:
             self._send(newborn.owner, event)
         if event.HasField("ready"):
             self._close(newborn)  # grown up: it depends neither on us nor on who ordered it
+            if newborn.worker is not None:
+                _learn(newborn.worker)
 
     def _fork(self, owner: Peer, order: pb.ForkWorker) -> None:
         try:
@@ -166,7 +172,7 @@ class Zygote:
 
             be_worker(order.worker, theirs)  # never returns
         theirs.close()
-        newborn = Peer(ours, pid, owner)
+        newborn = Peer(ours, pid, owner, order.worker)
         self._newborn[pid] = newborn
         self._watch(newborn)
         log.info("forked", extra={"worker": order.worker.ref, "pid": pid})
@@ -235,3 +241,22 @@ class Zygote:
         for pid, newborn in list(self._newborn.items()):
             if newborn.owner is peer:  # nobody waits for it any more
                 os.kill(pid, signal.SIGKILL)
+
+
+def _learn(order: pb.WorkerOrder) -> None:
+    """Keep what the next worker of the same files will need; see `select.remember`."""
+    from llmos.servers.execution.engine import select
+    from llmos.servers.execution.worker.birth import spec_of
+
+    try:
+        learnt = select.remember(spec_of(order))
+    except (
+        LLMOSError,
+        OSError,
+    ) as exc:  # e.g. the files are gone; workers read for themselves
+        log.warning("nothing learnt", extra={"worker": order.ref, "cause": str(exc)})
+        return
+    if learnt:
+        heap.give_back()
+        gc.collect()
+        gc.freeze()  # as after the imports

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from llmos.servers.execution.engine.base import ModelSpec
     from llmos.servers.execution.engine.torch.engine import TorchEngine
 
-__all__ = ["check", "estimate_bytes", "load"]
+__all__ = ["check", "estimate_bytes", "load", "remember"]
 
 
 def check(spec: ModelSpec) -> None:
@@ -40,6 +40,16 @@ def estimate_bytes(spec: ModelSpec) -> int:
         draft, _ = read_config(spec.draft)
         needed += sizing.model_bytes(draft, context, precision)
     return needed
+
+
+def remember(spec: ModelSpec) -> None:
+    """Read now what all workers of these files share with the process that forks them.
+
+    Raises as `load`.
+    """
+    from llmos.servers.execution.engine.torch.reading import remember as read_and_keep
+
+    read_and_keep(spec)
 
 
 def load(spec: ModelSpec, precision: str = "") -> TorchEngine:

@@ -14,6 +14,7 @@ from typing import Any
 
 from llmos.lib.errors import FailedPrecondition
 from llmos.servers.execution.engine.base import ModelSpec
+from llmos.servers.execution.engine.torch import known
 from llmos.servers.execution.engine.torch.gguf_header import GgufHeader, damaged, read_header
 
 _HF = {
@@ -70,6 +71,8 @@ def read_config(spec: ModelSpec, *, arrays: bool = False) -> tuple[LlamaConfig, 
     Raises FailedPrecondition NO_ENGINE for other formats and architectures, Unavailable
     LOAD_FAILED for files that cannot be read.
     """
+    if not arrays and (reading := known.recall(spec)) is not None:
+        return reading.config, reading.header
     if spec.format == "gguf":
         path = main_file(spec, ".gguf")
         header = read_header(path) if arrays else _brief(path, path.stat().st_mtime_ns)

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,26 +26,25 @@ from llmos.servers.execution.engine.base import (
 )
 from llmos.servers.execution.engine.prefix import Prefixes
 from llmos.servers.execution.engine.torch import sizing
-from llmos.servers.execution.engine.torch import tokenizer as tokenizers
 from llmos.servers.execution.engine.torch.adapters import Adapters
 from llmos.servers.execution.engine.torch.build import build
 from llmos.servers.execution.engine.torch.chat import ChatTemplate
-from llmos.servers.execution.engine.torch.config import main_file, read_config, read_json
+from llmos.servers.execution.engine.torch.config import main_file
 from llmos.servers.execution.engine.torch.delivery import Outlet
 from llmos.servers.execution.engine.torch.drafting import Drafter
-from llmos.servers.execution.engine.torch.gguf_header import damaged
 from llmos.servers.execution.engine.torch.guide import Guides
 from llmos.servers.execution.engine.torch.kv import KVCache
 from llmos.servers.execution.engine.torch.loop import StepLoop
 from llmos.servers.execution.engine.torch.model import Model
 from llmos.servers.execution.engine.torch.options import NO_WISHES, Wishes, wishes
 from llmos.servers.execution.engine.torch.pooling import Pooled
+from llmos.servers.execution.engine.torch.reading import read
 from llmos.servers.execution.engine.torch.request import constraint, make_plan
 from llmos.servers.execution.engine.torch.schedule import Job
 from llmos.servers.execution.engine.torch.sequence import Sequence as Running
 from llmos.servers.execution.engine.torch.sharing import Sharing
 from llmos.servers.execution.engine.torch.text import TextStream
-from llmos.servers.execution.engine.torch.tokenizer import TextTokenizer, token_text
+from llmos.servers.execution.engine.torch.tokenizer import TextTokenizer
 from llmos.servers.execution.engine.torch.weights import GgufWeights, SafetensorsWeights, Weights
 
 log = logging.getLogger(__name__)
@@ -236,41 +235,13 @@ def load(spec: ModelSpec, precision: str = "") -> TorchEngine:
 
 
 def _parts(spec: ModelSpec, dtype: str, threads: int) -> _Parts:
-    config, header = read_config(spec, arrays=True)
+    reading = read(spec)
     weights: Weights
-    if header is None:
-        text, chat = _text_of_directory(spec)
+    if reading.header is None:
         weights = SafetensorsWeights(spec)
     else:
-        path = main_file(spec, ".gguf")
-        text, chat = _text_of_gguf(path, spec.ref, header.metadata)
-        weights = GgufWeights(path, header)
-    if text.size > config.vocab:
-        why = f"its tokenizer has {text.size} tokens, its embedding {config.vocab}"
-        raise damaged(Path(spec.ref), why)
+        weights = GgufWeights(main_file(spec, ".gguf"), reading.header)
     with torch.inference_mode():
-        model = build(config, weights, torch.device(spec.device), dtype, threads, spec)
-    return _Parts(model, sizing.context_of(spec, config), text, chat)
-
-
-def _text_of_gguf(
-    path: Path, ref: str, meta: Mapping[str, Any]
-) -> tuple[TextTokenizer, ChatTemplate]:
-    text = tokenizers.from_gguf(path, ref, meta)
-    eos = text.name(tokenizers.token_id(meta, "tokenizer.ggml.eos_token_id"))
-    source = meta.get("tokenizer.chat_template")
-    return text, ChatTemplate(source, bos=text.name(text.bos), eos=eos)
-
-
-def _text_of_directory(spec: ModelSpec) -> tuple[TextTokenizer, ChatTemplate]:
-    names = ("tokenizer_config.json", "generation_config.json", "config.json")
-    present = [read_json(spec, name) if name in spec.files else {} for name in names]
-    text = tokenizers.from_json(spec, present)
-    source = present[0].get("chat_template")
-    if isinstance(source, list):  # several by name
-        named = {t.get("name"): t.get("template") for t in source if isinstance(t, dict)}
-        source = named.get("default")
-    if source is None and "chat_template.jinja" in spec.files:
-        source = spec.files["chat_template.jinja"].read_text("utf-8")
-    eos = token_text(present[0].get("eos_token")) or ""
-    return text, ChatTemplate(source, bos=text.name(text.bos), eos=eos)
+        model = build(reading.config, weights, torch.device(spec.device), dtype, threads, spec)
+    context = sizing.context_of(spec, reading.config)
+    return _Parts(model, context, reading.text, reading.chat())
