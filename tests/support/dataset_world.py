@@ -13,13 +13,11 @@ import grpc
 import pyarrow as pa
 import pytest
 from remote_registry import RemoteLeases
+from ways import reach
 
 from llmos.api.storage.v1 import data_pb2 as pb
 from llmos.api.storage.v1 import data_pb2_grpc
-from llmos.kernel.transport.server import KernelServer
-from llmos.lib.config import ServerConfig, socket_address
 from llmos.lib.errors import LLMOSError
-from llmos.lib.port import Port
 from llmos.lib.rpc import from_rpc_error
 from llmos.lib.serve import Server
 from llmos.servers.storage.binding import Bound
@@ -239,22 +237,11 @@ async def data_world(way: str, state_dir: Path, url: str = "") -> AsyncIterator[
         if way == "in process":
             yield DataWorld(core, store, state_dir, leases)
             return
-        kernel = "none"
-        if way == "kernel":
-            kernel_server, kernel = KernelServer(), socket_address(state_dir, "kernel")
-            await kernel_server.start([kernel])
-            stack.push_async_callback(kernel_server.stop, 0)
-        server = Server("storage", ServerConfig(state_dir=state_dir, kernel=kernel))
-        add = data_pb2_grpc.add_DatasetsServicer_to_server
-        server.add(add, Bound(DatasetsService(core)))
-        add_registry(server, LocalAliases(store.database), leases)
-        await server.start()
-        stack.push_async_callback(server.stop, 0)
-        if way == "kernel":
-            port = Port(kernel, "client")
-            await port.start()
-            stack.push_async_callback(port.stop, 1)
-            channel: grpc.aio.Channel = port.channel
-        else:
-            channel = await stack.enter_async_context(grpc.aio.insecure_channel(server.address))
+
+        def add(server: Server) -> None:
+            served = Bound(DatasetsService(core))
+            server.add(data_pb2_grpc.add_DatasetsServicer_to_server, served)
+            add_registry(server, LocalAliases(store.database), leases)
+
+        channel = await reach(stack, way, state_dir, add)
         yield DataWorld(RemoteDatasets(channel), store, state_dir, RemoteLeases(channel))

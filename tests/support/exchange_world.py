@@ -8,18 +8,14 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-import grpc
 import pytest
 from model_files import tiny_encoder
 from remote_exchange import RemoteExchange
 from storage_checks import take
+from ways import reach
 
-from llmos.kernel.transport.server import KernelServer
-from llmos.lib.config import socket_address
 from llmos.lib.errors import LLMOSError
-from llmos.lib.port import Port
 from llmos.lib.serve import Server
-from llmos.servers.storage.config import StorageConfig
 from llmos.servers.storage.local import LocalStorage
 from llmos.servers.storage.model import Progress, Version
 from llmos.servers.storage.places.exchange import Exchange, LocalExchange
@@ -38,22 +34,11 @@ async def exchange_world(way: str, state_dir: Path, store: LocalStorage) -> Asyn
             exchange = stack.enter_context(contextlib.closing(LocalExchange(store)))
             yield store, exchange, stack.enter_context(contextlib.closing(LocalSignatures(store)))
             return
-        kernel = "none"
-        if way == "kernel":
-            kernel_server, kernel = KernelServer(), socket_address(state_dir, "kernel")
-            await kernel_server.start([kernel])
-            stack.push_async_callback(kernel_server.stop, 0)
-        server = Server("storage", StorageConfig(state_dir=state_dir, kernel=kernel))
-        stack.enter_context(exchanging(server, store, 0))
-        await server.start()
-        stack.push_async_callback(server.stop, 0)
-        if way == "kernel":
-            port = Port(kernel, "client")
-            await port.start()
-            stack.push_async_callback(port.stop, 1)
-            channel: grpc.aio.Channel = port.channel
-        else:
-            channel = await stack.enter_async_context(grpc.aio.insecure_channel(server.address))
+
+        def add(server: Server) -> None:
+            stack.enter_context(exchanging(server, store, 0))
+
+        channel = await reach(stack, way, state_dir, add)
         remote = RemoteExchange(channel)
         yield store, remote, remote
 

@@ -9,11 +9,8 @@ from pathlib import Path
 
 import grpc
 from remote_state import RemoteDocuments, RemoteLeases, RemoteLocks
+from ways import reach
 
-from llmos.kernel.transport.server import KernelServer
-from llmos.lib.config import ServerConfig, socket_address
-from llmos.lib.port import Port
-from llmos.lib.serve import Server
 from llmos.servers.storage.db.engine import Database
 from llmos.servers.storage.serving import add_state, kept
 from llmos.servers.storage.state.base import Documents, Leases, Locks
@@ -44,22 +41,7 @@ async def state_world(way: str, state_dir: Path, url: str = "") -> AsyncIterator
         if way == "in process":
             yield SmallState(core.documents, core.leases, core.locks, core, database)
             return
-        kernel = "none"
-        if way == "kernel":
-            kernel_server, kernel = KernelServer(), socket_address(state_dir, "kernel")
-            await kernel_server.start([kernel])
-            stack.push_async_callback(kernel_server.stop, 0)
-        server = Server("storage", ServerConfig(state_dir=state_dir, kernel=kernel))
-        add_state(server, core, database)
-        await server.start()
-        stack.push_async_callback(server.stop, 0)
-        if way == "kernel":
-            port = Port(kernel, "client")
-            await port.start()
-            stack.push_async_callback(port.stop, 1)
-            channel: grpc.aio.Channel = port.channel
-        else:
-            channel = await stack.enter_async_context(grpc.aio.insecure_channel(server.address))
+        channel = await reach(stack, way, state_dir, lambda s: add_state(s, core, database))
         yield SmallState(
             RemoteDocuments(channel),
             RemoteLeases(channel),

@@ -7,20 +7,16 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import grpc
 from remote_registry import RemoteAliases, RemoteLeases
 from remote_storage import RemoteStorage
 from remote_upkeep import RemoteMaintenance, RemoteUploads
+from ways import reach
 
 from llmos.api.storage.v1 import registry_pb2_grpc
-from llmos.kernel.transport.server import KernelServer
-from llmos.lib.config import socket_address
-from llmos.lib.port import Port
 from llmos.lib.serve import Server
 from llmos.servers.storage.base import Storage
 from llmos.servers.storage.binding import Bound
 from llmos.servers.storage.blobs.uploads_base import Uploads
-from llmos.servers.storage.config import StorageConfig
 from llmos.servers.storage.local import LocalStorage
 from llmos.servers.storage.registry.base import Aliases, VersionLeases
 from llmos.servers.storage.registry.local import LocalAliases, LocalLeases
@@ -61,26 +57,15 @@ async def storage_world(way: str, state_dir: Path, store: LocalStorage) -> Async
         if way == "in process":
             yield World(store, aliases, leases, store, aliases, store.uploads, upkeep)
             return
-        kernel = "none"
-        if way == "kernel":
-            kernel_server, kernel = KernelServer(), socket_address(state_dir, "kernel")
-            await kernel_server.start([kernel])
-            stack.push_async_callback(kernel_server.stop, 0)
-        server = Server("storage", StorageConfig(state_dir=state_dir, kernel=kernel))
-        registry, blobs = Bound(RegistryService(store)), Bound(BlobsService(store))
-        server.add(registry_pb2_grpc.add_RegistryServicer_to_server, registry)
-        server.add(registry_pb2_grpc.add_BlobsServicer_to_server, blobs)
-        add_registry(server, aliases, leases)
-        add_upkeep(server, store.uploads, upkeep)
-        await server.start()
-        stack.push_async_callback(server.stop, 0)
-        if way == "kernel":
-            port = Port(kernel, "client")
-            await port.start()
-            stack.push_async_callback(port.stop, 1)
-            channel: grpc.aio.Channel = port.channel
-        else:
-            channel = await stack.enter_async_context(grpc.aio.insecure_channel(server.address))
+
+        def add(server: Server) -> None:
+            registry, blobs = Bound(RegistryService(store)), Bound(BlobsService(store))
+            server.add(registry_pb2_grpc.add_RegistryServicer_to_server, registry)
+            server.add(registry_pb2_grpc.add_BlobsServicer_to_server, blobs)
+            add_registry(server, aliases, leases)
+            add_upkeep(server, store.uploads, upkeep)
+
+        channel = await reach(stack, way, state_dir, add)
         yield World(
             RemoteStorage(channel),
             RemoteAliases(channel),
