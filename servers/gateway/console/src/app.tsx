@@ -1,6 +1,7 @@
 // The frame around the pages: navigation, theme, language, and what all pages share.
 import type { ComponentType, JSX } from "preact";
 import { useEffect, useState } from "preact/hooks";
+import { KEY_WANTED } from "./lib/api";
 import { useFeed, useKept } from "./lib/hooks";
 import { preferred, speak, t, type Language, type Word } from "./lib/i18n";
 import { LiveContext, useLiveSource } from "./lib/system";
@@ -13,6 +14,7 @@ import { PlaygroundPage } from "./pages/playground";
 import { QueuesPage } from "./pages/queues";
 import { SystemPage } from "./pages/system";
 import { Actions } from "./ui/actions";
+import { KeyForm } from "./ui/keyform";
 import { Trouble } from "./ui/parts";
 
 const PAGES: [Word, ComponentType<{ rest: string }>][] = [
@@ -69,6 +71,17 @@ function useNumberKeys(): void {
   }, []);
 }
 
+/** Whether the gateway has refused the key, and what to call when there is another. */
+function useKeyWanted(): [boolean, () => void] {
+  const [wanted, setWanted] = useState(false);
+  useEffect(() => {
+    const refused = (): void => setWanted(true);
+    addEventListener(KEY_WANTED, refused);
+    return () => removeEventListener(KEY_WANTED, refused);
+  }, []);
+  return [wanted, () => setWanted(false)];
+}
+
 export function App(): JSX.Element {
   const [language, setLanguage] = useKept<Language>("language", preferred());
   speak(language);
@@ -78,6 +91,11 @@ export function App(): JSX.Element {
   const live = useLiveSource(news);
   useFeed<News>("/events?patterns=*", (item) => setNews((old) => [item, ...old].slice(0, NEWS_KEPT)));
   useNumberKeys();
+  const [keyWanted, keyGiven] = useKeyWanted();
+  const given = (): void => {
+    keyGiven();
+    live.again();
+  };
   const Page = PAGES.find(([word]) => word === page)![1];
   useEffect(() => {
     document.title = `${t(page)} · LLM OS`;
@@ -117,7 +135,7 @@ export function App(): JSX.Element {
         <main id="content" tabIndex={-1}>
           <h1>{t(page)}</h1>
           <Trouble error={live.error} />
-          <Page rest={rest} />
+          {keyWanted ? <KeyForm done={given} /> : <Page rest={rest} />}
         </main>
       </Actions>
     </LiveContext.Provider>

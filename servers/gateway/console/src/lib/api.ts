@@ -10,13 +10,18 @@ export class ApiError extends Error {
   }
 }
 
-type ErrorBody = { error?: { message?: string } };
+type ErrorBody = { error?: { message?: string; code?: string } };
+export const KEY_WANTED = "llmos-key-wanted";
 
-async function failure(response: Response): Promise<ApiError> {
+/** Reads what went wrong; when the OS itself refuses the key, the page is told (KEY_WANTED). */
+async function failure(response: Response, sent: string): Promise<ApiError> {
   const text = await response.text();
   try {
-    const said = (JSON.parse(text) as ErrorBody).error?.message;
-    if (said) return new ApiError(said, response.status);
+    const said = (JSON.parse(text) as ErrorBody).error;
+    const refused = response.status === 401 || said?.code === "not_admin";
+    const steering = new URL(response.url).pathname.startsWith(BASE);
+    if (refused && steering && sent === apiKey()) dispatchEvent(new Event(KEY_WANTED));
+    if (said?.message) return new ApiError(said.message, response.status);
   } catch {
     // Not ours: what a proxy says is shown as it is.
   }
@@ -24,8 +29,9 @@ async function failure(response: Response): Promise<ApiError> {
 }
 
 async function json<T>(url: string, init?: RequestInit): Promise<T> {
+  const sent = apiKey();
   const response = await fetch(url, init);
-  if (!response.ok) throw await failure(response);
+  if (!response.ok) throw await failure(response, sent);
   return (await response.json()) as T;
 }
 
@@ -64,8 +70,9 @@ export function openai<T>(path: string, members: object): Promise<T> {
 }
 
 export async function metricsText(signal?: AbortSignal): Promise<string> {
+  const sent = apiKey();
   const response = await fetch("/metrics", { signal: signal ?? null });
-  if (!response.ok) throw await failure(response);
+  if (!response.ok) throw await failure(response, sent);
   return response.text();
 }
 
@@ -94,8 +101,9 @@ async function* events(response: Response): AsyncGenerator<Event> {
 
 /** Yields the values of a feed of /llmos/v1. Throws ApiError when it ends with one. */
 export async function* feed<T>(path: string, signal: AbortSignal): AsyncGenerator<T> {
+  const sent = apiKey();
   const response = await fetch(BASE + path, { headers: keyed({}), signal });
-  if (!response.ok) throw await failure(response);
+  if (!response.ok) throw await failure(response, sent);
   for await (const event of events(response)) {
     if (event.name === "end") return;
     const value = JSON.parse(event.data) as T & ErrorBody;
@@ -114,13 +122,14 @@ type Chunk = ErrorBody & {
 
 /** Yields the pieces of a streamed chat answer. Throws ApiError. */
 export async function* chat(request: object, signal: AbortSignal): AsyncGenerator<Piece> {
+  const sent = apiKey();
   const response = await fetch("/v1/chat/completions", {
     method: "POST",
     headers: keyed(),
     body: JSON.stringify({ ...request, stream: true, stream_options: { include_usage: true } }),
     signal,
   });
-  if (!response.ok) throw await failure(response);
+  if (!response.ok) throw await failure(response, sent);
   for await (const event of events(response)) {
     if (event.data === "[DONE]") return;
     const chunk = JSON.parse(event.data) as Chunk;

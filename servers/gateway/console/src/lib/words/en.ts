@@ -97,6 +97,10 @@ export const en = {
   removed: "{ref} is deleted.",
   // Playground
   apiKey: "API key (if the gateway wants one)",
+  keyWanted: "This gateway wants a key",
+  keyOfAdmin: "Administrator's API key",
+  keyHelp: "llmos-ctl key create TENANT --admin makes one. It is forgotten with this tab.",
+  goOn: "Go on",
   chat: "Chat",
   embeddings: "Embeddings",
   media: "Image and audio",
