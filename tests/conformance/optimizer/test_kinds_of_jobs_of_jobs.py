@@ -74,7 +74,7 @@ async def test_a_search_finds_the_front_and_keeps_only_that(models: World) -> No
         model="m",
         choices=[jobs_pb2.Choice(name="prune", options=options)],
         evaluate=MEASURE,
-        objectives=["cosine_mean"],
+        objectives=["cosine_mean", "size"],
         gates=[Gate(measure="cosine_mean", most=0.99999)],  # so that something has to go
         trials=8,
         seed=4,
@@ -90,4 +90,6 @@ async def test_a_search_finds_the_front_and_keeps_only_that(models: World) -> No
     for ref in worse:
         with pytest.raises(Exception, match="version"):
             await models.version(ref)
-    assert done.artifact("report.html").exists()
+    page = done.artifact("report.html").read_text()
+    assert 'alt="front"' in page and all(f"{t['trial']} {t['ref']}<" in page for t in trials[:1])
+    assert "12 rows of" in page

@@ -15,7 +15,7 @@ from llmos.api.storage.v1 import registry_pb2, registry_pb2_grpc
 from llmos.lib.errors import FailedPrecondition
 from llmos.lib.rpc import from_rpc_error
 from llmos.servers.optimizer.job import figures
-from llmos.servers.optimizer.job.chains import children
+from llmos.servers.optimizer.job.chains import children, front
 from llmos.servers.optimizer.job.chains.promotion import Promoter
 from llmos.servers.optimizer.job.context import JobContext
 from llmos.servers.optimizer.job.evaluate import report
@@ -36,6 +36,7 @@ class Search:
         )
         self._made: list[str] = []
         self._original: dict[str, float] = {}
+        self._rows = 0  # that a trial was measured on
 
     async def run(self) -> None:
         """Do it. Raises FailedPrecondition GATE_CLOSED when no trial holds, OBJECTIVE_MISSING."""
@@ -81,6 +82,7 @@ class Search:
         values = [{m.name: m.value for m in c.measures} for c in measured]
         if values:
             self._original = self._original or values[0]
+            self._rows = measured[0].texts
         found = values[-1] if values else {}
         why = figures.closed(self._spec.gates, found, values[0]) if values else job.error
         source = self._context.launch.sources[0]
@@ -114,10 +116,10 @@ class Search:
             for trial in trials
             if trial["holds"] and set(self._objectives) <= set(trial["figures"])
         }
-        front = [t for t in able.values() if not any(better(o, t) for o in able.values())]
+        best = [t for t in able.values() if not any(better(o, t) for o in able.values())]
         name = self._objectives[0]
         sign = 1 if figures.lower_is_better(name) else -1
-        return sorted(front, key=lambda t: sign * float(t["figures"][name]))
+        return sorted(best, key=lambda t: sign * float(t["figures"][name]))
 
     async def _finish(self, trials: list[dict[str, Any]]) -> None:
         measured = [t for t in trials if t["figures"]]
@@ -128,33 +130,33 @@ class Search:
                 f"search.objectives: {sorted(missing)[0]} was not measured; there are "
                 f"{', '.join(sorted(measured[0]['figures']))}.",
             )
-        front = self._front(trials)
+        best = self._front(trials)
         for trial in trials:
-            trial["front"] = any(trial["ref"] == other["ref"] for other in front)
-        await asyncio.to_thread(self._write, trials, front)
-        for index, trial in enumerate(front):
+            trial["front"] = any(trial["ref"] == other["ref"] for other in best)
+        await asyncio.to_thread(self._write, trials, best)
+        for index, trial in enumerate(best):
             found = figures.comparison(f"front {index + 1}", trial["ref"], trial["figures"], 0)
             self._context.compared(found)
         if not self._spec.keep_all:
-            await self._drop({ref for trial in front for ref in trial["made"]})
-        if not front:
+            await self._drop({ref for trial in best for ref in trial["made"]})
+        if not best:
             reasons = [t["why"] for t in trials if t["why"]]
             raise FailedPrecondition(
                 "GATE_CLOSED", f"No trial holds all gates; the last one: {reasons[-1]}."
             )
         if self._spec.alias:
             promotion = jobs_pb2.Promotion(alias=self._spec.alias)
-            await Promoter(self._context, promotion).run(front[0]["ref"])
+            await Promoter(self._context, promotion).run(best[0]["ref"])
 
-    def _write(self, trials: list[dict[str, Any]], front: list[dict[str, Any]]) -> None:
+    def _write(self, trials: list[dict[str, Any]], best: list[dict[str, Any]]) -> None:
         folder = self._context.artifacts
         folder.mkdir(exist_ok=True)
         temporary = folder / "tmp-trials"
         temporary.write_text(json.dumps(trials, indent=1))
         temporary.replace(folder / _ARTIFACT)
-        found = evaluate_pb2.Report(data=self._spec.evaluate.data.dataset)
+        found = evaluate_pb2.Report(data=self._spec.evaluate.data.dataset, rows=self._rows)
         rows = [(self._context.launch.sources[0], self._original)]
-        rows += [(t["ref"], t["figures"]) for t in front]
+        rows += [(t["ref"], t["figures"]) for t in best]
         for ref, values in rows:
             found.versions.append(
                 evaluate_pb2.Evaluated(
@@ -165,7 +167,7 @@ class Search:
                     ],
                 )
             )
-        report.write(found, folder)
+        report.write(found, folder, front.section(trials, self._objectives))
 
     async def _drop(self, keep: set[str]) -> None:
         """Delete what trials made and the front has not; newest first, since they are parents."""

@@ -38,9 +38,16 @@ def generate(subject: Subject, texts: Sequence[str], limit: int, threads: int) -
     pad = model.config.pad_token_id or 0
     # A model that continues needs its last token last: padding goes before.
     left = subject.task == "generate"
+    # Nothing has a place after the last position: long texts lose their end (or, where the model
+    # continues them, their beginning), as in training.
+    most = int(model.config.max_position_embeddings)
+    limit = min(limit, most - 1)
+    kept_ids = slice(-max(1, most - limit), None) if left else slice(0, most)
     found: list[str] = []
     for start in range(0, len(texts), _BATCH):
-        rows = [e.ids for e in tokenizer.encode_batch(list(texts[start : start + _BATCH]))]
+        rows = [
+            e.ids[kept_ids] for e in tokenizer.encode_batch(list(texts[start : start + _BATCH]))
+        ]
         longest = max(len(row) for row in rows)
         ids = torch.full((len(rows), longest), pad)
         mask = torch.zeros_like(ids)

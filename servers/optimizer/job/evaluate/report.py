@@ -19,14 +19,14 @@ _STYLE = (
 )
 
 
-def write(report: evaluate_pb2.Report, folder: Path) -> None:
-    """Write all three into a folder, each whole or not at all."""
+def write(report: evaluate_pb2.Report, folder: Path, more: str = "") -> None:
+    """Write all three into a folder, each whole or not at all. more: HTML at the page's end."""
     folder.mkdir(exist_ok=True)
     text = json_format.MessageToJson(report, preserving_proto_field_name=True)
     _put(folder / JSON, text.encode())
     plot(report, folder / PNG)
     picture = base64.b64encode((folder / PNG).read_bytes()).decode()
-    _put(folder / HTML, page(report, picture).encode())
+    _put(folder / HTML, (page(report, picture) + more).encode())
 
 
 def _put(path: Path, data: bytes) -> None:
@@ -105,7 +105,9 @@ def plot(report: evaluate_pb2.Report, path: Path) -> None:
             next((m.value for m in v.measures if m.name == name), 0.0) for v in report.versions
         ]
         colours = [f"C{i % 10}" for i in range(len(labels))]
-        axes.barh(labels, values, color=colours)
+        bars = axes.barh(labels, values, color=colours)
+        axes.bar_label(bars, fmt="%.4g", fontsize=7, padding=2)
+        axes.margins(x=0.25)
         axes.invert_yaxis()
         axes.set_title(f"{name} ({unit})" if unit else name, fontsize=9)
         axes.tick_params(labelsize=7)
