@@ -81,6 +81,7 @@ async def test_a_server_that_stops_leaves_no_memory(processes: Processes) -> Non
     ):
         stub: Any = PrefixesStub(channel)
         await put(client, stub, keys, data)
+        await client.settled()
         assert processes.stop("memory") == 0
         assert not processes.shm.exists()
         processes.start("memory", "--kernel", "none")
