@@ -11,13 +11,18 @@
 
 namespace {
 
-inline __m256i dot2(__m256i total, __m256i a, __m256i b) {
+// total += the products of neighbours, summed by twos. In assembly as compilers copy every sum there
+// and back, a fourth of all instructions; volatile, or they load all rows first and have too few
+// registers.
+inline void add_dot2(__m256i& total, __m256i a, __m256i b) {
 #if defined(__AVX512VNNI__) && defined(__AVX512VL__)
-  return _mm256_dpwssd_epi32(total, a, b);
+  asm volatile("vpdpwssd %2, %1, %0" : "+x"(total) : "x"(a), "x"(b));
 #elif defined(__AVXVNNI__)
-  return _mm256_dpwssd_avx_epi32(total, a, b);
+  asm volatile("%{vex%} vpdpwssd %2, %1, %0" : "+x"(total) : "x"(a), "x"(b));
 #else
-  return _mm256_add_epi32(total, _mm256_madd_epi16(a, b));
+  __m256i product;
+  asm volatile("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0"
+               : "+x"(total), "=&x"(product) : "x"(a), "x"(b));
 #endif
 }
 
@@ -32,15 +37,15 @@ inline void tile(const int8_t* weight, const float* scale, const int16_t* x, int
     for (int pair = 0; pair < GROUP / 2; pair++) {
       __m256i low = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)weight));
       __m256i high = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)(weight + 16)));
+      // What the processor fetches by itself stops at each tile and comes late.
+      if (R <= 2) _mm_prefetch((const char*)weight + 1536, _MM_HINT_T0);
       weight += 32;
       for (int r = 0; r < R; r++) {
         int32_t two;
         memcpy(&two, x + r * stride + g * GROUP + pair * 2, 4);
         __m256i both = _mm256_set1_epi32(two);
-        total[r][0] = dot2(total[r][0], low, both);
-        total[r][1] = dot2(total[r][1], high, both);
-        // In this order: else the compiler loads all rows first and has too few registers.
-        asm volatile("" : "+x"(total[r][0]), "+x"(total[r][1]));
+        add_dot2(total[r][0], low, both);
+        add_dot2(total[r][1], high, both);
       }
     }
     f8 s0 = _mm256_loadu_ps(scale + g * TILE), s1 = _mm256_loadu_ps(scale + g * TILE + 8);
@@ -59,14 +64,23 @@ inline void rows_of_tile(const Linear& l, int64_t t, const Step& s, int64_t row,
           s.rounded + row * l.inputs, l.inputs, l.inputs / GROUP, out);
   for (int r = 0; r < R; r++) {
     f8 by = _mm256_set1_ps(s.row_scale[row + r]);
-    float values[TILE];
-    _mm256_storeu_ps(values, _mm256_mul_ps(out[r][0], by));
-    _mm256_storeu_ps(values + 8, _mm256_mul_ps(out[r][1], by));
+    f8 low = _mm256_mul_ps(out[r][0], by), high = _mm256_mul_ps(out[r][1], by);
+    asm volatile("" : "+x"(low), "+x"(high));  // rounded here, not fused with the sums below
     float* to = y + (row + r) * stride + t * TILE;
-    int64_t count = width - t * TILE < TILE ? width - t * TILE : TILE;
-    for (int64_t i = 0; i < count; i++) {
-      float v = l.bias ? values[i] + l.bias[t * TILE + i] : values[i];
-      to[i] = add ? to[i] + v : v;
+    if (l.bias) {
+      low = _mm256_add_ps(low, _mm256_loadu_ps(l.bias + t * TILE));
+      high = _mm256_add_ps(high, _mm256_loadu_ps(l.bias + t * TILE + 8));
+    }
+    if (width - t * TILE >= TILE) {
+      if (add) low = _mm256_add_ps(_mm256_loadu_ps(to), low);
+      if (add) high = _mm256_add_ps(_mm256_loadu_ps(to + 8), high);
+      _mm256_storeu_ps(to, low);
+      _mm256_storeu_ps(to + 8, high);
+    } else {
+      float values[TILE];
+      _mm256_storeu_ps(values, low);
+      _mm256_storeu_ps(values + 8, high);
+      for (int64_t i = 0; i < width - t * TILE; i++) to[i] = add ? to[i] + values[i] : values[i];
     }
   }
 }
@@ -75,7 +89,8 @@ inline void rows_of_tile(const Linear& l, int64_t t, const Step& s, int64_t row,
 void product(const Linear& l, const Step& s, float* y, int64_t stride, int64_t width, bool add,
              int threads) {
   int64_t tiles = l.outputs / TILE, slices = (s.rows + SLICE - 1) / SLICE;
-  share_out(tiles * slices, tiles * slices / (8 * threads), threads,
+  int64_t shares = (s.rows < 4 ? 4 : 8) * threads;  // longer runs of memory where that is all
+  share_out(tiles * slices, tiles * slices / shares, threads,
             [&](int64_t job, int64_t last, int) {
     for (; job < last; job++) {
       int64_t t = job % tiles, row = job / tiles * SLICE;
