@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from llmos.api.memory.v1.buffers_pb2 import BufferHandle
 from llmos.lib.bufferpool import ROOM
 from llmos.lib.buffers import BufferClient, Mapping
 from llmos.lib.errors import NotFound
+from llmos.lib.handlers import current
 
 MIB = 1 << 20
 
@@ -116,3 +118,22 @@ async def test_what_is_not_wanted_again_is_unmapped(near_and_far: Any) -> None:
                 await asyncio.sleep(0.1)
         fresh = await maker.create(MIB)  # the pool is usable after that
         assert not bytes(fresh.view).strip(b"\0")
+
+
+async def test_not_for_another_tenant(near_and_far: Any) -> None:
+    """Who serves calls of several tenants makes their buffers in their names."""
+    _, near, _ = near_and_far
+
+    def serve(tenant: str) -> None:
+        current.set(cast(Any, SimpleNamespace(ended=False, open=SimpleNamespace(tenant=tenant))))
+
+    async with BufferClient(near) as maker:
+        serve("ann")
+        mine = await dirty(maker)
+        where = address(mine)
+        await maker.free(mine)
+        await maker.settled()
+        serve("bob")
+        assert address(await maker.create(MIB)) != where
+        serve("ann")
+        assert address(await maker.create(MIB)) == where
