@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import browser as browsers
+import ctl_forked
 import grpc
 import httpx
 import pytest
@@ -38,10 +38,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stack, htt
 
 
 def ctl(running: Stack, *words: str) -> Any:
-    command = [sys.executable, "-m", "llmos.clients.ctl", "--state-dir", str(running.state_dir)]
-    done = subprocess.run(
-        [*command, "-o", "json", *words], capture_output=True, text=True, timeout=60
-    )
+    done = ctl_forked.run("--state-dir", str(running.state_dir), "-o", "json", *words)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -56,6 +53,26 @@ def until(condition: Callable[[], bool], timeout_s: float = 20) -> None:
 def infer(http: httpx.Client, key: str) -> httpx.Response:
     headers = {"authorization": f"Bearer {key}"}
     return http.post("/v2/models/tiny/infer", json=BODY, headers=headers)
+
+
+def test_the_console_asks_for_a_key(world: tuple[Stack, httpx.Client]) -> None:
+    browsers.needed()
+    running, http = world
+    key = ctl(running, "key", "create", "boss", "--admin")["key"]
+    headers = {"authorization": f"Bearer {key}"}
+    until(lambda: http.get("/llmos/v1/models", headers=headers).status_code == 200)
+    with browsers.browser() as browser:
+        page = browser.new_page(base_url=str(http.base_url), locale="en-US")
+        page.set_default_timeout(browsers.WAIT_MS)
+        page.goto("/console/#models")
+        field = page.get_by_label("Administrator's API key")
+        field.fill("wrong")
+        page.keyboard.press("Enter")
+        page.get_by_role("alert").filter(has_text="not known").wait_for()
+        field.fill(key)
+        page.keyboard.press("Enter")
+        page.get_by_role("link", name="tiny@1").wait_for()
+        assert field.count() == 0
 
 
 def test_a_keys_life(world: tuple[Stack, httpx.Client]) -> None:

@@ -37,8 +37,8 @@ export function AuditTab(): JSX.Element {
         columns={[
           { title: "#", number: true, cell: (entry) => entry.seq },
           { title: t("when"), cell: (entry) => moment(entry.at_unix_ms / 1000) },
-          { title: t("who"), cell: (entry) => entry.actor },
-          { title: t("what"), cell: (entry) => entry.action },
+          { title: t("who"), cell: (entry) => <span class="word">{entry.actor}</span> },
+          { title: t("what"), cell: (entry) => <span class="word">{entry.action}</span> },
           { title: t("subject"), cell: (entry) => entry.subject },
           { title: t("detail"), cell: (entry) => <code class="detail">{entry.detail_json}</code> },
         ]}
