@@ -12,7 +12,9 @@ from whole_os import WholeOS
 
 
 @pytest.mark.timeout(400)
-def test_prune_evaluate_report_lineage(os_up: WholeOS, tmp_path: Path) -> None:
+def test_prune_evaluate_report_lineage(
+    os_up: WholeOS, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = [json.dumps({"text": f"a sentence with the number {i}"}) for i in range(12)]
     (tmp_path / "numbers.jsonl").write_text("\n".join(rows))
     os_up.ok("dataset", "import", str(tmp_path / "numbers.jsonl"), "--name", "numbers")
@@ -24,7 +26,7 @@ def test_prune_evaluate_report_lineage(os_up: WholeOS, tmp_path: Path) -> None:
         *("--gate", "cosine_mean>=0.1", "--skip-speed"),
         timeout=300,
     )
-    assert "nothing" in said  # registers nothing
+    assert "nothing" in said and "COSINE MEAN" in said  # registers nothing, shows what it found
     id = os_up.json("job", "ls")[0]["id"]
     found = os_up.json("job", "report", id)
     assert [c["ref"] for c in found] == ["numbered@1", "numbered@2"]
@@ -32,6 +34,10 @@ def test_prune_evaluate_report_lineage(os_up: WholeOS, tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     os_up.ok("job", "report", id, "--to", str(page))
     assert "numbered@2" in page.read_text()
+    monkeypatch.setenv("BROWSER", "echo %s")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    opened = os_up.ok("job", "report", id, "--open")
+    assert f"file://{tmp_path}" in opened and f"{id}.html" in opened
     lineage = os_up.json("model", "lineage", "numbered@2")
     assert [node["ref"] for node in lineage["nodes"]] == ["numbered@2", "numbered@1"]
     (split,) = lineage["datasets"][0]["splits"]
