@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 CASES = int(os.environ.get("LLMOS_SCHEMATHESIS_CASES", "50"))
+LIMIT_S = 900 + 3 * CASES  # making up a case takes most of the time; a busy machine needs seconds
 
 
 def test_the_document_is_whole(echo_gateway: tuple[Any, Any]) -> None:
@@ -34,7 +35,7 @@ def test_the_document_is_whole(echo_gateway: tuple[Any, Any]) -> None:
             assert reply.status_code != 405, (method, path)
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(LIMIT_S + 60)
 def test_nothing_that_is_sent_breaks_it(echo_gateway: tuple[Any, Any], tmp_path: Path) -> None:
     pytest.importorskip("schemathesis", reason="schemathesis is not installed")
     url = echo_gateway[0].url
@@ -52,7 +53,7 @@ def test_nothing_that_is_sent_breaks_it(echo_gateway: tuple[Any, Any], tmp_path:
     command += ["--max-examples", str(max(1, CASES // 5)), "--seed", "1", "--request-timeout", "20"]
     env = {**os.environ, "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
-        command, capture_output=True, text=True, cwd=tmp_path, env=env, timeout=1150
+        command, capture_output=True, text=True, cwd=tmp_path, env=env, timeout=LIMIT_S
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert httpx.get(url + "/healthz").status_code == 200
