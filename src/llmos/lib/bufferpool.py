@@ -32,12 +32,13 @@ class Pool:
         self._bytes = 0
         self._timer: asyncio.TimerHandle | None = None
 
-    def wants(self, size: int) -> bool:
-        """Return whether one more of `size` bytes would be kept."""
-        return size <= LARGEST and self._bytes + size <= ROOM
+    def put(
+        self, kind: Kind, offer: pb.FreeBufferResponse, memory: mmap.mmap
+    ) -> list[pb.BufferHandle]:
+        """Keep what is offered; its bytes become zeros.
 
-    def put(self, kind: Kind, offer: pb.FreeBufferResponse, memory: mmap.mmap) -> None:
-        """Keep what is offered; its bytes become zeros."""
+        Returns what had to go for it, the oldest first; the server may free that.
+        """
         first = ctypes.c_char.from_buffer(memory)
         ctypes.memset(ctypes.addressof(first), 0, len(memory))
         loop = asyncio.get_running_loop()
@@ -46,6 +47,11 @@ class Pool:
         self._bytes += len(memory)
         if self._timer is None:
             self._timer = loop.call_later(self._keep_s, self._expire)
+        gone = []
+        while self._bytes > ROOM:
+            oldest = min(self._free, key=lambda kind: self._free[kind][0][0])
+            gone.append(self._drop(oldest))
+        return gone
 
     def take(self, kind: Kind) -> tuple[pb.BufferHandle, mmap.mmap] | None:
         """Return a zeroed buffer that is the caller's, and its memory; None if there is none."""
@@ -76,8 +82,15 @@ class Pool:
         loop = asyncio.get_running_loop()
         for kind, kept in [*self._free.items()]:
             while kept and kept[0][0] <= loop.time():
-                self._bytes -= len(kept.popleft()[2])
-            if not kept:
-                del self._free[kind]
+                self._drop(kind)
         due = min((kept[0][0] for kept in self._free.values()), default=None)
         self._timer = None if due is None else loop.call_at(due, self._expire)
+
+    def _drop(self, kind: Kind) -> pb.BufferHandle:
+        """Let go of the oldest of a kind."""
+        kept = self._free[kind]
+        _, offer, memory = kept.popleft()
+        self._bytes -= len(memory)
+        if not kept:
+            del self._free[kind]
+        return offer.again

@@ -24,7 +24,7 @@ import grpc
 
 from llmos.api.memory.v1 import buffers_pb2 as pb
 from llmos.api.memory.v1 import buffers_pb2_grpc
-from llmos.lib.bufferpool import Kind, Pool
+from llmos.lib.bufferpool import LARGEST, Kind, Pool
 from llmos.lib.call import background
 from llmos.lib.errors import (
     DataLoss,
@@ -232,7 +232,7 @@ class BufferClient:
         kind = self._kinds.pop(id, None)
         request = pb.FreeBufferRequest(handle=handle, unmapped=id not in self._looked_at)
         self._looked_at.discard(id)
-        if memory is None or self._closed or not self._pool.wants(len(memory)):
+        if memory is None or self._closed or len(memory) > LARGEST:
             kind = None
         request.again = request.unmapped and kind is not None
         task = background(self._free(request, kind, memory, self._freeing.get(id)))
@@ -262,7 +262,8 @@ class BufferClient:
             log.warning("a buffer was not freed, its lease runs out", extra={"cause": exc.message})
             return
         if kind is not None and memory is not None and freed.HasField("again"):
-            self._pool.put(kind, freed, memory)
+            for handle in self._pool.put(kind, freed, memory):
+                self._release(handle)
 
     async def _read(self, handle: pb.BufferHandle) -> bytearray:
         data = bytearray()  # grows: the size in a handle is only what its sender says
