@@ -38,7 +38,7 @@ inline void tile(const int8_t* weight, const float* scale, const int16_t* x, int
       __m256i low = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)weight));
       __m256i high = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)(weight + 16)));
       // What the processor fetches by itself stops at each tile and comes late.
-      if (R <= 2) _mm_prefetch((const char*)weight + 1536, _MM_HINT_T0);
+      _mm_prefetch((const char*)weight + 1536, _MM_HINT_T0);
       weight += 32;
       for (int r = 0; r < R; r++) {
         int32_t two;
