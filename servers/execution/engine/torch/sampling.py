@@ -90,7 +90,10 @@ def choose(logits: Tensor, rows: Sequence[Row]) -> list[Choice | None]:
         return []
     reports = _reports(logits, rows)
     for i, row in enumerate(rows):
-        _adjust(logits[i], row)
+        _penalise(logits[i], row)
+    _add_bias(logits, rows)
+    for i, row in enumerate(rows):
+        _mask(logits[i], row)
     best, greedy = (part.tolist() for part in logits.max(-1))
     tokens: list[int] = greedy
     for sampled, whole in ((_rows(rows, whole=True), True), (_rows(rows, whole=False), False)):
@@ -129,8 +132,8 @@ def _reports(logits: Tensor, rows: Sequence[Row]) -> dict[int, _Report]:
     }
 
 
-def _adjust(line: Tensor, row: Row) -> None:
-    """Apply penalties, bias and the mask to one row of logits, in place."""
+def _penalise(line: Tensor, row: Row) -> None:
+    """Apply the penalties to one row of logits, in place."""
     s = row.sampler
     if s.repetition != 1:
         seen = torch.tensor(sorted(set(row.tokens)), device=line.device)
@@ -142,9 +145,18 @@ def _adjust(line: Tensor, row: Row) -> None:
             made = torch.tensor(list(counts), device=line.device)
             times = torch.tensor(list(counts.values()), dtype=torch.float32, device=line.device)
             line[made] -= s.presence + s.frequency * times
-    if s.bias:
-        where = torch.tensor(list(s.bias), device=line.device)
-        line[where] += torch.tensor(list(s.bias.values()), device=line.device)
+
+
+def _add_bias(logits: Tensor, rows: Sequence[Row]) -> None:
+    """Add the biases of all rows, in place and in one go."""
+    biased = [(i, *item) for i, row in enumerate(rows) for item in row.sampler.bias.items()]
+    if biased:
+        lines, tokens, values = (list(part) for part in zip(*biased, strict=True))
+        logits[lines, tokens] += torch.tensor(values, device=logits.device)
+
+
+def _mask(line: Tensor, row: Row) -> None:
+    """Leave one row of logits only what is allowed, in place."""
     if row.allowed is not None:
         bits = torch.arange(32, dtype=torch.int32)
         allowed = (row.allowed[:, None] >> bits & 1).bool().flatten()[: len(line)]
