@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import ctl_forked
 import grpc
 import pytest
 import storage_process
@@ -36,10 +35,8 @@ def openssl(*arguments: str) -> None:
 
 
 def ctl(state_dir: Path, *arguments: str, code: int = 0) -> str:
-    command = [sys.executable, "-m", "llmos.clients.ctl", "--address"]
-    command += [socket_address(state_dir, "storage"), "model", *arguments]
-    env = {k: v for k, v in os.environ.items() if not k.startswith("LLMOS_")}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
+    address = socket_address(state_dir, "storage")
+    done = ctl_forked.run("--address", address, "model", *arguments)
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout + (done.stderr if code else "")

@@ -7,12 +7,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import ctl_forked
 import grpc
 
 from llmos.api.init.v1 import init_pb2, init_pb2_grpc
@@ -42,12 +42,9 @@ class TinyOS:
 
     def ctl(self, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
         """Run llmos-ctl to its end."""
-        return subprocess.run(
-            [sys.executable, "-m", "llmos.clients.ctl", "--state-dir", str(self.state_dir), *words],
+        return ctl_forked.run(
+            *("--state-dir", str(self.state_dir), *words),
             env={**os.environ, "LLMOS_CONFIG": str(self.config), **env},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
             timeout=90,
         )
 

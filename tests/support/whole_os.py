@@ -7,10 +7,11 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
+
+import ctl_forked
 
 from llmos.lib.config import run_dir, socket_address
 from llmos.lib.host import ProcessRecord, records
@@ -41,16 +42,8 @@ class WholeOS:
         self, *words: str, timeout: float = 120, stdin: str | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run `llmos-ctl` as a user would."""
-        command = [sys.executable, "-m", "llmos.clients.ctl"]
-        env = {k: v for k, v in os.environ.items() if not k.startswith("LLMOS_")}
-        return subprocess.run(
-            [*command, "--state-dir", str(self.state_dir), *words],
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            env=env,
-            input=stdin,
-            check=False,
+        return ctl_forked.run(
+            "--state-dir", str(self.state_dir), *words, stdin=stdin or "", timeout=timeout
         )
 
     def ok(self, *words: str, timeout: float = 120) -> str:

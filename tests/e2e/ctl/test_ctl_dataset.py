@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import ctl_forked
 import pyarrow.parquet as pq
 import pytest
 from storage_process import storage
@@ -23,12 +23,7 @@ def address() -> Iterator[str]:
 
 
 def ctl(address: str, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "llmos.clients.ctl", "dataset", *words, "--address", address],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = ctl_forked.run("dataset", *words, "--address", address, timeout=60)
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done

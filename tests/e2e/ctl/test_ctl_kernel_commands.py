@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import ctl_forked
 import grpc
 import pytest
 from kernel_process import end
@@ -185,8 +186,7 @@ async def recording(tmp_path: Path) -> Path:
 
 
 def ctl(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "llmos.clients.ctl", "kernel", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return ctl_forked.run("kernel", *words)
 
 
 def test_replay(recording: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import ctl_forked
 from whole_os import WholeOS
 
 
@@ -83,13 +84,9 @@ def test_a_command_under_a_lock(os_up: WholeOS) -> None:
         os_up.ok("lock", "release", "e2e/one", str(token))  # the lock is taken away
         _, said = busy.communicate(timeout=60)
         assert busy.returncode == 4 and "was lost" in said
-    command = [sys.executable, "-m", "llmos.clients.ctl", "--state-dir", str(os_up.state_dir)]
-    late = subprocess.run(
-        [*command, "state", "put", "k", "late"],
+    late = ctl_forked.run(
+        *("--state-dir", str(os_up.state_dir), "state", "put", "k", "late"),
         env={**os.environ, "LLMOS_FENCE": f"e2e/one:{token}"},
-        capture_output=True,
-        text=True,
-        timeout=60,
     )
     assert late.returncode == 7 and "does not hold the lock" in late.stderr
 
@@ -101,15 +98,9 @@ def test_the_audit_log_is_checked_offline(os_up: WholeOS, tmp_path: Path) -> Non
     os_up.ok("audit", "export", str(log))
     head = os_up.ok("audit", "head").strip()
     away = os_up.state_dir / "nowhere"  # verify needs no server
-    command = [sys.executable, "-m", "llmos.clients.ctl", "--state-dir", str(away)]
 
     def verify(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*command, "audit", "verify", str(log), *words],
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        return ctl_forked.run("--state-dir", str(away), "audit", "verify", str(log), *words)
 
     done = verify("--head", head)
     assert done.returncode == 0 and "intact" in done.stdout, done.stderr

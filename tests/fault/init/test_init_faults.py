@@ -196,7 +196,7 @@ def test_sigterm_of_init_is_a_graceful_down(running: TinyOS) -> None:
 
 
 def test_restarts_back_off(tmp_path: Path) -> None:
-    manifest = server("a", dies_after_s=0.05) + "[init]\nbackoff_cap_s = 0.4\n"
+    manifest = server("a", dies_after_s=0.5) + "[init]\nbackoff_cap_s = 0.4\n"
     with tiny_os(tmp_path, manifest) as system:
         system.up()
         system.until(lambda ps: ps["a"]["restarts"] >= 2)
