@@ -36,7 +36,7 @@ def measured(os_up: WholeOS, name: str) -> list[float]:
 
 
 def test_a_language_model_learns_a_tone_and_answers_by_name(os_up: WholeOS, tmp_path: Path) -> None:
-    verses(os_up, tmp_path, "psalter", 200, 0.02)
+    verses(os_up, tmp_path, "psalter", 200, 0.04)
     settings = ("--set", "data.tokens=32", "--set", "data.validation_split=test")
     tune = ("fine-tune", "smollm2@1", "psalter", "--name", "tone", "--lora", *settings)
     few = ("--steps", "4", "--batch", "2", "--learning-rate", "0.002")
