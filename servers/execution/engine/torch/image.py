@@ -1,10 +1,11 @@
 """Weights as they are computed with, in a file that all workers of a model map.
 
 The first worker of a version reads, unpacks and repacks its weights, writes them here while it
-gives its first answers, and goes on over the file; it and all later ones map it read-only. So N workers have one physical copy, in the page cache; the
-kernel writes nothing back and drops pages that nobody maps when memory is short, and the next
-worker finds them in the cache or on the disk. A file: the length of a header (8 bytes, little
-endian), the header (JSON), and the tensors' bytes from whole pages on.
+gives its first answers, and goes on over the file; it and all later ones map it read-only. So N
+workers have one physical copy, in the page cache; the kernel writes nothing back and drops pages
+that nobody maps when memory is short, and the next worker finds them in the cache or on the disk.
+A file: the length of a header (8 bytes, little endian), the header (JSON), and the tensors' bytes
+from whole pages on.
 """
 
 from __future__ import annotations
