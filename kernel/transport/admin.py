@@ -28,8 +28,8 @@ class AdminService(admin_pb2_grpc.AdminServicer):
 
     def __init__(self, hub: Hub) -> None:
         """Look into the hub's core."""
-        self._hub = hub
-        self._core = hub.core
+        self._hub, self._core = hub, hub.core
+        self._asked: Any = None  # the limits asked for last
 
     async def ListPorts(self, request: Any, context: Any) -> admin_pb2.ListPortsResponse:
         return admin_pb2.ListPortsResponse(ports=view.ports(self._core, time.monotonic()))
@@ -72,7 +72,9 @@ class AdminService(admin_pb2_grpc.AdminServicer):
                 if field.name != "tenant" and (value < 0 or (field.name == "weight" and not value)):
                     raise InvalidArgument("BAD_LIMIT", f"{field.name} = {value} is no limit.")
         self._hub.feed(LimitsChanged(request))
-        log.info("limits changed", extra={"limits": str(request)})
+        if request != self._asked:  # a gateway asks for the same ones every few seconds
+            log.info("limits changed", extra={"limits": str(request)})
+        self._asked = request
         return admin_pb2.UpdateLimitsResponse()
 
     async def WatchPorts(
