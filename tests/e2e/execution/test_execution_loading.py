@@ -44,12 +44,16 @@ async def refused(call: Awaitable[object]) -> LLMOSError:
     return from_rpc_error(caught.value)
 
 
-async def test_the_zygote_has_one_thread_and_no_grpc(running: Stack, llmos: Client) -> None:
+async def test_the_zygote_has_one_thread_and_nothing_of_a_running_grpc(
+    running: Stack, llmos: Client
+) -> None:
     await llmos.models()
     await until((run_dir(running.state_dir) / "zygote.sock").exists, 60)
     zygote = psutil.Process(running.record("zygote").pid)
     assert zygote.num_threads() == 1
-    assert not [m.path for m in zygote.memory_maps() if "cygrpc" in m.path]
+    # Its modules are there (ADR 10), but a core of grpc that runs has wake-up descriptors.
+    held = [os.readlink(fd) for fd in Path(f"/proc/{zygote.pid}/fd").iterdir()]
+    assert held and not [name for name in held if "eventfd" in name]
     assert any("torch" in m.path for m in zygote.memory_maps())
     assert zygote.name().startswith("llmos-zygote")
 
