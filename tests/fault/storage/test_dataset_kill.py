@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 import grpc
 import pytest
-from storage_process import start
+from storage_process import Process, start
 
 from llmos.api.storage.v1 import data_pb2 as pb
 from llmos.api.storage.v1 import data_pb2_grpc
@@ -69,7 +68,7 @@ def test_reader_goes_on_after_a_kill(state_dir: Path) -> None:
             request = pb.ImportDatasetRequest(source=str(source(state_dir)), name="n")
             list(data_pb2_grpc.DatasetsStub(channel).ImportDataset(request))
             orders = []
-            again: list[subprocess.Popen[bytes]] = []
+            again: list[Process] = []
             for by_path in (True, False):
                 reader = DatasetReader(
                     channel, "n", batch_rows=500, shuffle_seed=3, epoch=1, by_path=by_path

@@ -10,7 +10,6 @@ import asyncio
 import os
 import random
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +17,7 @@ from tempfile import TemporaryDirectory
 import grpc
 import pytest
 from storage_history import History, check, dead, work
-from storage_process import start
+from storage_process import Process, start
 
 from llmos.lib.config import socket_address
 from llmos.lib.failpoint import VARIABLE
@@ -40,7 +39,7 @@ def state_dir() -> Iterator[Path]:
 
 
 async def until_dead(
-    state_dir: Path, process: subprocess.Popen[bytes], history: History, round: int, after_s: float
+    state_dir: Path, process: Process, history: History, round: int, after_s: float
 ) -> None:
     """Work; kill the server when it has not died by itself by then."""
     async with grpc.aio.insecure_channel(socket_address(state_dir, "storage")) as channel:

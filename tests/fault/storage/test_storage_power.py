@@ -40,7 +40,7 @@ async def test_the_power_goes(state_dir: Path, tmp_path: Path) -> None:
     dice, history, lost = random.Random(11), History(), 0
     for round in range(CUTS):
         extra = {"LD_PRELOAD": str(library), "POWERLOSS_DIR": str(seen)}
-        process = start(state_dir, "--scrub-bytes-per-s", "0", extra=extra)
+        process = start(state_dir, "--scrub-bytes-per-s", "0", extra=extra, fresh=True)
         try:
             async with grpc.aio.insecure_channel(socket_address(state_dir, "storage")) as channel:
                 busy = asyncio.create_task(work(channel, state_dir, history, round))
