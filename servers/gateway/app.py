@@ -58,28 +58,41 @@ def build(
     metrics: where requests are counted. counts: the same of all processes on the port.
     """
     metrics = metrics or Metrics()
+    app: ASGIApp = _application(routes_of(backend, config, channels, keys, metrics, counts))
+    if keys is not None:
+        app = KeyGuard(app, keys)
+    return Observed(cors(app, config.cors_origins), metrics, telemetry)
+
+
+def routes_of(
+    backend: Backend,
+    config: GatewayConfig,
+    channels: Channels | None = None,
+    keys: Keys | None = None,
+    metrics: Metrics | None = None,
+    counts: Counts | None = None,
+) -> list[BaseRoute]:
+    """Return what the application serves; the arguments are `build`'s."""
+    metrics = metrics or Metrics()
     routes: list[BaseRoute] = [
         *OpenAI(backend, config, metrics, channels).routes(),
         *Ops(backend, counts or metrics, channels).routes(),
         *openapi.routes(),
     ]
-    if channels is not None:
-        routes += [
-            *OpenInference(lambda: channels("execution"), config).routes(),
-            *Transcriptions(channels, config).routes(),
-            *Admin(channels, config, keys).routes(),
-            *Console().routes(),
-        ]
-        documents = Documents(lambda: channels("storage"))
-        files = Files(documents, config)
-        # Lines of a batch are answered by the very endpoints that answer requests.
-        batches = Batches(documents, files, asker(_application(list(routes))), config)
-        fine_tuning = FineTuning(channels, files, config)
-        routes += [*files.routes(), *batches.routes(), *fine_tuning.routes()]
-    app: ASGIApp = _application(routes)
-    if keys is not None:
-        app = KeyGuard(app, keys)
-    return Observed(cors(app, config.cors_origins), metrics, telemetry)
+    if channels is None:
+        return routes
+    routes += [
+        *OpenInference(lambda: channels("execution"), config).routes(),
+        *Transcriptions(channels, config).routes(),
+        *Admin(channels, config, keys).routes(),
+        *Console().routes(),
+    ]
+    documents = Documents(lambda: channels("storage"))
+    files = Files(documents, config)
+    # Lines of a batch are answered by the very endpoints that answer requests.
+    batches = Batches(documents, files, asker(_application(list(routes))), config)
+    fine_tuning = FineTuning(channels, files, config)
+    return [*routes, *files.routes(), *batches.routes(), *fine_tuning.routes()]
 
 
 def _application(routes: list[BaseRoute]) -> Starlette:

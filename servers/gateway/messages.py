@@ -4,12 +4,43 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from llmos.servers.gateway.media import Content, medium_of
+from llmos.servers.gateway.parameters import publish_closed
 
 _STRICT = ConfigDict(extra="allow", strict=True)
+_BASE64 = "(?:[A-Za-z0-9+/]{4})*$"
+
+
+def _part(kind: str, schema: dict[str, Any]) -> dict[str, Any]:
+    properties = {"type": {"const": kind}, kind: schema}
+    return {"type": "object", "required": [*properties], "properties": properties}
+
+
+def _holding(name: str, start: str) -> dict[str, Any]:
+    member = {"type": "string", "pattern": f"^{start}{_BASE64}"}
+    return {"type": "object", "required": [name], "properties": {name: member}}
+
+
+# What `_content` takes, as published.
+_CONTENT = {
+    "anyOf": [
+        {"type": ["string", "null"]},
+        {
+            "type": "array",
+            "items": {
+                "anyOf": [
+                    _part("text", {"type": "string"}),
+                    _part("refusal", {"type": "string"}),
+                    _part("image_url", _holding("url", "data:image/[a-z.+-]+;base64,")),
+                    _part("input_audio", _holding("data", "")),
+                ]
+            },
+        },
+    ]
+}
 
 
 def _content(value: object) -> Content | None:
@@ -127,14 +158,15 @@ class ResponseFormat(BaseModel):
 
 
 class Message(BaseModel):
-    """One turn of a chat."""
+    """One turn of a chat. Without `content` it is an assistant's with `tool_calls`."""
 
-    model_config = _STRICT
+    model_config = ConfigDict(extra="allow", strict=True, json_schema_extra=publish_closed)
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[
         Content | None,
-        PlainValidator(_content, json_schema_input_type=str | list[dict[str, Any]] | None),
+        PlainValidator(_content),
+        WithJsonSchema(_CONTENT),
     ] = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None

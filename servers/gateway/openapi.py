@@ -1,4 +1,8 @@
-"""GET /openapi.json: the APIs of this gateway in OpenAPI 3.1, from the models that check bodies."""
+"""GET /openapi.json: the APIs of this gateway in OpenAPI 3.1.
+
+Bodies come from the models that check them, the APIs of the OS from their protobuf descriptors. A
+test compares the operations with the application's routes.
+"""
 
 from __future__ import annotations
 
@@ -12,69 +16,40 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from llmos.servers.gateway.oip_infer import InferBody
-from llmos.servers.gateway.schema import ChatBody, CompletionBody, EmbeddingBody
+from llmos.servers.gateway.admin_calls import CALLS, Call
+from llmos.servers.gateway.openapi_answers import ANSWERS, TEXT, ref
+from llmos.servers.gateway.openapi_messages import Asked, Told, Written
+from llmos.servers.gateway.openapi_paths import OPERATIONS, Form, Operation
 
 Json = dict[str, Any]
-_REFS = "#/components/schemas/{model}"
-_MODEL = {"in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-# method, path, what it does, body
-_PATHS: tuple[tuple[str, str, str, type[BaseModel] | None], ...] = (
-    ("get", "/v1/models", "List the models", None),
-    ("get", "/v1/models/{id}", "Show a model", None),
-    ("post", "/v1/chat/completions", "Answer a chat; with `stream` as events", ChatBody),
-    ("post", "/v1/completions", "Continue prompts; with `stream` as events", CompletionBody),
-    ("post", "/v1/embeddings", "Turn texts into vectors", EmbeddingBody),
-    ("get", "/v2", "Say what this is (Open Inference Protocol)", None),
-    ("get", "/v2/health/live", "Say that the process is alive", None),
-    ("get", "/v2/health/ready", "Say whether models can be asked", None),
-    ("get", "/v2/models/{name}", "List a model's tensors", None),
-    ("get", "/v2/models/{name}/ready", "Say whether a model is loaded", None),
-    ("get", "/v2/models/{name}/config", "Tell how a model is run", None),
-    ("get", "/v2/models/{name}/stats", "Tell what a model has done", None),
-    ("post", "/v2/models/{name}/infer", "Run a model on tensors", InferBody),
-    ("get", "/healthz", "Say that the process is alive", None),
-    ("get", "/readyz", "Say whether requests can be answered", None),
-    ("get", "/metrics", "All metrics, in Prometheus' text format", None),
-)
+_JSON, _EVENTS = "application/json", "text/event-stream"
+_ADMIN = "/llmos/v1"
+_PLAIN = str.maketrans("", "", "/{}_.-")
+_HEAD: Json = {
+    "name": "Inference-Header-Content-Length",
+    "in": "header",
+    "description": "Length of the JSON, when raw tensors follow it.",
+    "schema": {"type": "integer", "minimum": 0},
+}
 
 
 @cache
 def document() -> Json:
     """Return the OpenAPI document."""
-    bodies = sorted({body for *_, body in _PATHS if body is not None}, key=lambda b: b.__name__)
-    _, defined = models_json_schema([(b, "validation") for b in bodies], ref_template=_REFS)
-    schemas: Json = defined["$defs"]
-    schemas["Error"] = {
-        "type": "object",
-        "required": ["error"],
-        "properties": {"error": {"type": ["object", "string"]}},
-    }
+    schemas: Json = {**ANSWERS, **_bodies()}
     paths: Json = {}
-    for method, path, about, body in _PATHS:
-        operation: Json = {
-            "operationId": f"{method}{path.title()}".translate(_PLAIN),
-            "summary": about,
-            "responses": {
-                "200": {"description": "Done."},
-                "4XX": _error("The request cannot be answered; `retry-after` says when it can."),
-                "5XX": _error("The OS cannot answer now."),
-            },
-        }
-        names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
-        if names:
-            operation["parameters"] = [{"name": name, **_MODEL} for name in names]
-        if body is not None:
-            schema = {"$ref": _REFS.format(model=body.__name__)}
-            content = {"application/json": {"schema": schema}}
-            operation["requestBody"] = {"required": True, "content": content}
-        paths.setdefault(path, {})[method] = operation
+    for one in OPERATIONS:
+        paths.setdefault(one.path, {})[one.method] = _operation(one)
+    for call in CALLS:
+        path = _ADMIN + call.path.replace(":path}", "}")
+        paths.setdefault(path, {})[call.verb.lower()] = _call(call, path, schemas)
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "LLM OS gateway",
             "version": version("llmos"),
-            "description": "OpenAI's API under /v1, the Open Inference Protocol under /v2.",
+            "description": "OpenAI's API under /v1, the Open Inference Protocol under /v2, the "
+            "APIs of the OS under /llmos/v1.",
         },
         "paths": paths,
         "components": {
@@ -85,12 +60,95 @@ def document() -> Json:
     }
 
 
-_PLAIN = str.maketrans("", "", "/{}_")
+def _bodies() -> Json:
+    found = {b for one in OPERATIONS if isinstance(b := one.body, type)}
+    models: list[type[BaseModel]] = sorted(found, key=lambda body: body.__name__)
+    _, defined = models_json_schema(
+        [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
+    )
+    schemas: Json = defined["$defs"]
+    return schemas
 
 
-def _error(about: str) -> Json:
-    schema = {"$ref": _REFS.format(model="Error")}
-    return {"description": about, "content": {"application/json": {"schema": schema}}}
+def _operation(one: Operation) -> Json:
+    operation = _head(one.method, one.path, one.about)
+    operation["responses"] = _responses(one.path, _content(one))
+    operation["parameters"] += [{"name": q, "in": "query", "schema": TEXT} for q in one.query]
+    if one.path.endswith("/infer"):
+        operation["parameters"].append(_HEAD)
+    content: Json = {}
+    if isinstance(one.body, Form):
+        form = {"type": "object", "properties": one.body.members, "required": one.body.required}
+        content = {"multipart/form-data": {"schema": form}}
+    elif isinstance(one.body, dict):
+        content = {_JSON: {"schema": one.body}}
+    elif one.body is not None:
+        content = {_JSON: {"schema": ref(one.body.__name__)}}
+        if one.example is not None:
+            content[_JSON]["example"] = one.example
+        if one.path.endswith("/infer"):
+            content["application/octet-stream"] = {}
+    if content:
+        operation["requestBody"] = {"required": True, "content": content}
+    return operation
+
+
+def _content(one: Operation) -> Json:
+    content: Json = {}
+    if "/" in one.answer:
+        content[one.answer] = {}
+    elif one.answer:
+        content[_JSON] = {"schema": ref(one.answer)}
+    if one.answer == "Inference":
+        content["application/octet-stream"] = {}
+    if one.answer == "Transcription":
+        content["text/plain"] = {}
+    if one.streams:
+        content[_EVENTS] = {}
+    return content
+
+
+def _call(call: Call, path: str, schemas: Json) -> Json:
+    operation = _head(
+        call.verb.lower(), path, f"{call.method.name} of {call.rpc.partition('/')[0]}"
+    )
+    in_path = frozenset(parameter["name"] for parameter in operation["parameters"])
+    asked = call.request.DESCRIPTOR
+    if call.verb == "GET":
+        operation["parameters"] += Written(schemas).parameters(asked, in_path)
+    else:
+        schema = Asked(schemas).ref(asked, in_path)
+        operation["requestBody"] = {"content": {_JSON: {"schema": schema}}}
+    told = Told(schemas).ref(call.response.DESCRIPTOR)
+    content = {_EVENTS: {}} if call.streams else {_JSON: {"schema": told}}
+    operation["responses"] = _responses(path, content)
+    return operation
+
+
+def _head(method: str, path: str, about: str) -> Json:
+    names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
+    schema = {"type": "string", "minLength": 1}
+    return {
+        "operationId": f"{method}{path.title()}".translate(_PLAIN),
+        "summary": about,
+        "tags": [path.split("/")[1] or "ops"],
+        "parameters": [
+            {"name": n, "in": "path", "required": True, "schema": schema} for n in names
+        ],
+    }
+
+
+def _responses(path: str, content: Json) -> Json:
+    error = ref("InferenceError" if path.startswith("/v2") else "Error")
+    errors = {_JSON: {"schema": error}}
+    return {
+        "200": {"description": "Done.", **({"content": content} if content else {})},
+        "4XX": {
+            "description": "The request cannot be answered; `retry-after-ms` says when it can.",
+            "content": errors,
+        },
+        "5XX": {"description": "The OS cannot answer now.", "content": errors},
+    }
 
 
 def routes() -> list[Route]:

@@ -28,6 +28,20 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
 }
 
 
+def publish(schema: dict[str, Any]) -> None:
+    """Say in a body's JSON schema what `check_extra` lets pass."""
+    schema["additionalProperties"] = False
+    for name in sorted(_LABELS):
+        schema["properties"][name] = {"description": "A label; it changes nothing."}
+    for name, values in sorted(_NEUTRAL.items()):
+        schema["properties"][name] = {"enum": [*values, None]}
+
+
+def publish_closed(schema: dict[str, Any]) -> None:
+    """Say in an object's JSON schema that it has no other members."""
+    schema["additionalProperties"] = False
+
+
 def refused(reason: str, param: str, says: str) -> InvalidArgument:
     """Return the error that refuses `param`, with `says` completing its sentence."""
     return InvalidArgument(reason, f"`{param}` {says}.", details={"param": param})

@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 from llmos.lib.errors import InvalidArgument
 from llmos.servers.gateway.media import Medium
 from llmos.servers.gateway.messages import Choice, Message, ResponseFormat, Tool
-from llmos.servers.gateway.parameters import check_extra, refused
+from llmos.servers.gateway.parameters import check_extra, publish, publish_closed, refused
 
 MAX_INPUTS = 2048  # of Embed, see execution.proto
 MAX_CHOICES = 16
@@ -55,10 +55,34 @@ def _inputs(value: object) -> list[str]:
     return _texts(value)
 
 
+# The validators, with what they take as published.
+_Ids = Annotated[list[Annotated[int, Field(ge=0, le=_UINT32)]], Field(min_length=1)]
+_PromptsIn = (
+    str
+    | Annotated[list[str], Field(min_length=1)]
+    | _Ids
+    | Annotated[list[list[Annotated[int, Field(ge=0, le=_UINT32)]]], Field(min_length=1)]
+)
+_Texts = BeforeValidator(_texts, json_schema_input_type=str | list[str])
+_Inputs = BeforeValidator(
+    _inputs, json_schema_input_type=str | Annotated[list[str], Field(max_length=MAX_INPUTS)]
+)
+
+
+def _range(least: float, most: float) -> Any:
+    """Publish a range that the worker checks."""
+    return Field(json_schema_extra={"minimum": least, "maximum": most})
+
+
+_BIAS = Field(json_schema_extra={"propertyNames": {"pattern": "^[0-9]{1,9}$"}})
+
+
 class Body(BaseModel):
     """What all bodies have in common. Unknown members are kept aside for `check_extra`."""
 
-    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="allow", strict=True, allow_inf_nan=False, json_schema_extra=publish
+    )
 
     model: str
 
@@ -66,7 +90,7 @@ class Body(BaseModel):
 class StreamOptions(BaseModel):
     """Options of a streamed answer."""
 
-    model_config = ConfigDict(extra="allow", strict=True)
+    model_config = ConfigDict(extra="allow", strict=True, json_schema_extra=publish_closed)
 
     include_usage: bool = False
     include_obfuscation: Literal[False] | None = None
@@ -76,17 +100,17 @@ class GenerationBody(Body):
     """What chat and completions share. None means that the client said nothing."""
 
     max_tokens: Annotated[int, Field(ge=1, le=_UINT32)] | None = None
-    temperature: float | None = None
-    top_p: float | None = None
+    temperature: Annotated[float | None, _range(0, 2)] = None
+    top_p: Annotated[float | None, _range(0, 1)] = None
     top_k: Annotated[int, Field(ge=0, le=_UINT32)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    min_p: Annotated[float | None, _range(0, 1)] = None
+    repetition_penalty: Annotated[float | None, _range(0.01, 2)] = None
+    presence_penalty: Annotated[float | None, _range(-2, 2)] = None
+    frequency_penalty: Annotated[float | None, _range(-2, 2)] = None
+    logit_bias: Annotated[dict[str, float] | None, _BIAS] = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    stop: Annotated[list[str], BeforeValidator(_texts)] | None = None
+    stop: Annotated[list[str], _Texts] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -125,7 +149,9 @@ class CompletionBody(GenerationBody):
     """Body of POST /v1/completions."""
 
     endpoint: ClassVar[str] = "/v1/completions"
-    prompt: Annotated[list[str | list[int]], BeforeValidator(_prompts)]
+    prompt: Annotated[
+        list[str | list[int]], BeforeValidator(_prompts, json_schema_input_type=_PromptsIn)
+    ]
     max_tokens: Annotated[int, Field(ge=0, le=_UINT32)] | None = None
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -136,7 +162,7 @@ class EmbeddingBody(Body):
     """Body of POST /v1/embeddings."""
 
     endpoint: ClassVar[str] = "/v1/embeddings"
-    input: Annotated[list[str], BeforeValidator(_inputs), Field(max_length=MAX_INPUTS)]
+    input: Annotated[list[str], Field(max_length=MAX_INPUTS), _Inputs]
     encoding_format: Literal["float", "base64"] | None = None
 
 

@@ -18,7 +18,7 @@ from llmos.servers.gateway.stream import unless_gone
 
 # Fields that may be there; the others would change the answer and cannot be honoured.
 _TAKEN = {"file", "model", "response_format", "temperature"}
-_FORMATS = ("json", "text")
+FORMATS = ("json", "text")
 
 
 class Transcriptions:
@@ -41,8 +41,8 @@ class Transcriptions:
                 "BAD_FORM", "Send a multipart form with a `file` and the `model` to ask."
             )
         shape = form.fields.get("response_format", "json")
-        if shape not in _FORMATS:
-            raise refused("INVALID_VALUE", "response_format", f"must be one of {_FORMATS}")
+        if shape not in FORMATS:
+            raise refused("INVALID_VALUE", "response_format", f"must be one of {FORMATS}")
         for name, value in form.fields.items():
             if name not in _TAKEN and value:
                 raise refused("UNSUPPORTED_PARAMETER", name, "is not supported; leave it out")

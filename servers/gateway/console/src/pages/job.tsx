@@ -42,8 +42,8 @@ export function JobPanel(props: { id: string; again: () => void }): JSX.Element 
       </p>
       {job.error && <p class="trouble" role="alert">{job.error}</p>}
       {job.results.length > 0 && (
-        <p>
-          {t("result")}:{" "}
+        <p class="actions">
+          {t("result")}:
           {job.results.map((ref) => (
             <a key={ref} class="button small" href={`#models/${ref}`}>
               {ref}

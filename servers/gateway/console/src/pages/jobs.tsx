@@ -30,24 +30,36 @@ export function JobsPage(props: { rest: string }): JSX.Element {
           chosen={chosen?.id ?? ""}
           empty={polled.value ? t("noJobs") : t("waiting")}
           columns={[
-            { title: t("name"), cell: (job) => <a href={`#jobs/${job.id}`}>{job.id}</a> },
-            { title: t("kind"), cell: (job) => kindOf(job)[0] },
+            { title: t("name"), cell: (job) => <a class="whole" href={`#jobs/${job.id}`}>{job.id}</a> },
+            { title: t("kind"), cell: (job) => <span class="whole">{kindOf(job)[0]}</span> },
             { title: t("model"), cell: (job) => kindOf(job)[1] },
             { title: t("state"), cell: (job) => <Badge state={job.state} /> },
             {
               title: t("progress"),
               cell: (job) => (
-                <>
+                <span class="whole">
                   <Meter share={job.progress} label={job.id} /> {percent(job.progress)}
-                </>
+                </span>
               ),
             },
-            { title: t("submitted"), cell: (job) => moment(job.submitted_unix_s) },
-            { title: t("result"), cell: (job) => job.error || job.results.join(", ") || job.stage },
+            { title: t("submitted"), cell: (job) => <span class="whole">{moment(job.submitted_unix_s)}</span> },
+            { title: t("result"), cell: (job) => <ResultOf job={job} /> },
           ]}
         />
       </Panel>
       <NewJob again={polled.again} />
+    </>
+  );
+}
+
+function ResultOf(props: { job: Job }): JSX.Element {
+  const { job } = props;
+  if (job.error || !job.results.length) return <>{job.error || job.stage}</>;
+  return (
+    <>
+      {job.results.map((ref) => (
+        <a key={ref} class="button small" href={`#models/${ref}`}>{ref}</a>
+      ))}
     </>
   );
 }

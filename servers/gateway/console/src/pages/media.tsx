@@ -5,7 +5,7 @@ import { post } from "../lib/api";
 import { bytes, percent } from "../lib/format";
 import { t } from "../lib/i18n";
 import { Meter, Panel } from "../ui/parts";
-import { ModelChoice } from "./playground";
+import { Missing, ModelChoice } from "./playground";
 
 type Reply = { classifications: { labels: { name: string; score: number }[] }[]; model: string };
 const SHOWN = 8;
@@ -32,7 +32,7 @@ export function MediaTab(props: { models: string[] }): JSX.Element {
     setUrl(made);
     return () => URL.revokeObjectURL(made);
   }, [file]);
-  if (!props.models.length) return <p class="dim">{t("noMediaModels")}</p>;
+  if (!props.models.length) return <Missing said={t("noMediaModels")} commands={[]} />;
   const classify = async (): Promise<void> => {
     if (!file) return;
     setBusy(true);

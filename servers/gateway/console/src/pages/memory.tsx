@@ -55,6 +55,8 @@ export function MemoryPage(): JSX.Element {
   );
 }
 
+const colourOf = (index: number): string => `c${(index % 4) + 1}`;
+
 /** The budget as a bar: one part for each grant, and what is left. */
 function DeviceMap(props: { device: Device; grants: Grant[] }): JSX.Element {
   const { device, grants } = props;
@@ -73,7 +75,7 @@ function DeviceMap(props: { device: Device; grants: Grant[] }): JSX.Element {
         {grants.map((grant, index) => (
           <span
             key={grant.id}
-            class={`grant c${(index % 4) + 1}`}
+            class={`grant ${colourOf(index)}`}
             style={{ width: `${(grant.bytes / budget) * 100}%` }}
             title={`${grant.id}: ${bytes(grant.bytes)}`}
           >
@@ -82,6 +84,16 @@ function DeviceMap(props: { device: Device; grants: Grant[] }): JSX.Element {
           </span>
         ))}
       </div>
+      {grants.length > 0 && (
+        <ul class="key-of">
+          {grants.map((grant, index) => (
+            <li key={grant.id} class={colourOf(index)}>
+              <i />
+              {grant.id} <span class="dim">{bytes(grant.bytes)}</span>
+            </li>
+          ))}
+        </ul>
+      )}
     </div>
   );
 }
@@ -95,7 +107,7 @@ function GrantTable(props: { grants: Grant[]; again: () => void }): JSX.Element 
       columns={[
         { title: t("name"), cell: (grant) => grant.id },
         { title: t("device"), cell: (grant) => grant.device },
-        { title: t("granted"), number: true, cell: (grant) => bytes(grant.bytes) },
+        { title: t("grant"), number: true, cell: (grant) => bytes(grant.bytes) },
         { title: t("used"), number: true, cell: (grant) => (grant.used_bytes ? bytes(grant.used_bytes) : "–") },
         {
           title: t("state"),

@@ -48,7 +48,7 @@ export function ModelsPage(props: { rest: string }): JSX.Element {
             chosen={chosen?.ref ?? ""}
             empty={t("waiting")}
             columns={[
-              { title: t("version"), cell: (row) => <a href={`#models/${row.ref}`}>{row.ref}</a> },
+              { title: t("version"), cell: (row) => <a class="whole" href={`#models/${row.ref}`}>{row.ref}</a> },
               { title: t("state"), cell: (row) => <StateOf row={row} /> },
               { title: t("task"), cell: (row) => row.version.task },
               { title: t("format"), cell: (row) => `${row.version.format} ${row.version.dtype}` },

@@ -61,6 +61,20 @@ function KeyField(): JSX.Element {
   );
 }
 
+/** That there is no model for this, and how to get one. */
+export function Missing(props: { said: string; commands: string[] }): JSX.Element {
+  return (
+    <section class="panel">
+      <p>{props.said}</p>
+      {props.commands.map((command) => (
+        <p key={command}>
+          <code>{command}</code>
+        </p>
+      ))}
+    </section>
+  );
+}
+
 export function ModelChoice(props: {
   label: string;
   models: string[];

@@ -81,6 +81,7 @@ function Latency(): JSX.Element {
       <Trouble error={polled.error} />
       <Chart
         title={t("latency")}
+        none={t("latencyNone")}
         lines={[
           { label: `${t("firstToken")} p50`, colour: 1 },
           { label: `${t("firstToken")} p95`, colour: 2 },

@@ -27,7 +27,7 @@ function nodes(processes: Process[], ports: Port[]): Node[] {
   for (const port of ports) {
     if (port.pid && !known.has(port.pid)) found.push({ name: port.name, process: null, port });
   }
-  return found;
+  return found.sort((a, b) => Number(!a.port) - Number(!b.port)); // those without an edge come last
 }
 
 export function SystemPage(): JSX.Element {
@@ -98,7 +98,7 @@ function NodeCard(props: { node: Node; served: number }): JSX.Element {
   const state = port?.stalled ? t("stalled") : port?.draining ? t("draining") : (process?.state ?? t("attached"));
   return (
     <article class={`node ${health}`} data-name={name} data-pid={process?.pid ?? port?.pid ?? 0}>
-      <div class={`edge ${props.served > 0 ? "busy" : ""}`}>{port ? `${rate(props.served)}/s` : ""}</div>
+      <div class={`edge ${port ? "on" : ""} ${props.served > 0 ? "busy" : ""}`}>{port ? `${rate(props.served)}/s` : ""}</div>
       <div class="body">
         <header>
           <b>{name}</b>

@@ -22,6 +22,7 @@ export function VersionPanel(props: { row: Row; again: () => void }): JSX.Elemen
   return (
     <Panel title={t("details", { ref })} side={<RemoveButton {...props} />}>
       <Trouble error={polled.error} />
+      {props.row.model?.reason && <p class={props.row.model.state === "failed" ? "trouble" : "dim"}>{props.row.model.reason}</p>}
       <div class="two">
         <div>
           <Facts version={version} />
@@ -29,21 +30,21 @@ export function VersionPanel(props: { row: Row; again: () => void }): JSX.Elemen
           <Aliases {...props} />
         </div>
         <div>
-          <h3>{t("lineage")}</h3>
-          <LineageGraph ref_={ref} />
           {version.metrics.length > 0 && <h3>{t("measured")}</h3>}
-          <dl>
+          <dl class="wide">
             {version.metrics.map((metric) => (
               <div key={metric.name}>
                 <dt>{metric.name}</dt>
                 <dd>
-                  {Number(metric.value.toPrecision(6))} {metric.unit}
+                  {metric.unit === "bytes" ? bytes(metric.value) : `${Number(metric.value.toPrecision(6))} ${metric.unit}`}
                 </dd>
               </div>
             ))}
           </dl>
         </div>
       </div>
+      <h3>{t("lineage")}</h3>
+      <LineageGraph ref_={ref} />
       <h3>{t("files")}</h3>
       <Table
         label={t("files")}

@@ -14,8 +14,15 @@ function colours(): { text: string; grid: string; line: (n: number) => string } 
   return { text: value("--dim"), grid: value("--line"), line: (n) => value(`--chart${n}`) };
 }
 
+const LEAST_S = 60; // a chart of time is as wide as this from its first look on
+
+function clocks(_u: uPlot, splits: number[]): string[] {
+  return splits.map((s) => new Date(s * 1000).toLocaleTimeString(document.documentElement.lang, { hour12: false }));
+}
+
 function build(place: HTMLElement, lines: Line[], time: boolean): uPlot {
   const c = colours();
+  const window: uPlot.Range.Function = (_u, min, max) => [Math.min(min ?? 0, (max ?? 0) - LEAST_S), max ?? 0];
   const axis = { stroke: c.text, grid: { stroke: c.grid, width: 1 }, ticks: { show: false } };
   const series = lines.map((line) => ({
     label: line.label,
@@ -28,9 +35,9 @@ function build(place: HTMLElement, lines: Line[], time: boolean): uPlot {
     {
       width: place.clientWidth || 300,
       height: HEIGHT,
-      scales: { x: { time }, y: { range: (_u, _min, max) => [0, max > 0 ? max * 1.1 : 1] } },
+      scales: { x: time ? { time, range: window } : { time }, y: { range: (_u, _min, max) => [0, max > 0 ? max * 1.1 : 1] } },
       axes: [
-        { ...axis, space: 70 },
+        time ? { ...axis, space: 90, values: clocks } : { ...axis, space: 70 },
         { ...axis, size: 46 },
       ],
       series: [{}, ...series],
@@ -48,6 +55,8 @@ export function Chart(props: {
   data: (number | null)[][];
   title: string;
   time?: boolean;
+  /** What to say while no line has a value. */
+  none?: string;
 }): JSX.Element {
   const place = useRef<HTMLDivElement>(null);
   const plot = useRef<uPlot | null>(null);
@@ -71,5 +80,11 @@ export function Chart(props: {
       plot.current?.setData(props.data as uPlot.AlignedData);
     }
   });
-  return <div class="chart" ref={place} role="img" aria-label={props.title} />;
+  const empty = !props.data.slice(1).some((column) => column.some((value) => value !== null));
+  return (
+    <div class="chart" role="img" aria-label={props.title}>
+      {empty && props.none && <p class="none">{props.none}</p>}
+      <div ref={place} />
+    </div>
+  );
 }

@@ -38,28 +38,30 @@ export function Table<T>(props: {
 }): JSX.Element {
   if (!props.rows.length) return <p class="dim">{props.empty ?? t("nothing")}</p>;
   return (
-    <table aria-label={props.label}>
-      <thead>
-        <tr>
-          {props.columns.map((column) => (
-            <th key={column.title} class={column.number ? "number" : ""} scope="col">
-              {column.title}
-            </th>
-          ))}
-        </tr>
-      </thead>
-      <tbody>
-        {props.rows.map((row) => (
-          <tr key={props.id(row)} class={props.id(row) === props.chosen ? "chosen" : ""}>
+    <div class="table">
+      <table aria-label={props.label}>
+        <thead>
+          <tr>
             {props.columns.map((column) => (
-              <td key={column.title} class={column.number ? "number" : ""} data-title={column.title}>
-                {column.cell(row)}
-              </td>
+              <th key={column.title} class={column.number ? "number" : ""} scope="col">
+                {column.title}
+              </th>
             ))}
           </tr>
-        ))}
-      </tbody>
-    </table>
+        </thead>
+        <tbody>
+          {props.rows.map((row) => (
+            <tr key={props.id(row)} class={props.id(row) === props.chosen ? "chosen" : ""}>
+              {props.columns.map((column) => (
+                <td key={column.title} class={column.number ? "number" : ""} data-title={column.title}>
+                  {column.cell(row)}
+                </td>
+              ))}
+            </tr>
+          ))}
+        </tbody>
+      </table>
+    </div>
   );
 }
 
