@@ -54,7 +54,7 @@ async def serve(config: ExecutionConfig) -> None:
         server.channel("storage"), cache, config.patience_s, holds, server.progress
     )
     grants = MemoryGrants(server.channel("memory"), config.patience_s)
-    zygote = ZygoteClient(config.state_dir, config.log_level, server.progress)
+    zygote = ZygoteClient(config.state_dir, server.progress)
     publisher = Publisher(server.port.channel if server.port is not None else None)
 
     def tell(topic: str, **facts: Fact) -> None:
@@ -74,7 +74,7 @@ async def serve(config: ExecutionConfig) -> None:
     )
     server.add(
         open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server,
-        ManagerInference(manager, regions, router.statistics),
+        ManagerInference(manager, regions, router.statistics, manager.log),
         fault_handler=True,
         stall_ms=stall_ms,
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from llmos.lib.errors import InvalidArgument, LLMOSError
 from llmos.lib.host import ProcessRecord, records
+from llmos.servers.execution.manager.logs import keep_level
 from llmos.servers.execution.manager.model import Ref, Worker
 from llmos.servers.execution.manager.options import cores_of
 from llmos.servers.execution.manager.process import Process
@@ -42,6 +43,7 @@ async def _adopt(record: ProcessRecord, router: Router) -> Worker | None:
     else:
         if info.pid == record.pid:
             describe(worker, info)
+            await keep_level(worker, router)
             log.info("adopted", extra={"worker": worker.id, "pid": worker.pid})
             return worker
         cause = f"process {info.pid} answers in its place"

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
+from llmos.lib import log as logs
 from llmos.lib.call import background
 from llmos.lib.errors import Aborted, FailedPrecondition, LLMOSError, NotFound
 from llmos.lib.publish import Tell, nobody
@@ -21,6 +22,7 @@ from llmos.servers.execution.manager.instances import Instances
 from llmos.servers.execution.manager.leases import Leases
 from llmos.servers.execution.manager.listing import Row, rows
 from llmos.servers.execution.manager.loading import Loads
+from llmos.servers.execution.manager.logs import keep_level
 from llmos.servers.execution.manager.model import NOBODY, Asker, Plan, Ref, State, Version, Worker
 from llmos.servers.execution.manager.naming import Names
 from llmos.servers.execution.manager.options import Options, Wishes
@@ -311,6 +313,16 @@ class Manager:
 
     def _why_failed(self, ref: str) -> str:
         return self._crashes.reason(ref) or self._loads.failures.get(ref, "")
+
+    async def log(self, level: str) -> None:
+        """Write other levels of logs from now on, as lib.log reads them: here and in all workers.
+
+        Raises ValueError.
+        """
+        logs.show(level)
+        self._forge.log(level)
+        ready = [w for w in self._table if w.state is State.READY]
+        await asyncio.gather(*(keep_level(w, self._router) for w in ready))
 
     def hung(self, name: str, pid: int) -> None:
         """Kill a worker that the kernel finds hung; the next call for its model loads it again."""

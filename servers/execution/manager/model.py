@@ -148,6 +148,7 @@ class Worker:
     options: Options = NONE
     hung: str = ""  # how it hung, when it was killed for that
     threads: int = 0  # for computing; 0 = all cores
+    log_level: str = ""  # as lib.log reads it
     draft: str = ""  # the version that guesses for it, `name@version`
     cpus: Sequence[int] = ()  # cores of its own; () = it may use all
 

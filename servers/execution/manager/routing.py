@@ -70,6 +70,11 @@ class KernelRouter:
         request = _configuring(worker, keys, pinned)
         await once(self._control.ConfigureWorker(request, timeout=_CONTROL_S))
 
+    async def log(self, worker: Worker, level: str) -> None:
+        """See seams.Router."""
+        request = pb.LogWorkerRequest(ref=worker.id, log_level=level)
+        await once(self._control.LogWorker(request, timeout=_CONTROL_S))
+
     async def statistics(self, worker: Worker) -> ModelStatistics:
         """See seams.Router."""
         # Keyless for callers, whom the manager answers: the key is said beside the request.
@@ -138,6 +143,12 @@ class DirectRouter:
         control = worker_pb2_grpc.WorkerControlStub(self.channel(worker))
         request = _configuring(worker, keys, pinned)
         await once(control.ConfigureWorker(request, timeout=_CONTROL_S))
+
+    async def log(self, worker: Worker, level: str) -> None:
+        """See seams.Router."""
+        control = worker_pb2_grpc.WorkerControlStub(self.channel(worker))
+        request = pb.LogWorkerRequest(ref=worker.id, log_level=level)
+        await once(control.LogWorker(request, timeout=_CONTROL_S))
 
 
 def _configuring(worker: Worker, keys: Sequence[str], pinned: bool) -> pb.ConfigureWorkerRequest:

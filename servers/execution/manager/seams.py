@@ -80,6 +80,9 @@ class Router(Protocol):
     async def configure(self, worker: Worker, keys: Sequence[str], pinned: bool) -> None:
         """Set the keys beside its ref; returns when calls get there. Raises Unavailable."""
 
+    async def log(self, worker: Worker, level: str) -> None:
+        """Let the worker log other levels, as lib.log reads them. Raises Unavailable."""
+
 
 class Child(Protocol):
     """A worker being born."""
@@ -98,6 +101,9 @@ class Forge(Protocol):
 
     async def fork(self, order: pb.WorkerOrder) -> Child:
         """Make a worker. Raises ZygoteLost; Unavailable LOAD_FAILED when there is no zygote."""
+
+    def log(self, level: str) -> None:
+        """Log other levels from now on, as lib.log reads them."""
 
     async def exit_status(self, pid: int) -> int | None:
         """Return how a worker ended (negative: by a signal); None when nobody knows."""

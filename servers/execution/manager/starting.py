@@ -12,12 +12,14 @@ from pathlib import Path
 
 from llmos.api.execution.v1 import execution_pb2
 from llmos.api.execution.v1 import zygote_pb2 as pb
+from llmos.lib import log as logs
 from llmos.lib.errors import FailedPrecondition, LLMOSError, ResourceExhausted, Unavailable
 from llmos.servers.execution.config import ExecutionConfig
 from llmos.servers.execution.engine.select import require
 from llmos.servers.execution.engine.serving.declared import instances
 from llmos.servers.execution.manager.crashes import CrashLog, how_it_ended
 from llmos.servers.execution.manager.drafts import draft_model, worker_files
+from llmos.servers.execution.manager.logs import keep_level
 from llmos.servers.execution.manager.model import State, Version, Worker
 from llmos.servers.execution.manager.options import Options, own_cores, place
 from llmos.servers.execution.manager.process import waiting_for
@@ -135,6 +137,7 @@ class Starter:
             await asyncio.shield(self._undo(worker, child))
             raise
         describe(worker, info)
+        await keep_level(worker, self._router)
 
     async def _undo(self, worker: Worker, child: Child | None) -> None:
         if child is not None:
@@ -231,7 +234,7 @@ class Starter:
             kernel=self._router.kernel,
             listen=listen,
             state_dir=str(self._config.state_dir),
-            log_level=self._config.log_level,
+            log_level=logs.shown(),
             credits=self._config.credits,
             stall_ms=int(self._config.worker_stall_s * 1000),
         )
@@ -262,6 +265,7 @@ def describe(worker: Worker, info: pb.WorkerInfo) -> None:
     worker.options = read_options(info.options)
     worker.threads = info.threads
     worker.draft = info.draft
+    worker.log_level = info.log_level
     worker.ready_at = time.monotonic()
     worker.state = State.READY
 

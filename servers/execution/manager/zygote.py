@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from llmos.api.execution.v1 import zygote_pb2 as pb
 from llmos.lib import config
+from llmos.lib import log as logs
 from llmos.lib.call import background
 from llmos.lib.errors import BY_CODE, Unavailable, Unknown
 from llmos.servers.execution.manager.process import Process, waiting_for
@@ -61,13 +62,10 @@ class Newborn:
 class ZygoteClient:
     """One connection to the zygote of a state directory, kept up. See seams.Forge."""
 
-    def __init__(
-        self, state_dir: Path, log_level: str, progress: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, state_dir: Path, progress: Callable[[], None] = lambda: None) -> None:
         """Prepare; `start` connects. progress: called while a zygote is seen to start."""
         self._progress = progress
         self._state_dir = state_dir
-        self._log_level = log_level
         self._path = config.run_dir(state_dir) / "zygote.sock"
         self._connected = asyncio.Event()
         self._writer: asyncio.StreamWriter | None = None
@@ -110,6 +108,11 @@ class ZygoteClient:
             return await self._orders[number]
         finally:
             del self._orders[number]
+
+    def log(self, level: str) -> None:
+        """See seams.Forge."""
+        with contextlib.suppress(ZygoteLost):  # it hears it when there is one
+            self.send(pb.ZygoteCommand(log=pb.LogZygote(log_level=level)))
 
     async def exit_status(self, pid: int) -> int | None:
         """See seams.Forge."""
@@ -168,7 +171,7 @@ class ZygoteClient:
             # -P: the working directory must not decide what is imported.
             pid = os.posix_spawn(
                 sys.executable,
-                [sys.executable, "-P", "-m", module, str(self._state_dir), self._log_level],
+                [sys.executable, "-P", "-m", module, str(self._state_dir), logs.shown()],
                 os.environ,
                 file_actions=[(os.POSIX_SPAWN_DUP2, null, 0)]
                 + [(os.POSIX_SPAWN_DUP2, out, fd) for fd in (1, 2)],
@@ -200,6 +203,7 @@ class ZygoteClient:
                 with contextlib.suppress(ProcessLookupError):
                     await Process(event.hello.pid).end(5)
                 raise ConnectionError("it was of another version")
+            self.log(logs.shown())  # it may be of an earlier manager
             self._connected.set()
             log.info("zygote", extra={"pid": event.hello.pid, "missing": [*event.hello.missing]})
         elif kind == "forked":

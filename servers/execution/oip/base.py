@@ -66,6 +66,14 @@ class Refusing(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
         """Refuse."""
         self._refuse()
 
+    async def LogSettings(self, request: Any, context: Any) -> Any:
+        """Refuse."""
+        self._refuse()
+
+    async def TraceSetting(self, request: Any, context: Any) -> Any:
+        """Refuse."""
+        self._refuse()
+
     async def SystemSharedMemoryStatus(self, request: Any, context: Any) -> Any:
         """Refuse."""
         self._refuse()

@@ -9,9 +9,10 @@ from typing import Any, Protocol
 
 from llmos.api.inference import open_inference_pb2 as pb
 from llmos.lib.call import tenant
-from llmos.lib.errors import InvalidArgument, NotFound, Unavailable
+from llmos.lib.errors import InvalidArgument, NotFound, Unavailable, Unimplemented
 from llmos.servers.execution.manager.listing import Row
 from llmos.servers.execution.manager.model import Ref, State, Worker
+from llmos.servers.execution.oip import settings
 from llmos.servers.execution.oip.base import Refusing
 from llmos.servers.execution.oip.regions import Regions
 from llmos.servers.execution.oip.sums import total
@@ -26,6 +27,7 @@ _EXTENSIONS = (
     "binary_tensor_data",
     "parameters",
     "statistics",
+    "logging",
 )
 _STATES = {
     State.STORED: "UNAVAILABLE",
@@ -57,11 +59,13 @@ class ManagerInference(Refusing):
         core: Models,
         regions: Regions | None = None,
         statistics: Callable[[Worker], Awaitable[pb.ModelStatistics]] | None = None,
+        log: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
-        """Answer from `core`; `statistics` asks a worker for its own."""
+        """Answer from `core`; `statistics` asks a worker for its own, `log` changes all logs."""
         self._core = core
         self._regions = regions
         self._statistics = statistics
+        self._log = log
 
     async def ServerLive(
         self, request: pb.ServerLiveRequest, context: Any
@@ -125,6 +129,25 @@ class ManagerInference(Refusing):
         if self._statistics is None:
             raise Unavailable("NO_WORKERS", "Workers cannot be asked here.")
         return total(await asyncio.gather(*map(self._statistics, workers)))
+
+    async def LogSettings(
+        self, request: pb.LogSettingsRequest, context: Any
+    ) -> pb.LogSettingsResponse:
+        """Change what is logged, and tell what is."""
+        chosen = settings.changed(request)
+        if request.settings and self._log is not None:
+            await self._log(chosen)
+        return settings.described()
+
+    async def TraceSetting(
+        self, request: pb.TraceSettingRequest, context: Any
+    ) -> pb.TraceSettingResponse:
+        """Refuse, and say where traces are."""
+        raise Unimplemented(
+            "NO_TRACE",
+            "This server has no trace settings: `llmos-ctl trace ID` shows where the time of a "
+            "call went, and the HTTP gateway sends traces to a collector (`otlp` in [gateway]).",
+        )
 
     async def SystemSharedMemoryStatus(
         self, request: pb.SystemSharedMemoryStatusRequest, context: Any

@@ -9,6 +9,7 @@ from typing import Any
 from llmos.api.execution.v1 import worker_pb2 as pb
 from llmos.api.execution.v1 import worker_pb2_grpc
 from llmos.api.execution.v1.zygote_pb2 import WorkerInfo, WorkerOrder
+from llmos.lib import log as logs
 from llmos.lib.serve import Server
 from llmos.servers.execution.engine.base import EngineInfo
 
@@ -30,6 +31,7 @@ def info_of(order: WorkerOrder, engine: EngineInfo, granted: int) -> WorkerInfo:
         replica=order.replica,
         threads=order.threads,
         draft=order.draft.ref,
+        log_level=order.log_level,
     )
 
 
@@ -68,3 +70,9 @@ class WorkerControl(worker_pb2_grpc.WorkerControlServicer):
             self._info.pinned = request.pinned
             self._info.options.instances = request.instances or self._info.options.instances
             return pb.ConfigureWorkerResponse(worker=self._info)
+
+    async def LogWorker(self, request: pb.LogWorkerRequest, context: Any) -> pb.LogWorkerResponse:
+        """Log these levels from now on."""
+        logs.show(request.log_level)
+        self._info.log_level = request.log_level
+        return pb.LogWorkerResponse()

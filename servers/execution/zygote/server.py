@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from llmos.api.execution.v1 import zygote_pb2 as pb
+from llmos.lib import log as logs
 from llmos.lib.errors import LLMOSError
 from llmos.lib.host import ProcessRecord
 from llmos.servers.execution import heap
@@ -147,6 +148,8 @@ class Zygote:
                 self._send(newborn, command)
         elif command.HasField("ping"):
             self._send(peer, pb.ZygoteEvent(pong=pb.ZygotePong()))
+        elif command.HasField("log"):
+            logs.show(command.log.log_level)
 
     def _on_event(self, newborn: Peer, event: pb.ZygoteEvent) -> None:
         if newborn.owner is not None:

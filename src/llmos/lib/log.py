@@ -7,8 +7,11 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Iterable
 
 call_id: contextvars.ContextVar[str] = contextvars.ContextVar("llmos_call_id", default="")
+
+LEVELS = ("debug", "info", "warning", "error")  # above them critical, which is always written
 
 _STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
@@ -39,10 +42,73 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str)
 
 
+class Shown(logging.Filter):
+    """Lets the records of chosen levels through. `text`: the choice, as `levels` reads it."""
+
+    def __init__(self) -> None:
+        """Let everything through."""
+        super().__init__()
+        self.text = ""
+        self._levels = frozenset(LEVELS)
+
+    def choose(self, text: str) -> None:
+        """Let the levels that `text` means through. Raises ValueError."""
+        self._levels = levels(text)
+        self.text = text
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether the record is written."""
+        if record.levelno >= logging.CRITICAL:
+            return True
+        at = max(record.levelno // 10 - 1, 0)  # DEBUG is 10, INFO 20, ...
+        return LEVELS[at] in self._levels
+
+
+_shown = Shown()
+
+
+def levels(text: str) -> frozenset[str]:
+    """Return the levels meant by a level (those from it up), or by a list, `error,info`; `none`.
+
+    Raises ValueError.
+    """
+    if text == "none":
+        return frozenset()
+    named = [part.strip().lower() for part in text.split(",")]
+    for name in named:
+        if name not in LEVELS:
+            raise ValueError(f"{name!r} is no level of logs; {', '.join(LEVELS)} are")
+    if len(named) == 1:
+        return frozenset(LEVELS[LEVELS.index(named[0]) :])
+    return frozenset(named)
+
+
+def text_of(chosen: Iterable[str]) -> str:
+    """Return the shortest text that `levels` reads as these."""
+    found = [level for level in LEVELS if level in set(chosen)]
+    if not found:
+        return "none"
+    if levels(found[0]) == frozenset(found):
+        return found[0]
+    return ",".join(found) if len(found) > 1 else f"{found[0]},{found[0]}"
+
+
 def setup(process: str, level: str = "info") -> None:
     """Send the root logger's records of `level` and up to stderr as JSON. For `main()` only."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter(process))
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(level.upper())
+    handler.addFilter(_shown)
+    logging.getLogger().handlers[:] = [handler]
+    show(level)
+
+
+def show(text: str) -> None:
+    """Write other levels from now on, as `levels` reads them. Raises ValueError."""
+    _shown.choose(text)
+    lowest = min((LEVELS.index(level) for level in levels(text)), default=len(LEVELS))
+    logging.getLogger().setLevel((lowest + 1) * 10)  # what nobody reads is not even made
+
+
+def shown() -> str:
+    """Return what is written now, as `levels` reads it."""
+    return _shown.text or "info"

@@ -189,7 +189,7 @@ async def world(
     catalog.add(Version("enc", 1, "safetensors", "embed"), tiny_encoder(tmp_path / "enc"))
     (tmp_path / "broken.onnx").write_bytes(path.read_bytes()[:-40])
     catalog.add(Version("broken", 1, "onnx", "predict"), tmp_path / "broken.onnx")
-    zygote = ZygoteClient(state_dir, "info")
+    zygote = ZygoteClient(state_dir)
     manager = Manager(none, catalog, grants, router, zygote)
     zygote.start()
     manager.open([])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tiny_text import DIM, text_files, text_onnx
 
 from llmos.api.inference import open_inference_pb2 as pb
 from llmos.api.inference import open_inference_pb2_grpc
+from llmos.lib import log as logs
 from llmos.lib.errors import LLMOSError, NotFound, Unavailable, Unimplemented
 from llmos.lib.rpc import ErrorInterceptor, from_exception
 from llmos.servers.execution.engine import onnx as engine_onnx
@@ -288,6 +290,64 @@ async def test_model_ready_with_bad_names(connect: Any, name: str, version: str)
     stub = await connect(ManagerInference(Repository()))
     asked = pb.ModelReadyRequest(name=name, version=version)
     await fails(stub.ModelReady(asked), *refused("BAD_NAME"))
+
+
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    before, root = logs.shown(), logging.getLogger().level
+    logs.show("info")
+    yield
+    logs.show(before)
+    logging.getLogger().setLevel(root)
+
+
+def setting(name: str, **value: Any) -> pb.LogSettingsRequest:
+    request = pb.LogSettingsRequest()
+    request.settings[name].CopyFrom(pb.LogSettingsRequest.SettingValue(**value))
+    return request
+
+
+async def test_log_settings(connect: Any, quiet: None) -> None:
+    told: list[str] = []
+
+    async def log(level: str) -> None:
+        told.append(level)
+        logs.show(level)
+
+    stub = await connect(ManagerInference(Repository(), log=log))
+    before = (await stub.LogSettings(pb.LogSettingsRequest())).settings
+    assert sorted(before) == [
+        "log_error",
+        "log_file",
+        "log_format",
+        "log_info",
+        "log_verbose_level",
+        "log_warning",
+    ]
+    assert before["log_info"].bool_param and not before["log_verbose_level"].uint32_param
+    assert told == []
+    after = (await stub.LogSettings(setting("log_warning", bool_param=False))).settings
+    assert not after["log_warning"].bool_param and after["log_info"].bool_param
+    after = (await stub.LogSettings(setting("log_verbose_level", uint32_param=3))).settings
+    assert after["log_verbose_level"].uint32_param == 1
+    await stub.LogSettings(setting("log_format", string_param="ISO8601"))
+    assert told == ["info,error", "debug,info,error", "debug,info,error"]
+    for bad in (
+        setting("log_info", uint32_param=1),
+        setting("log_info"),
+        setting("log_verbose_level", bool_param=True),
+        setting("log_format", string_param="default"),
+        setting("nope", bool_param=True),
+    ):
+        await fails(stub.LogSettings(bad), *refused("BAD_SETTING"))
+    moved = setting("log_file", string_param="/tmp/elsewhere")
+    moved.settings["log_info"].bool_param = False
+    await fails(stub.LogSettings(moved), Unimplemented, "FIXED_SETTING")
+    assert len(told) == 3  # a request with a wrong setting changes nothing
+    metadata = await stub.ServerMetadata(pb.ServerMetadataRequest())
+    assert "logging" in metadata.extensions and "trace" not in metadata.extensions
+    message = await fails(stub.TraceSetting(pb.TraceSettingRequest()), Unimplemented, "NO_TRACE")
+    assert "llmos-ctl trace" in message
 
 
 async def test_repository(connect: Any) -> None:

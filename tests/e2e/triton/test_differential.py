@@ -148,6 +148,44 @@ def test_codes_agree(both: tuple[Any, Any], case: str) -> None:
     assert ours == theirs
 
 
+def settings(stub: Any, **given: Any) -> Any:
+    """Return the status code, or the settings that both have: not of the file and its format."""
+    request = pb.LogSettingsRequest()
+    for name, value in given.items():
+        kind = {bool: "bool_param", int: "uint32_param", str: "string_param"}[type(value)]
+        setattr(request.settings[name], kind, value)
+    try:
+        answer = stub.LogSettings(request, timeout=60).settings
+    except grpc.RpcError as exc:
+        return exc.code()
+    return {n: answer[n] for n in answer if n not in ("log_file", "log_format")}
+
+
+@pytest.mark.timeout(180)
+def test_settings_of_logs_agree(both: tuple[Any, Any]) -> None:
+    for given in (
+        {},
+        {"log_info": False},
+        {"log_warning": False, "log_error": False},
+        {"log_verbose_level": 1},
+        {"log_format": "ISO8601"},
+        {"log_format": "nonsense"},
+        {"log_info": "yes"},
+        {"log_info": 1},
+        {"log_verbose_level": True},
+        {"log_file": "/tmp/elsewhere"},
+        {"log_verbose_level": 0, "log_info": True, "log_warning": True, "log_error": True},
+    ):
+        ours, theirs = (settings(stub, **given) for stub in both)
+        assert ours == theirs, given
+    # On purpose: what is not known is refused; Triton says OK and does nothing. And there is one
+    # trace for the whole system, which this server does not own.
+    assert settings(both[0], nope=True) is grpc.StatusCode.INVALID_ARGUMENT
+    with pytest.raises(grpc.RpcError) as caught:
+        both[0].TraceSetting(pb.TraceSettingRequest(), timeout=60)
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
 @pytest.mark.timeout(180)
 def test_descriptions_agree(both: tuple[Any, Any]) -> None:
     ours, theirs = (s.ModelMetadata(pb.ModelMetadataRequest(name="tiny"), timeout=60) for s in both)

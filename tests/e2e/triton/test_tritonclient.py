@@ -16,6 +16,7 @@ import pytest
 from execution_stack import Client, Stack, client, stack
 from model_files import tiny_onnx
 
+from llmos.api.execution.v1 import worker_pb2, worker_pb2_grpc
 from llmos.lib.bufferkey import key_of
 from llmos.lib.buffers import BufferClient
 
@@ -144,6 +145,41 @@ async def test_configuration_statistics_and_classification(running: Stack, llmos
         found["extensions"]
     )
     assert "trace" not in found["extensions"] and "cuda_shared_memory" not in found["extensions"]
+
+
+LOGGED = """
+found["before"] = client.get_log_settings(as_json=True)["settings"]
+after = client.update_log_settings({"log_info": False, "log_verbose_level": 1}, as_json=True)
+found["after"] = after["settings"]
+found["file"] = fails(lambda: client.update_log_settings({"log_file": "x"}))
+found["trace"] = fails(client.get_trace_settings)
+"""
+
+
+@pytest.mark.timeout(150)
+async def test_settings_of_logs_reach_all_workers(running: Stack, llmos: Client) -> None:
+    await llmos.load("tiny")
+    try:
+        found = run(running, LOGGED)
+        assert found["before"]["log_info"] == {"bool_param": True}
+        assert found["after"]["log_info"] == {"bool_param": False}
+        assert found["after"]["log_verbose_level"] == {"uint32_param": 1}
+        assert found["file"] == found["trace"] == "StatusCode.UNIMPLEMENTED"
+        control = worker_pb2_grpc.WorkerControlStub(llmos.channel)
+        request = worker_pb2.DescribeWorkerRequest(ref="tiny@1")
+        described = await control.DescribeWorker(request, timeout=10)
+        assert described.worker.log_level == "debug,warning,error"
+        logs = running.state_dir / "logs"
+        forked = (logs / "zygote.log").read_text().count('"forked"')
+        born = (logs / "worker+tiny@1.log").read_text().count('"born"')
+        await llmos.unload("tiny")
+        await llmos.load("tiny")  # nobody says so now
+        assert (logs / "zygote.log").read_text().count('"forked"') == forked
+        assert (logs / "worker+tiny@1.log").read_text().count('"born"') == born
+    finally:
+        run(running, 'client.update_log_settings({"log_info": True, "log_verbose_level": 0})')
+    described = await control.DescribeWorker(request, timeout=10)
+    assert described.worker.log_level == "info"
 
 
 SHARED = """

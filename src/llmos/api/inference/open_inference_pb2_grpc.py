@@ -113,6 +113,16 @@ class GRPCInferenceServiceStub(object):
                 request_serializer=llmos_dot_api_dot_inference_dot_open__inference__pb2.RepositoryModelUnloadRequest.SerializeToString,
                 response_deserializer=llmos_dot_api_dot_inference_dot_open__inference__pb2.RepositoryModelUnloadResponse.FromString,
                 _registered_method=True)
+        self.LogSettings = channel.unary_unary(
+                '/inference.GRPCInferenceService/LogSettings',
+                request_serializer=llmos_dot_api_dot_inference_dot_open__inference__pb2.LogSettingsRequest.SerializeToString,
+                response_deserializer=llmos_dot_api_dot_inference_dot_open__inference__pb2.LogSettingsResponse.FromString,
+                _registered_method=True)
+        self.TraceSetting = channel.unary_unary(
+                '/inference.GRPCInferenceService/TraceSetting',
+                request_serializer=llmos_dot_api_dot_inference_dot_open__inference__pb2.TraceSettingRequest.SerializeToString,
+                response_deserializer=llmos_dot_api_dot_inference_dot_open__inference__pb2.TraceSettingResponse.FromString,
+                _registered_method=True)
 
 
 class GRPCInferenceServiceServicer(object):
@@ -278,6 +288,28 @@ class GRPCInferenceServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LogSettings(self, request, context):
+        """Changes what the execution server logs: its manager, its zygote and all workers, those too that
+        are loaded later. It lasts until the manager ends; then what is configured counts again. Answers
+        with all settings; without any in the request it only tells.
+
+        Errors:
+        INVALID_ARGUMENT BAD_SETTING: a setting that is not known, or with a wrong value; names it.
+        UNIMPLEMENTED FIXED_SETTING: `log_file` does not change while the server runs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TraceSetting(self, request, context):
+        """Not served: where the time of a call went is asked of the whole system, not of this server.
+
+        Errors: UNIMPLEMENTED NO_TRACE, always; says where traces are.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GRPCInferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -355,6 +387,16 @@ def add_GRPCInferenceServiceServicer_to_server(servicer, server):
                     servicer.RepositoryModelUnload,
                     request_deserializer=llmos_dot_api_dot_inference_dot_open__inference__pb2.RepositoryModelUnloadRequest.FromString,
                     response_serializer=llmos_dot_api_dot_inference_dot_open__inference__pb2.RepositoryModelUnloadResponse.SerializeToString,
+            ),
+            'LogSettings': grpc.unary_unary_rpc_method_handler(
+                    servicer.LogSettings,
+                    request_deserializer=llmos_dot_api_dot_inference_dot_open__inference__pb2.LogSettingsRequest.FromString,
+                    response_serializer=llmos_dot_api_dot_inference_dot_open__inference__pb2.LogSettingsResponse.SerializeToString,
+            ),
+            'TraceSetting': grpc.unary_unary_rpc_method_handler(
+                    servicer.TraceSetting,
+                    request_deserializer=llmos_dot_api_dot_inference_dot_open__inference__pb2.TraceSettingRequest.FromString,
+                    response_serializer=llmos_dot_api_dot_inference_dot_open__inference__pb2.TraceSettingResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -766,6 +808,60 @@ class GRPCInferenceService(object):
             '/inference.GRPCInferenceService/RepositoryModelUnload',
             llmos_dot_api_dot_inference_dot_open__inference__pb2.RepositoryModelUnloadRequest.SerializeToString,
             llmos_dot_api_dot_inference_dot_open__inference__pb2.RepositoryModelUnloadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LogSettings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inference.GRPCInferenceService/LogSettings',
+            llmos_dot_api_dot_inference_dot_open__inference__pb2.LogSettingsRequest.SerializeToString,
+            llmos_dot_api_dot_inference_dot_open__inference__pb2.LogSettingsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TraceSetting(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inference.GRPCInferenceService/TraceSetting',
+            llmos_dot_api_dot_inference_dot_open__inference__pb2.TraceSettingRequest.SerializeToString,
+            llmos_dot_api_dot_inference_dot_open__inference__pb2.TraceSettingResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -136,6 +136,20 @@ class GRPCInferenceServiceStub:
 
     Errors: NOT_FOUND NO_SUCH_REPOSITORY. INVALID_ARGUMENT BAD_NAME.
     """
+    LogSettings: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.LogSettingsRequest, _open_inference_pb2.LogSettingsResponse]
+    """Changes what the execution server logs: its manager, its zygote and all workers, those too that
+    are loaded later. It lasts until the manager ends; then what is configured counts again. Answers
+    with all settings; without any in the request it only tells.
+
+    Errors:
+      INVALID_ARGUMENT BAD_SETTING: a setting that is not known, or with a wrong value; names it.
+      UNIMPLEMENTED FIXED_SETTING: `log_file` does not change while the server runs.
+    """
+    TraceSetting: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.TraceSettingRequest, _open_inference_pb2.TraceSettingResponse]
+    """Not served: where the time of a call went is asked of the whole system, not of this server.
+
+    Errors: UNIMPLEMENTED NO_TRACE, always; says where traces are.
+    """
 
 @_typing.type_check_only
 class GRPCInferenceServiceAsyncStub(GRPCInferenceServiceStub):
@@ -237,6 +251,20 @@ class GRPCInferenceServiceAsyncStub(GRPCInferenceServiceStub):
     """Ends a model's worker after its running calls. Unloading what is not loaded is OK.
 
     Errors: NOT_FOUND NO_SUCH_REPOSITORY. INVALID_ARGUMENT BAD_NAME.
+    """
+    LogSettings: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.LogSettingsRequest, _open_inference_pb2.LogSettingsResponse]  # type: ignore[assignment]
+    """Changes what the execution server logs: its manager, its zygote and all workers, those too that
+    are loaded later. It lasts until the manager ends; then what is configured counts again. Answers
+    with all settings; without any in the request it only tells.
+
+    Errors:
+      INVALID_ARGUMENT BAD_SETTING: a setting that is not known, or with a wrong value; names it.
+      UNIMPLEMENTED FIXED_SETTING: `log_file` does not change while the server runs.
+    """
+    TraceSetting: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.TraceSettingRequest, _open_inference_pb2.TraceSettingResponse]  # type: ignore[assignment]
+    """Not served: where the time of a call went is asked of the whole system, not of this server.
+
+    Errors: UNIMPLEMENTED NO_TRACE, always; says where traces are.
     """
 
 class GRPCInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -426,6 +454,32 @@ class GRPCInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         """Ends a model's worker after its running calls. Unloading what is not loaded is OK.
 
         Errors: NOT_FOUND NO_SUCH_REPOSITORY. INVALID_ARGUMENT BAD_NAME.
+        """
+
+    @_abc_1.abstractmethod
+    def LogSettings(
+        self,
+        request: _open_inference_pb2.LogSettingsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_open_inference_pb2.LogSettingsResponse, _abc.Awaitable[_open_inference_pb2.LogSettingsResponse]]:
+        """Changes what the execution server logs: its manager, its zygote and all workers, those too that
+        are loaded later. It lasts until the manager ends; then what is configured counts again. Answers
+        with all settings; without any in the request it only tells.
+
+        Errors:
+          INVALID_ARGUMENT BAD_SETTING: a setting that is not known, or with a wrong value; names it.
+          UNIMPLEMENTED FIXED_SETTING: `log_file` does not change while the server runs.
+        """
+
+    @_abc_1.abstractmethod
+    def TraceSetting(
+        self,
+        request: _open_inference_pb2.TraceSettingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_open_inference_pb2.TraceSettingResponse, _abc.Awaitable[_open_inference_pb2.TraceSettingResponse]]:
+        """Not served: where the time of a call went is asked of the whole system, not of this server.
+
+        Errors: UNIMPLEMENTED NO_TRACE, always; says where traces are.
         """
 
 def add_GRPCInferenceServiceServicer_to_server(servicer: GRPCInferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

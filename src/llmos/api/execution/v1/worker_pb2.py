@@ -26,7 +26,7 @@ from llmos.api.execution.v1 import zygote_pb2 as llmos_dot_api_dot_execution_dot
 from llmos.api.kernel.v1 import options_pb2 as llmos_dot_api_dot_kernel_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#llmos/api/execution/v1/worker.proto\x12\x16llmos.api.execution.v1\x1a#llmos/api/execution/v1/zygote.proto\x1a!llmos/api/kernel/v1/options.proto\"$\n\x15\x44\x65scribeWorkerRequest\x12\x0b\n\x03ref\x18\x01 \x01(\t\"L\n\x16\x44\x65scribeWorkerResponse\x12\x32\n\x06worker\x18\x01 \x01(\x0b\x32\".llmos.api.execution.v1.WorkerInfo\"V\n\x16\x43onfigureWorkerRequest\x12\x0b\n\x03ref\x18\x01 \x01(\t\x12\x0c\n\x04keys\x18\x02 \x03(\t\x12\x0e\n\x06pinned\x18\x03 \x01(\x08\x12\x11\n\tinstances\x18\x04 \x01(\r\"M\n\x17\x43onfigureWorkerResponse\x12\x32\n\x06worker\x18\x01 \x01(\x0b\x32\".llmos.api.execution.v1.WorkerInfo2\x8a\x02\n\rWorkerControl\x12z\n\x0e\x44\x65scribeWorker\x12-.llmos.api.execution.v1.DescribeWorkerRequest\x1a..llmos.api.execution.v1.DescribeWorkerResponse\"\t\x90\x02\x01\xaa\xed\x18\x02\x08\x01\x12}\n\x0f\x43onfigureWorker\x12..llmos.api.execution.v1.ConfigureWorkerRequest\x1a/.llmos.api.execution.v1.ConfigureWorkerResponse\"\t\x90\x02\x02\xaa\xed\x18\x02\x08\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#llmos/api/execution/v1/worker.proto\x12\x16llmos.api.execution.v1\x1a#llmos/api/execution/v1/zygote.proto\x1a!llmos/api/kernel/v1/options.proto\"2\n\x10LogWorkerRequest\x12\x0b\n\x03ref\x18\x01 \x01(\t\x12\x11\n\tlog_level\x18\x02 \x01(\t\"\x13\n\x11LogWorkerResponse\"$\n\x15\x44\x65scribeWorkerRequest\x12\x0b\n\x03ref\x18\x01 \x01(\t\"L\n\x16\x44\x65scribeWorkerResponse\x12\x32\n\x06worker\x18\x01 \x01(\x0b\x32\".llmos.api.execution.v1.WorkerInfo\"V\n\x16\x43onfigureWorkerRequest\x12\x0b\n\x03ref\x18\x01 \x01(\t\x12\x0c\n\x04keys\x18\x02 \x03(\t\x12\x0e\n\x06pinned\x18\x03 \x01(\x08\x12\x11\n\tinstances\x18\x04 \x01(\r\"M\n\x17\x43onfigureWorkerResponse\x12\x32\n\x06worker\x18\x01 \x01(\x0b\x32\".llmos.api.execution.v1.WorkerInfo2\xf7\x02\n\rWorkerControl\x12z\n\x0e\x44\x65scribeWorker\x12-.llmos.api.execution.v1.DescribeWorkerRequest\x1a..llmos.api.execution.v1.DescribeWorkerResponse\"\t\x90\x02\x01\xaa\xed\x18\x02\x08\x01\x12}\n\x0f\x43onfigureWorker\x12..llmos.api.execution.v1.ConfigureWorkerRequest\x1a/.llmos.api.execution.v1.ConfigureWorkerResponse\"\t\x90\x02\x02\xaa\xed\x18\x02\x08\x01\x12k\n\tLogWorker\x12(.llmos.api.execution.v1.LogWorkerRequest\x1a).llmos.api.execution.v1.LogWorkerResponse\"\t\x90\x02\x02\xaa\xed\x18\x02\x08\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,14 +37,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WORKERCONTROL'].methods_by_name['DescribeWorker']._serialized_options = b'\220\002\001\252\355\030\002\010\001'
   _globals['_WORKERCONTROL'].methods_by_name['ConfigureWorker']._loaded_options = None
   _globals['_WORKERCONTROL'].methods_by_name['ConfigureWorker']._serialized_options = b'\220\002\002\252\355\030\002\010\001'
-  _globals['_DESCRIBEWORKERREQUEST']._serialized_start=135
-  _globals['_DESCRIBEWORKERREQUEST']._serialized_end=171
-  _globals['_DESCRIBEWORKERRESPONSE']._serialized_start=173
-  _globals['_DESCRIBEWORKERRESPONSE']._serialized_end=249
-  _globals['_CONFIGUREWORKERREQUEST']._serialized_start=251
-  _globals['_CONFIGUREWORKERREQUEST']._serialized_end=337
-  _globals['_CONFIGUREWORKERRESPONSE']._serialized_start=339
-  _globals['_CONFIGUREWORKERRESPONSE']._serialized_end=416
-  _globals['_WORKERCONTROL']._serialized_start=419
-  _globals['_WORKERCONTROL']._serialized_end=685
+  _globals['_WORKERCONTROL'].methods_by_name['LogWorker']._loaded_options = None
+  _globals['_WORKERCONTROL'].methods_by_name['LogWorker']._serialized_options = b'\220\002\002\252\355\030\002\010\001'
+  _globals['_LOGWORKERREQUEST']._serialized_start=135
+  _globals['_LOGWORKERREQUEST']._serialized_end=185
+  _globals['_LOGWORKERRESPONSE']._serialized_start=187
+  _globals['_LOGWORKERRESPONSE']._serialized_end=206
+  _globals['_DESCRIBEWORKERREQUEST']._serialized_start=208
+  _globals['_DESCRIBEWORKERREQUEST']._serialized_end=244
+  _globals['_DESCRIBEWORKERRESPONSE']._serialized_start=246
+  _globals['_DESCRIBEWORKERRESPONSE']._serialized_end=322
+  _globals['_CONFIGUREWORKERREQUEST']._serialized_start=324
+  _globals['_CONFIGUREWORKERREQUEST']._serialized_end=410
+  _globals['_CONFIGUREWORKERRESPONSE']._serialized_start=412
+  _globals['_CONFIGUREWORKERRESPONSE']._serialized_end=489
+  _globals['_WORKERCONTROL']._serialized_start=492
+  _globals['_WORKERCONTROL']._serialized_end=867
 # @@protoc_insertion_point(module_scope)

@@ -20,6 +20,49 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
+class LogWorkerRequest(_message.Message):
+    """Request of LogWorker."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REF_FIELD_NUMBER: _builtins.int
+    LOG_LEVEL_FIELD_NUMBER: _builtins.int
+    ref: _builtins.str
+    """The worker's own name."""
+    log_level: _builtins.str
+    """As WorkerOrder.log_level."""
+    def __init__(
+        self,
+        *,
+        ref: _builtins.str = ...,
+        log_level: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["log_level", b"log_level", "ref", b"ref"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LogWorkerRequest: _TypeAlias = LogWorkerRequest  # noqa: Y015
+
+@_typing.final
+class LogWorkerResponse(_message.Message):
+    """Answer of LogWorker."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LogWorkerResponse: _TypeAlias = LogWorkerResponse  # noqa: Y015
+
+@_typing.final
 class DescribeWorkerRequest(_message.Message):
     """Request of DescribeWorker."""
 

@@ -46,6 +46,11 @@ class WorkerControlStub(object):
                 request_serializer=llmos_dot_api_dot_execution_dot_v1_dot_worker__pb2.ConfigureWorkerRequest.SerializeToString,
                 response_deserializer=llmos_dot_api_dot_execution_dot_v1_dot_worker__pb2.ConfigureWorkerResponse.FromString,
                 _registered_method=True)
+        self.LogWorker = channel.unary_unary(
+                '/llmos.api.execution.v1.WorkerControl/LogWorker',
+                request_serializer=llmos_dot_api_dot_execution_dot_v1_dot_worker__pb2.LogWorkerRequest.SerializeToString,
+                response_deserializer=llmos_dot_api_dot_execution_dot_v1_dot_worker__pb2.LogWorkerResponse.FromString,
+                _registered_method=True)
 
 
 class WorkerControlServicer(object):
@@ -71,6 +76,15 @@ class WorkerControlServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LogWorker(self, request, context):
+        """Changes which levels the worker logs.
+
+        Errors: UNAVAILABLE: no such worker is attached.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkerControlServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -83,6 +97,11 @@ def add_WorkerControlServicer_to_server(servicer, server):
                     servicer.ConfigureWorker,
                     request_deserializer=llmos_dot_api_dot_execution_dot_v1_dot_worker__pb2.ConfigureWorkerRequest.FromString,
                     response_serializer=llmos_dot_api_dot_execution_dot_v1_dot_worker__pb2.ConfigureWorkerResponse.SerializeToString,
+            ),
+            'LogWorker': grpc.unary_unary_rpc_method_handler(
+                    servicer.LogWorker,
+                    request_deserializer=llmos_dot_api_dot_execution_dot_v1_dot_worker__pb2.LogWorkerRequest.FromString,
+                    response_serializer=llmos_dot_api_dot_execution_dot_v1_dot_worker__pb2.LogWorkerResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -141,6 +160,33 @@ class WorkerControl(object):
             '/llmos.api.execution.v1.WorkerControl/ConfigureWorker',
             llmos_dot_api_dot_execution_dot_v1_dot_worker__pb2.ConfigureWorkerRequest.SerializeToString,
             llmos_dot_api_dot_execution_dot_v1_dot_worker__pb2.ConfigureWorkerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LogWorker(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmos.api.execution.v1.WorkerControl/LogWorker',
+            llmos_dot_api_dot_execution_dot_v1_dot_worker__pb2.LogWorkerRequest.SerializeToString,
+            llmos_dot_api_dot_execution_dot_v1_dot_worker__pb2.LogWorkerResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,11 @@ class WorkerControlStub:
 
     Errors: UNAVAILABLE: no such worker is attached.
     """
+    LogWorker: _grpc.UnaryUnaryMultiCallable[_worker_pb2.LogWorkerRequest, _worker_pb2.LogWorkerResponse]
+    """Changes which levels the worker logs.
+
+    Errors: UNAVAILABLE: no such worker is attached.
+    """
 
 @_typing.type_check_only
 class WorkerControlAsyncStub(WorkerControlStub):
@@ -60,6 +65,11 @@ class WorkerControlAsyncStub(WorkerControlStub):
     """
     ConfigureWorker: _aio.UnaryUnaryMultiCallable[_worker_pb2.ConfigureWorkerRequest, _worker_pb2.ConfigureWorkerResponse]  # type: ignore[assignment]
     """Changes what the worker is called; answers when the kernel has acknowledged the new keys.
+
+    Errors: UNAVAILABLE: no such worker is attached.
+    """
+    LogWorker: _aio.UnaryUnaryMultiCallable[_worker_pb2.LogWorkerRequest, _worker_pb2.LogWorkerResponse]  # type: ignore[assignment]
+    """Changes which levels the worker logs.
 
     Errors: UNAVAILABLE: no such worker is attached.
     """
@@ -87,6 +97,17 @@ class WorkerControlServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_worker_pb2.ConfigureWorkerResponse, _abc.Awaitable[_worker_pb2.ConfigureWorkerResponse]]:
         """Changes what the worker is called; answers when the kernel has acknowledged the new keys.
+
+        Errors: UNAVAILABLE: no such worker is attached.
+        """
+
+    @_abc_1.abstractmethod
+    def LogWorker(
+        self,
+        request: _worker_pb2.LogWorkerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_worker_pb2.LogWorkerResponse, _abc.Awaitable[_worker_pb2.LogWorkerResponse]]:
+        """Changes which levels the worker logs.
 
         Errors: UNAVAILABLE: no such worker is attached.
         """

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from llmos.api.execution.v1 import execution_pb2 as llmos_dot_api_dot_execution_dot_v1_dot_execution__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#llmos/api/execution/v1/zygote.proto\x12\x16llmos.api.execution.v1\x1a&llmos/api/execution/v1/execution.proto\"\xb2\x01\n\rZygoteCommand\x12\x32\n\x04\x66ork\x18\x01 \x01(\x0b\x32\".llmos.api.execution.v1.ForkWorkerH\x00\x12.\n\x02go\x18\x02 \x01(\x0b\x32 .llmos.api.execution.v1.GoWorkerH\x00\x12\x32\n\x04ping\x18\x03 \x01(\x0b\x32\".llmos.api.execution.v1.PingZygoteH\x00\x42\t\n\x07\x63ommand\"\x0c\n\nPingZygote\"P\n\nForkWorker\x12\r\n\x05order\x18\x01 \x01(\x04\x12\x33\n\x06worker\x18\x02 \x01(\x0b\x32#.llmos.api.execution.v1.WorkerOrder\"\xc6\x03\n\x0bWorkerOrder\x12\x0b\n\x03ref\x18\x01 \x01(\t\x12\x0e\n\x06\x66ormat\x18\x02 \x01(\t\x12\x0c\n\x04task\x18\x03 \x01(\t\x12\x31\n\x05\x66iles\x18\x04 \x03(\x0b\x32\".llmos.api.execution.v1.WorkerFile\x12\x16\n\x0e\x63ontext_length\x18\x05 \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\x12\x0f\n\x07threads\x18\x07 \x01(\r\x12\x0c\n\x04keys\x18\x08 \x03(\t\x12\x0e\n\x06pinned\x18\t \x01(\x08\x12\x0e\n\x06kernel\x18\n \x01(\t\x12\x0e\n\x06listen\x18\x0b \x01(\t\x12\x11\n\tstate_dir\x18\x0c \x01(\t\x12\x11\n\tlog_level\x18\r \x01(\t\x12\x0f\n\x07\x63redits\x18\x0e \x01(\r\x12\x10\n\x08stall_ms\x18\x0f \x01(\r\x12\x11\n\tprecision\x18\x10 \x01(\t\x12\x0c\n\x04\x63pus\x18\x11 \x03(\r\x12\x34\n\x07options\x18\x12 \x01(\x0b\x32#.llmos.api.execution.v1.LoadOptions\x12\x0f\n\x07replica\x18\x13 \x01(\r\x12\x31\n\x05\x64raft\x18\x14 \x01(\x0b\x32\".llmos.api.execution.v1.DraftModel\"t\n\nDraftModel\x12\x0b\n\x03ref\x18\x01 \x01(\t\x12\x0e\n\x06\x66ormat\x18\x02 \x01(\t\x12\x31\n\x05\x66iles\x18\x03 \x03(\x0b\x32\".llmos.api.execution.v1.WorkerFile\x12\x16\n\x0e\x63ontext_length\x18\x04 \x01(\r\"8\n\nWorkerFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06sha256\x18\x03 \x01(\t\".\n\x08GoWorker\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\x15\n\rgranted_bytes\x18\x02 \x01(\x04\"\x98\x03\n\x0bZygoteEvent\x12\x34\n\x05hello\x18\x01 \x01(\x0b\x32#.llmos.api.execution.v1.ZygoteHelloH\x00\x12\x36\n\x06\x66orked\x18\x02 \x01(\x0b\x32$.llmos.api.execution.v1.WorkerForkedH\x00\x12\x38\n\x07planned\x18\x03 \x01(\x0b\x32%.llmos.api.execution.v1.WorkerPlannedH\x00\x12\x34\n\x05ready\x18\x04 \x01(\x0b\x32#.llmos.api.execution.v1.WorkerReadyH\x00\x12\x36\n\x06\x66\x61iled\x18\x05 \x01(\x0b\x32$.llmos.api.execution.v1.WorkerFailedH\x00\x12\x36\n\x06\x65xited\x18\x06 \x01(\x0b\x32$.llmos.api.execution.v1.WorkerExitedH\x00\x12\x32\n\x04pong\x18\x07 \x01(\x0b\x32\".llmos.api.execution.v1.ZygotePongH\x00\x42\x07\n\x05\x65vent\"\x0c\n\nZygotePong\"N\n\x0bZygoteHello\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08imported\x18\x03 \x03(\t\x12\x0f\n\x07missing\x18\x04 \x03(\t\"9\n\x0cWorkerForked\x12\r\n\x05order\x18\x01 \x01(\x04\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\r\n\x05\x65rror\x18\x03 \x01(\t\"+\n\rWorkerPlanned\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\"N\n\x0bWorkerReady\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\x32\n\x06worker\x18\x02 \x01(\x0b\x32\".llmos.api.execution.v1.WorkerInfo\"J\n\x0cWorkerFailed\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\x0c\n\x04\x63ode\x18\x02 \x01(\r\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\";\n\x0cWorkerExited\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\x0e\n\x06status\x18\x02 \x01(\r\x12\x0e\n\x06signal\x18\x03 \x01(\r\"\x98\x02\n\nWorkerInfo\x12\x0b\n\x03ref\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12\x0c\n\x04task\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\x15\n\rgranted_bytes\x18\x06 \x01(\x04\x12\x0c\n\x04keys\x18\x07 \x03(\t\x12\x0e\n\x06pinned\x18\x08 \x01(\x08\x12\x16\n\x0e\x63ontext_length\x18\t \x01(\r\x12\x0e\n\x06listen\x18\n \x01(\t\x12\x34\n\x07options\x18\x0b \x01(\x0b\x32#.llmos.api.execution.v1.LoadOptions\x12\x0f\n\x07replica\x18\x0c \x01(\r\x12\x0f\n\x07threads\x18\r \x01(\r\x12\r\n\x05\x64raft\x18\x0e \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#llmos/api/execution/v1/zygote.proto\x12\x16llmos.api.execution.v1\x1a&llmos/api/execution/v1/execution.proto\"\xe4\x01\n\rZygoteCommand\x12\x32\n\x04\x66ork\x18\x01 \x01(\x0b\x32\".llmos.api.execution.v1.ForkWorkerH\x00\x12.\n\x02go\x18\x02 \x01(\x0b\x32 .llmos.api.execution.v1.GoWorkerH\x00\x12\x32\n\x04ping\x18\x03 \x01(\x0b\x32\".llmos.api.execution.v1.PingZygoteH\x00\x12\x30\n\x03log\x18\x04 \x01(\x0b\x32!.llmos.api.execution.v1.LogZygoteH\x00\x42\t\n\x07\x63ommand\"\x1e\n\tLogZygote\x12\x11\n\tlog_level\x18\x01 \x01(\t\"\x0c\n\nPingZygote\"P\n\nForkWorker\x12\r\n\x05order\x18\x01 \x01(\x04\x12\x33\n\x06worker\x18\x02 \x01(\x0b\x32#.llmos.api.execution.v1.WorkerOrder\"\xc6\x03\n\x0bWorkerOrder\x12\x0b\n\x03ref\x18\x01 \x01(\t\x12\x0e\n\x06\x66ormat\x18\x02 \x01(\t\x12\x0c\n\x04task\x18\x03 \x01(\t\x12\x31\n\x05\x66iles\x18\x04 \x03(\x0b\x32\".llmos.api.execution.v1.WorkerFile\x12\x16\n\x0e\x63ontext_length\x18\x05 \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\x12\x0f\n\x07threads\x18\x07 \x01(\r\x12\x0c\n\x04keys\x18\x08 \x03(\t\x12\x0e\n\x06pinned\x18\t \x01(\x08\x12\x0e\n\x06kernel\x18\n \x01(\t\x12\x0e\n\x06listen\x18\x0b \x01(\t\x12\x11\n\tstate_dir\x18\x0c \x01(\t\x12\x11\n\tlog_level\x18\r \x01(\t\x12\x0f\n\x07\x63redits\x18\x0e \x01(\r\x12\x10\n\x08stall_ms\x18\x0f \x01(\r\x12\x11\n\tprecision\x18\x10 \x01(\t\x12\x0c\n\x04\x63pus\x18\x11 \x03(\r\x12\x34\n\x07options\x18\x12 \x01(\x0b\x32#.llmos.api.execution.v1.LoadOptions\x12\x0f\n\x07replica\x18\x13 \x01(\r\x12\x31\n\x05\x64raft\x18\x14 \x01(\x0b\x32\".llmos.api.execution.v1.DraftModel\"t\n\nDraftModel\x12\x0b\n\x03ref\x18\x01 \x01(\t\x12\x0e\n\x06\x66ormat\x18\x02 \x01(\t\x12\x31\n\x05\x66iles\x18\x03 \x03(\x0b\x32\".llmos.api.execution.v1.WorkerFile\x12\x16\n\x0e\x63ontext_length\x18\x04 \x01(\r\"8\n\nWorkerFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06sha256\x18\x03 \x01(\t\".\n\x08GoWorker\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\x15\n\rgranted_bytes\x18\x02 \x01(\x04\"\x98\x03\n\x0bZygoteEvent\x12\x34\n\x05hello\x18\x01 \x01(\x0b\x32#.llmos.api.execution.v1.ZygoteHelloH\x00\x12\x36\n\x06\x66orked\x18\x02 \x01(\x0b\x32$.llmos.api.execution.v1.WorkerForkedH\x00\x12\x38\n\x07planned\x18\x03 \x01(\x0b\x32%.llmos.api.execution.v1.WorkerPlannedH\x00\x12\x34\n\x05ready\x18\x04 \x01(\x0b\x32#.llmos.api.execution.v1.WorkerReadyH\x00\x12\x36\n\x06\x66\x61iled\x18\x05 \x01(\x0b\x32$.llmos.api.execution.v1.WorkerFailedH\x00\x12\x36\n\x06\x65xited\x18\x06 \x01(\x0b\x32$.llmos.api.execution.v1.WorkerExitedH\x00\x12\x32\n\x04pong\x18\x07 \x01(\x0b\x32\".llmos.api.execution.v1.ZygotePongH\x00\x42\x07\n\x05\x65vent\"\x0c\n\nZygotePong\"N\n\x0bZygoteHello\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08imported\x18\x03 \x03(\t\x12\x0f\n\x07missing\x18\x04 \x03(\t\"9\n\x0cWorkerForked\x12\r\n\x05order\x18\x01 \x01(\x04\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\r\n\x05\x65rror\x18\x03 \x01(\t\"+\n\rWorkerPlanned\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\"N\n\x0bWorkerReady\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\x32\n\x06worker\x18\x02 \x01(\x0b\x32\".llmos.api.execution.v1.WorkerInfo\"J\n\x0cWorkerFailed\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\x0c\n\x04\x63ode\x18\x02 \x01(\r\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\";\n\x0cWorkerExited\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\x0e\n\x06status\x18\x02 \x01(\r\x12\x0e\n\x06signal\x18\x03 \x01(\r\"\xab\x02\n\nWorkerInfo\x12\x0b\n\x03ref\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12\x0c\n\x04task\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\x15\n\rgranted_bytes\x18\x06 \x01(\x04\x12\x0c\n\x04keys\x18\x07 \x03(\t\x12\x0e\n\x06pinned\x18\x08 \x01(\x08\x12\x16\n\x0e\x63ontext_length\x18\t \x01(\r\x12\x0e\n\x06listen\x18\n \x01(\t\x12\x34\n\x07options\x18\x0b \x01(\x0b\x32#.llmos.api.execution.v1.LoadOptions\x12\x0f\n\x07replica\x18\x0c \x01(\r\x12\x0f\n\x07threads\x18\r \x01(\r\x12\r\n\x05\x64raft\x18\x0e \x01(\t\x12\x11\n\tlog_level\x18\x0f \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,35 +33,37 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'llmos.api.execution.v1.zygo
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ZYGOTECOMMAND']._serialized_start=104
-  _globals['_ZYGOTECOMMAND']._serialized_end=282
-  _globals['_PINGZYGOTE']._serialized_start=284
-  _globals['_PINGZYGOTE']._serialized_end=296
-  _globals['_FORKWORKER']._serialized_start=298
-  _globals['_FORKWORKER']._serialized_end=378
-  _globals['_WORKERORDER']._serialized_start=381
-  _globals['_WORKERORDER']._serialized_end=835
-  _globals['_DRAFTMODEL']._serialized_start=837
-  _globals['_DRAFTMODEL']._serialized_end=953
-  _globals['_WORKERFILE']._serialized_start=955
-  _globals['_WORKERFILE']._serialized_end=1011
-  _globals['_GOWORKER']._serialized_start=1013
-  _globals['_GOWORKER']._serialized_end=1059
-  _globals['_ZYGOTEEVENT']._serialized_start=1062
-  _globals['_ZYGOTEEVENT']._serialized_end=1470
-  _globals['_ZYGOTEPONG']._serialized_start=1472
-  _globals['_ZYGOTEPONG']._serialized_end=1484
-  _globals['_ZYGOTEHELLO']._serialized_start=1486
-  _globals['_ZYGOTEHELLO']._serialized_end=1564
-  _globals['_WORKERFORKED']._serialized_start=1566
-  _globals['_WORKERFORKED']._serialized_end=1623
-  _globals['_WORKERPLANNED']._serialized_start=1625
-  _globals['_WORKERPLANNED']._serialized_end=1668
-  _globals['_WORKERREADY']._serialized_start=1670
-  _globals['_WORKERREADY']._serialized_end=1748
-  _globals['_WORKERFAILED']._serialized_start=1750
-  _globals['_WORKERFAILED']._serialized_end=1824
-  _globals['_WORKEREXITED']._serialized_start=1826
-  _globals['_WORKEREXITED']._serialized_end=1885
-  _globals['_WORKERINFO']._serialized_start=1888
-  _globals['_WORKERINFO']._serialized_end=2168
+  _globals['_ZYGOTECOMMAND']._serialized_end=332
+  _globals['_LOGZYGOTE']._serialized_start=334
+  _globals['_LOGZYGOTE']._serialized_end=364
+  _globals['_PINGZYGOTE']._serialized_start=366
+  _globals['_PINGZYGOTE']._serialized_end=378
+  _globals['_FORKWORKER']._serialized_start=380
+  _globals['_FORKWORKER']._serialized_end=460
+  _globals['_WORKERORDER']._serialized_start=463
+  _globals['_WORKERORDER']._serialized_end=917
+  _globals['_DRAFTMODEL']._serialized_start=919
+  _globals['_DRAFTMODEL']._serialized_end=1035
+  _globals['_WORKERFILE']._serialized_start=1037
+  _globals['_WORKERFILE']._serialized_end=1093
+  _globals['_GOWORKER']._serialized_start=1095
+  _globals['_GOWORKER']._serialized_end=1141
+  _globals['_ZYGOTEEVENT']._serialized_start=1144
+  _globals['_ZYGOTEEVENT']._serialized_end=1552
+  _globals['_ZYGOTEPONG']._serialized_start=1554
+  _globals['_ZYGOTEPONG']._serialized_end=1566
+  _globals['_ZYGOTEHELLO']._serialized_start=1568
+  _globals['_ZYGOTEHELLO']._serialized_end=1646
+  _globals['_WORKERFORKED']._serialized_start=1648
+  _globals['_WORKERFORKED']._serialized_end=1705
+  _globals['_WORKERPLANNED']._serialized_start=1707
+  _globals['_WORKERPLANNED']._serialized_end=1750
+  _globals['_WORKERREADY']._serialized_start=1752
+  _globals['_WORKERREADY']._serialized_end=1830
+  _globals['_WORKERFAILED']._serialized_start=1832
+  _globals['_WORKERFAILED']._serialized_end=1906
+  _globals['_WORKEREXITED']._serialized_start=1908
+  _globals['_WORKEREXITED']._serialized_end=1967
+  _globals['_WORKERINFO']._serialized_start=1970
+  _globals['_WORKERINFO']._serialized_end=2269
 # @@protoc_insertion_point(module_scope)

@@ -43,6 +43,7 @@ class ZygoteCommand(_message.Message):
     FORK_FIELD_NUMBER: _builtins.int
     GO_FIELD_NUMBER: _builtins.int
     PING_FIELD_NUMBER: _builtins.int
+    LOG_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def fork(self) -> Global___ForkWorker:
         """Fork a worker."""
@@ -55,22 +56,49 @@ class ZygoteCommand(_message.Message):
     def ping(self) -> Global___PingZygote:
         """Answer at once; a zygote that does not for 10 s hangs, is killed and replaced."""
 
+    @_builtins.property
+    def log(self) -> Global___LogZygote:
+        """Log other levels from now on."""
+
     def __init__(
         self,
         *,
         fork: Global___ForkWorker | None = ...,
         go: Global___GoWorker | None = ...,
         ping: Global___PingZygote | None = ...,
+        log: Global___LogZygote | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "fork", b"fork", "go", b"go", "ping", b"ping"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "fork", b"fork", "go", b"go", "log", b"log", "ping", b"ping"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "fork", b"fork", "go", b"go", "ping", b"ping"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "fork", b"fork", "go", b"go", "log", b"log", "ping", b"ping"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["fork", "go", "ping"]  # noqa: Y015
+    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["fork", "go", "ping", "log"]  # noqa: Y015
     _WhichOneofArgType_command: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_command) -> _WhichOneofReturnType_command | None: ...
 
 Global___ZygoteCommand: _TypeAlias = ZygoteCommand  # noqa: Y015
+
+@_typing.final
+class LogZygote(_message.Message):
+    """What the zygote is to log; workers have their own."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOG_LEVEL_FIELD_NUMBER: _builtins.int
+    log_level: _builtins.str
+    """As WorkerOrder.log_level."""
+    def __init__(
+        self,
+        *,
+        log_level: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["log_level", b"log_level"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LogZygote: _TypeAlias = LogZygote  # noqa: Y015
 
 @_typing.final
 class PingZygote(_message.Message):
@@ -164,7 +192,9 @@ class WorkerOrder(_message.Message):
     state_dir: _builtins.str
     """Directory of all state."""
     log_level: _builtins.str
-    """As ServerConfig.log_level."""
+    """As ServerConfig.log_level, or the levels that are written, e.g. `error,info`; critical lines
+    always are.
+    """
     credits: _builtins.int
     """Calls it takes at a time."""
     stall_ms: _builtins.int
@@ -604,6 +634,7 @@ class WorkerInfo(_message.Message):
     REPLICA_FIELD_NUMBER: _builtins.int
     THREADS_FIELD_NUMBER: _builtins.int
     DRAFT_FIELD_NUMBER: _builtins.int
+    LOG_LEVEL_FIELD_NUMBER: _builtins.int
     ref: _builtins.str
     """Model version, `name@version`."""
     pid: _builtins.int
@@ -628,6 +659,8 @@ class WorkerInfo(_message.Message):
     """Compute threads it was given; 0 = all cores."""
     draft: _builtins.str
     """The version that guesses for it, `name@version`; empty = none."""
+    log_level: _builtins.str
+    """As WorkerOrder.log_level."""
     @_builtins.property
     def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Keys it exports, `ref` included."""
@@ -653,10 +686,11 @@ class WorkerInfo(_message.Message):
         replica: _builtins.int = ...,
         threads: _builtins.int = ...,
         draft: _builtins.str = ...,
+        log_level: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "device", b"device", "draft", b"draft", "engine", b"engine", "granted_bytes", b"granted_bytes", "keys", b"keys", "listen", b"listen", "options", b"options", "pid", b"pid", "pinned", b"pinned", "ref", b"ref", "replica", b"replica", "task", b"task", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "device", b"device", "draft", b"draft", "engine", b"engine", "granted_bytes", b"granted_bytes", "keys", b"keys", "listen", b"listen", "log_level", b"log_level", "options", b"options", "pid", b"pid", "pinned", b"pinned", "ref", b"ref", "replica", b"replica", "task", b"task", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
