@@ -8,7 +8,6 @@ about the start itself, a terminal or signals belongs on a real `python -m`.
 from __future__ import annotations
 
 import atexit
-import contextlib
 import functools
 import importlib
 import json
@@ -55,8 +54,7 @@ class Forked:
     def send_signal(self, number: int) -> None:
         """Send a signal unless it has ended."""
         if self.poll() is None:
-            with contextlib.suppress(ProcessLookupError):  # it ended just now
-                os.kill(self.pid, number)
+            os.kill(self.pid, number)
 
     def terminate(self) -> None:
         """Ask it to end."""
@@ -95,19 +93,32 @@ def _end(process: subprocess.Popen[bytes], ours: socket.socket) -> None:
 
 
 def _serve(package: str, requests: socket.socket) -> None:
-    """Fork for each request until nobody can make one any more."""
+    """Fork for each request until nobody can make one any more.
+
+    What has ended stays, as a zombie, until who asked has heard of it: its pid is nobody else's.
+    """
     running: dict[int, tuple[int, socket.socket]] = {}  # pidfd: pid and who waits for it
+    told: dict[int, tuple[int, socket.socket]] = {}  # descriptor of who waits: the same
     poll = select.poll()
     poll.register(requests, select.POLLIN)
     while True:
         for ready, _ in poll.poll():
-            if ready != requests.fileno():
+            if ready in running:
                 poll.unregister(ready)
-                os.close(ready)
                 pid, waiter = running.pop(ready)
-                code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-                with waiter:
-                    waiter.send(str(code).encode())
+                end = os.waitid(os.P_PIDFD, ready, os.WEXITED | os.WNOWAIT)
+                os.close(ready)
+                assert end is not None
+                code = end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
+                waiter.send(str(code).encode())
+                told[waiter.fileno()] = pid, waiter
+                poll.register(waiter, select.POLLIN)
+                continue
+            if ready in told:
+                poll.unregister(ready)
+                pid, waiter = told.pop(ready)
+                waiter.close()
+                os.waitpid(pid, 0)
                 continue
             data, files, _, _ = socket.recv_fds(requests, _HEADER, 4)
             if not data:
