@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from llmos.lib.errors import Internal, LLMOSError, Unavailable
+from llmos.servers.execution import heap
 from llmos.servers.execution.engine.base import Piece
 from llmos.servers.execution.engine.torch.delivery import Outlet, deliver
 from llmos.servers.execution.engine.torch.drafting import Drafter
@@ -27,6 +28,8 @@ from llmos.servers.execution.engine.torch.schedule import Chunk, Job, Scheduler
 from llmos.servers.execution.engine.torch.scoring import score
 from llmos.servers.execution.engine.torch.sequence import Sequence
 from llmos.servers.execution.engine.torch.sharing import Sharing
+
+_IDLE_S = 1.0  # without work, after which memory that steps need is not kept for the next
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +97,7 @@ class StepLoop:
 
     def _next(self) -> list[Chunk] | None:
         """Wait for work; return the next step, or None when closing."""
+        kept = True  # the memory of the last step
         with self._changed:
             while not self._closing:
                 self._jobs.sweep()
@@ -101,8 +105,9 @@ class StepLoop:
                 if chunks := self._jobs.plan(ready):
                     return chunks
                 # Whom the plan sent back may be admitted at once, or there is nothing to do.
-                if not ready:
-                    self._changed.wait()
+                if not ready and not self._changed.wait(_IDLE_S if kept else None):
+                    heap.give_back()  # also what was freed while loading, and in other threads
+                    kept = False
         return None
 
     def _draft(self, chunks: list[Chunk]) -> None:

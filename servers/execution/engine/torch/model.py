@@ -106,6 +106,10 @@ class Model(abc.ABC):
         whole = {"embedding": self._embedding, "frequencies": self._frequencies}
         return {**whole, "norm": self._norm, "head": self._head}, self._layers
 
+    def facts(self) -> dict[str, Any]:
+        """Return what a model over the same `parts` need not find out again; fit for JSON."""
+        return {}
+
     def adopt(self, whole: Mapping[str, Any], layers: Sequence[Any]) -> None:
         """Go on, after the step under way, over `parts` of the same numbers in other memory."""
         with self._using:
@@ -183,8 +187,13 @@ class Llama(Model):
         head: Linear,
         frequencies: Tensor,
         attention: NativeAttention | None = None,
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
-        """Take over the weights. attention: the compiled kernel, where there is one."""
+        """Take over the weights. attention: the compiled kernel, where there is one.
+
+        facts: those of a model of the same weights, which saves the probes that take longer and
+        leave more memory behind than all else where weights are mapped.
+        """
         geometry = Geometry(
             layers=config.layers,
             kv_heads=config.kv_heads,
@@ -196,10 +205,17 @@ class Llama(Model):
         super().__init__(config, geometry, embedding, frequencies)
         self.dtype = embedding.dtype
         self._layers, self._norm, self._head, self._native = layers, norm, head, attention
-        linear = self._probe_linear()
+        known, threads = facts or {}, torch.get_num_threads()
+        same = known.get("threads") == threads
+        linear = known["linear_rows"] if same else self._probe_linear()
+        self._facts = {"threads": threads, "linear_rows": linear}
         rows = 1 if attention else self._probe_attention()  # the kernel takes each row by itself
         self.exact = linear is not None and rows is not None
         self._least, self._attention_rows = linear or 1, rows or 1
+
+    def facts(self) -> dict[str, Any]:
+        """See Model."""
+        return self._facts
 
     def _body(self, cache: KVCache, x: Tensor, angles: Tensor, spans: Sequence[Span]) -> Tensor:
         c, rows = self.config, len(x)

@@ -34,7 +34,7 @@ def tensors_of(model: Model) -> tuple[dict[str, Tensor], dict[str, Any]]:
     for i, layer in enumerate(layers):
         for field in dataclasses.fields(layer):
             add(f"{i}.{field.name}", getattr(layer, field.name))
-    return tensors, {"layers": len(layers), "widths": widths}
+    return tensors, {"layers": len(layers), "widths": widths, "model": model.facts()}
 
 
 def model_over(
@@ -50,7 +50,8 @@ def model_over(
         assert kernels is not None
         return Int8Llama(kernels, config, layers=layers, threads=threads, **whole)
     native = None if kernels is None else NativeAttention(kernels, config, threads)
-    return Llama(config, layers=layers, attention=native, **whole)
+    facts = image.facts.get("model")  # images of former releases have none
+    return Llama(config, layers=layers, attention=native, facts=facts, **whole)
 
 
 def weights_over(

@@ -142,9 +142,10 @@ def _alive(name: str) -> bool:
 
 
 def _cpu() -> str:
-    """Return what oneDNN chooses layouts by."""
+    """Return what oneDNN chooses layouts and kernels by."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
     except OSError:
         return ""
-    return next((line for line in lines if line.startswith("flags")), "")
+    seen = {line for line in lines if line.startswith(("flags", "model name", "cache size"))}
+    return "\n".join(sorted(seen))

@@ -18,6 +18,7 @@ from llmos.servers.execution.engine.torch.config import read_config
 from llmos.servers.execution.engine.torch.image import BadImage, Image, write
 from llmos.servers.execution.engine.torch.kv import KVCache, Span
 from llmos.servers.execution.engine.torch.linear import Linear
+from llmos.servers.execution.engine.torch.model import Llama
 from llmos.servers.execution.engine.torch.native.layout import PackedLinear
 from llmos.servers.execution.engine.torch.shelf import Shelf
 from llmos.servers.execution.engine.torch.weights import SafetensorsWeights, Weights
@@ -155,5 +156,19 @@ def test_a_model_goes_on_over_its_image_once_it_is_written(
             assert time.monotonic() < until
             time.sleep(0.01)
         monkeypatch.setattr(Weights, "read", None)  # it is not needed again
+        monkeypatch.setattr(Llama, "_probe_linear", None)  # nor is this
         again = build(config, weights, torch.device("cpu"), precision, 1, shared)
         assert torch.equal(before, again.forward(cache, [1, 2, 3], [Span([0], 0, 3)], [2]))
+
+
+def test_what_was_probed_with_other_threads_is_probed_again(tiny: Any, tmp_path: Path) -> None:
+    shared = tiny.spec(state_dir=str(tmp_path))
+    config, _ = read_config(shared)
+    with torch.inference_mode():
+        whole, layers = build(
+            config, SafetensorsWeights(shared), torch.device("cpu"), "float32", 1
+        ).parts()
+        other = {"threads": torch.get_num_threads() + 1, "linear_rows": 77}
+        model = Llama(config, layers=layers, facts=other, **whole)
+    assert model.facts()["threads"] == torch.get_num_threads()
+    assert model.facts()["linear_rows"] != 77
