@@ -8,7 +8,8 @@ every time, so that nothing of its kind is ready. These three run after all othe
 
 Real processes: kernel, memory server, a consumer, and this one; last line is one JSON object,
 times are microseconds at the median of interleaved rounds. Buffers and handles go through the
-kernel, as in an LLM OS; inline is plain gRPC from here to the consumer. In every transfer the
+kernel, as in an LLM OS; inline is plain gRPC from here to the consumer; `empty_call` is a call over
+the kernel with nothing in it, which a transfer by handle cannot be below. In every transfer the
 sender's bytes start in its private memory, and the consumer touches each page of what it got before
 it answers.
 """
@@ -71,12 +72,16 @@ async def consume(kernel: str, address: str) -> None:
             kept[handle.id] = await buffers.open(handle)
         return touch(kept[handle.id].view)
 
-    by_handle: Any = {f.__name__: grpc.unary_unary_rpc_method_handler(f) for f in (fresh, reused)}
+    async def empty(message: bytes, context: Any) -> bytes:
+        return b""
+
+    methods = (fresh, reused, empty)
+    by_handle: Any = {f.__name__: grpc.unary_unary_rpc_method_handler(f) for f in methods}
     port.serve(ExportSpec("Bench"), by_handle)
     await port.start()
     server = grpc.aio.server(options=OPTIONS)
-    methods: Any = {"inline": grpc.unary_unary_rpc_method_handler(inline)}
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("Bench", methods),))
+    by_value: Any = {"inline": grpc.unary_unary_rpc_method_handler(inline)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("Bench", by_value),))
     server.add_insecure_port(address)
     await server.start()
     stop = asyncio.Event()
@@ -165,6 +170,9 @@ async def measure(kernel: str, consumer: str) -> dict[str, float]:
         async def in_place() -> bytes:
             return await send(port.channel, "reused", held.handle.SerializeToString())
 
+        async def empty() -> bytes:
+            return await send(port.channel, "empty", b"")
+
         async def eight(send: Callable[[int], Awaitable[bytes]]) -> None:
             await asyncio.gather(*map(send, range(8)))
 
@@ -186,6 +194,7 @@ async def measure(kernel: str, consumer: str) -> dict[str, float]:
                 "4MiB_inline_8_at_once": lambda: eight(lambda i: inline()),
                 "4MiB_handle_8_at_once": lambda: eight(one_of_eight),
                 "4MiB_handle_in_place": in_place,
+                "empty_call": empty,
                 "4MiB_handle_reused_buffer": reused,
                 "4MiB_memcpy": memcpy,
             }
@@ -232,6 +241,8 @@ def main() -> None:
         "handle_in_place_vs_inline_4mib": round(
             results["4MiB_inline_grpc"] / results["4MiB_handle_in_place"], 2
         ),
+        # What no transfer by handle can be below: a call over the kernel and one copy.
+        "handle_vs_floor_4mib": round(handle / (results["empty_call"] + results["4MiB_memcpy"]), 2),
         "buffer_cycle_ms": round(results["create_map_free_4MiB"] / 1e3, 3),
         "handle_vs_inline_4mib": round(results["4MiB_inline_grpc"] / handle, 2),
         "handle_vs_memcpy_4mib": round(results["4MiB_memcpy"] / handle, 3),
