@@ -198,13 +198,15 @@ class Session:
             limits = ("grpc.max_receive_message_length", "grpc.max_send_message_length")
             channel = grpc.insecure_channel(address, options=[(k, MAX_MESSAGE) for k in limits])
             self._channels[address] = channel
+            patience = min(_CONNECT_S, self._timeout or _CONNECT_S)
             try:
-                patience = min(_CONNECT_S, self._timeout or _CONNECT_S)
                 grpc.channel_ready_future(channel).result(timeout=patience)
             except grpc.FutureTimeoutError:
+                cure = "check --address (or LLMOS_ADDRESS), which is unix:PATH or HOST:PORT"
+                if not self.given_address:  # somebody listens there
+                    cure = "the machine may be overloaded: see `llmos-ctl ps`, and try again"
                 raise Unavailable(
-                    "UNREACHABLE",
-                    f"Nothing answers at {address}; check --address (or LLMOS_ADDRESS).",
+                    "UNREACHABLE", f"Nothing answers at {address} within {patience:g} s; {cure}."
                 ) from None
         return fenced(self._channels[address])
 

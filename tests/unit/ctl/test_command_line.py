@@ -125,7 +125,7 @@ def test_address_that_nobody_serves(capsys: pytest.CaptureFixture[str], tmp_path
     address = f"unix:{tmp_path}/none.sock"
     code, _, err = ctl(capsys, "kernel", "stats", "--address", address, "--timeout", "0.5")
     assert code == 8
-    assert err == f"llmos-ctl: Nothing answers at {address}; check --address (or LLMOS_ADDRESS).\n"
+    assert err.startswith(f"llmos-ctl: Nothing answers at {address} within 0.5 s; check --address")
 
 
 def test_a_state_directory_that_cannot_be_written(tmp_path: Path) -> None:
