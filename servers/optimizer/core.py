@@ -12,12 +12,14 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 from llmos.api.optimizer.v1 import jobs_pb2, process_pb2
 from llmos.lib.call import background
 from llmos.lib.errors import FailedPrecondition, NotFound
 from llmos.lib.publish import Tell, nobody
+from llmos.servers.optimizer import family
 from llmos.servers.optimizer.entry import Entry
 from llmos.servers.optimizer.files import Files
 from llmos.servers.optimizer.folder import Folder
@@ -85,6 +87,8 @@ class Jobs:
             if record.request_id:
                 self._requests[record.request_id] = entry.job.id
         for entry in self._entries.values():
+            if family.orphaned(entry, self._entries):
+                family.stop(entry)
             if entry.job.state == jobs_pb2.JOB_STATE_RUNNING:
                 self._run(entry)
         self._pump()
@@ -173,6 +177,8 @@ class Jobs:
         entry = self._entries[id] = Entry(record, folder, self._told)
         if request_id:
             self._requests[request_id] = id
+        if family.orphaned(entry, self._entries):  # it asked while it was being cancelled
+            family.stop(entry)
         self._catalog.changed()
         return entry
 
@@ -197,19 +203,17 @@ class Jobs:
             await changed.wait()
 
     async def cancel(self, id: str) -> jobs_pb2.Job:
-        """Stop a job and return it when it has ended. Raises NotFound NO_SUCH_JOB."""
+        """Stop a job, and its jobs; return it when all have ended. Raises NotFound NO_SUCH_JOB."""
         entry = self._entry(id)
-        if entry.job.state == jobs_pb2.JOB_STATE_QUEUED or entry.paused:
-            entry.end(jobs_pb2.JOB_STATE_CANCELLED)
-        elif not entry.ended:
-            entry.record.cancelling = True
-            entry.save()
+        family.stop(entry)
         while not entry.ended:
             await entry.changed.wait()
+        while going := self._children(id):
+            await going[0].changed.wait()
         return entry.snapshot()
 
     async def pause(self, id: str) -> jobs_pb2.Job:
-        """Stop a job's process and return it when it is paused.
+        """Stop a job's process, and those of its jobs; return it when all are paused.
 
         Raises NotFound NO_SUCH_JOB; FailedPrecondition JOB_ENDED, also when it ends meanwhile.
         """
@@ -222,13 +226,20 @@ class Jobs:
         while not entry.paused:
             self._going(id)
             await entry.changed.wait()
+        for child in self._children(id):
+            with suppress(FailedPrecondition):  # it ended meanwhile: so much the better
+                await self.pause(child.job.id)
         return entry.snapshot()
 
     def resume(self, id: str) -> jobs_pb2.Job:
-        """Queue a paused job again. Raises NotFound NO_SUCH_JOB; FailedPrecondition JOB_ENDED."""
+        """Queue a paused job, and its jobs, again.
+
+        Raises NotFound NO_SUCH_JOB; FailedPrecondition JOB_ENDED.
+        """
         entry = self._going(id)
-        if entry.paused:
-            entry.resume()
+        for one in (entry, *self._children(id)):
+            if one.paused:
+                one.resume()
         answer = entry.snapshot()
         self._pump()
         return answer
@@ -236,6 +247,9 @@ class Jobs:
     def files(self, id: str) -> Files:
         """Return a job's files for people. Raises NotFound NO_SUCH_JOB."""
         return Files(self._entry(id))
+
+    def _children(self, id: str) -> list[Entry]:
+        return family.children(self._entries.values(), id)
 
     def _going(self, id: str) -> Entry:
         entry = self._entry(id)
@@ -277,6 +291,8 @@ class Jobs:
         self._pump()
 
     def _told(self, job: jobs_pb2.Job) -> None:
+        for child in self._children(job.id):  # of one that was cancelled, or died for good
+            family.stop(child)
         self._catalog.changed()
         self._tell(
             "job.ended",

@@ -19,6 +19,8 @@ def check_settings(field: str, spec: pb.Evaluate) -> list[str]:
         raise bad(f"{field}.labels and {field}.targets exclude each other; set one.")
     if spec.max_tokens > _LONGEST:
         raise bad(f"{field}.max_tokens is {spec.max_tokens}; at most {_LONGEST}.")
+    if spec.beams > _MOST:
+        raise bad(f"{field}.beams is {spec.beams}; at most {_MOST}.")
     check_gates(f"{field}.gates", spec.gates)
     return check_data(f"{field}.data", spec.data)
 

@@ -29,7 +29,7 @@ from llmos.lib.errors import Aborted, ResourceExhausted
 from llmos.servers.optimizer.job.context import Stopped
 from llmos.servers.optimizer.train import checkpoint
 from llmos.servers.optimizer.train.gate import Gate
-from llmos.servers.optimizer.train.objectives import Objective
+from llmos.servers.optimizer.train.objectives import Objective, by_length
 from llmos.servers.optimizer.train.optimisers import decayed, make_optimizer, mixed
 from llmos.servers.optimizer.train.place import Place
 from llmos.servers.optimizer.train.plan import Plan
@@ -182,7 +182,7 @@ class Loop:
         mine = slice(
             len(rows) * place.rank // place.world, len(rows) * (place.rank + 1) // place.world
         )
-        own = {name: array[mine] for name, array in all_rows.items()}
+        own = by_length({name: array[mine] for name, array in all_rows.items()})
         size = mine.stop - mine.start
         parts = min(spec.accumulate or 1, size)
         total = 0.0

@@ -183,6 +183,15 @@ class Distillation:
         return total
 
 
+def by_length(rows: Rows) -> Rows:
+    """Return texts in the order of their length: parts of a step then have little padding."""
+    if "length" not in rows:
+        return rows
+    long = rows["length"] + rows.get("answer_length", 0)
+    order = np.argsort(long, kind="stable")
+    return {name: array[order] for name, array in rows.items()}
+
+
 def padded(rows: Rows, prefix: str, device: torch.device) -> dict[str, torch.Tensor]:
     """Return ids and mask of texts, as wide as the longest."""
     lengths = rows[f"{prefix}length"]

@@ -5,6 +5,7 @@ No network is asked, and no code of theirs is run.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,12 +20,12 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    BartConfig,
-    BartForConditionalGeneration,
     BertConfig,
     BertForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
+    MBartConfig,
+    MBartForConditionalGeneration,
     PreTrainedTokenizerFast,
 )
 from transformers.utils import logging as noise
@@ -72,8 +73,8 @@ def fresh(network: str, spec: pb.Transformer, vocabulary: int, tokens: int, clas
                 tie_word_embeddings=True,
             )
         )
-    return BartForConditionalGeneration(
-        BartConfig(
+    model = MBartForConditionalGeneration(
+        MBartConfig(
             **common,
             d_model=width,
             encoder_layers=layers,
@@ -88,6 +89,22 @@ def fresh(network: str, spec: pb.Transformer, vocabulary: int, tokens: int, clas
             forced_eos_token_id=1,
         )
     )
+    for part in (model.model.encoder, model.model.decoder):
+        _waves(part.embed_positions.weight, model.config.init_std)
+    return model
+
+
+def _waves(weight: torch.Tensor, deviation: float) -> None:
+    """Let places begin as sines and cosines (Vaswani et al. 2017, 3.5), as strong as tokens.
+
+    Places that are near are alike from the first step, so few texts teach what stands where.
+    """
+    rows, width = weight.shape
+    speeds = torch.exp(-math.log(10_000) / width * torch.arange(0, width, 2))
+    turns = torch.arange(rows)[:, None] * speeds
+    with torch.no_grad():
+        weight[:, 0::2] = math.sqrt(2) * deviation * turns.sin()
+        weight[:, 1::2] = math.sqrt(2) * deviation * turns.cos()[:, : width // 2]
 
 
 def load(folder: Path, classes: Sequence[str]) -> Any:

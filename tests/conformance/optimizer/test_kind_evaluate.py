@@ -72,6 +72,7 @@ async def test_a_gate(models: World) -> None:
             "has no split 'no'; it has train, test",
         ),
         ({"max_tokens": 5000}, InvalidArgument, "evaluate.max_tokens is 5000"),
+        ({"beams": 17}, InvalidArgument, "evaluate.beams is 17; at most 16"),
     ],
 )
 async def test_bad_specs(

@@ -1,4 +1,7 @@
-"""Jobs of a job: submitted once each, watched through restarts of the server, cancelled with it."""
+"""Jobs of a job: submitted once each, watched through restarts of the server.
+
+They are cancelled, paused and resumed with it, by the server (`family.py`).
+"""
 
 from __future__ import annotations
 
@@ -38,11 +41,7 @@ class Children:
 
         job = (await patiently(submit)).job
         failpoint.hit(f"job.submitted {name}")
-        try:
-            return await self._watch(job.id)
-        except asyncio.CancelledError:  # this job is cancelled
-            await self._stub.CancelJob(pb.CancelJobRequest(id=job.id), timeout=10)
-            raise
+        return await self._watch(job.id)
 
     async def _watch(self, id: str) -> pb.Job:
         last = pb.Job()

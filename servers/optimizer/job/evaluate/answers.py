@@ -1,4 +1,4 @@
-"""What a language model, or a model that turns texts into texts, answers: greedy, by torch."""
+"""What a language model, or a model that turns texts into texts, answers, by torch."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from llmos.servers.optimizer.job.models.subject import Subject
 _BATCH = 16
 
 
-def generate(subject: Subject, texts: Sequence[str], limit: int, threads: int) -> list[str]:
-    """Return at most `limit` tokens for each text, as text.
+def generate(
+    subject: Subject, texts: Sequence[str], limit: int, threads: int, beams: int = 1
+) -> list[str]:
+    """Return at most `limit` tokens for each text, as text: the likeliest of `beams`.
 
     Raises FailedPrecondition WRONG_FORMAT for models that torch cannot continue texts with.
     """
@@ -60,7 +62,7 @@ def generate(subject: Subject, texts: Sequence[str], limit: int, threads: int) -
                 attention_mask=mask,
                 max_new_tokens=limit,
                 do_sample=False,
-                num_beams=1,
+                num_beams=beams,
                 pad_token_id=pad,
             )
         kept = out[:, longest:] if left else out

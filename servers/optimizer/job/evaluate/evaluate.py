@@ -125,8 +125,10 @@ class Evaluate:
     def _generate(self, subject: Subject, inputs: list[str], threads: int) -> list[str]:
         from llmos.servers.optimizer.job.evaluate import answers
 
-        limit = self._spec.max_tokens or 64
-        return answers.generate(subject, [self._spec.prompt + t for t in inputs], limit, threads)
+        spec = self._spec
+        texts = [spec.prompt + text for text in inputs]
+        limit, beams = spec.max_tokens or 64, spec.beams or 1
+        return answers.generate(subject, texts, limit, threads, beams)
 
     async def _speed(self, subject: Subject, found: evaluate_pb2.Evaluated) -> None:
         """Measure in the execution server, else here: it has no engine, or there is none."""

@@ -26,7 +26,7 @@ from llmos.api.optimizer.v1 import compress_pb2 as llmos_dot_api_dot_optimizer_d
 from llmos.api.optimizer.v1 import measure_pb2 as llmos_dot_api_dot_optimizer_dot_v1_dot_measure__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%llmos/api/optimizer/v1/evaluate.proto\x12\x16llmos.api.optimizer.v1\x1a%llmos/api/optimizer/v1/compress.proto\x1a$llmos/api/optimizer/v1/measure.proto\"\xde\x01\n\x08\x45valuate\x12\x0e\n\x06models\x18\x01 \x03(\t\x12*\n\x04\x64\x61ta\x18\x02 \x01(\x0b\x32\x1c.llmos.api.optimizer.v1.Data\x12\x0e\n\x06labels\x18\x03 \x01(\t\x12\x0f\n\x07targets\x18\x04 \x01(\t\x12\x10\n\x08positive\x18\x05 \x01(\t\x12\x0e\n\x06prompt\x18\x06 \x01(\t\x12\x12\n\nmax_tokens\x18\x07 \x01(\r\x12\x12\n\nskip_speed\x18\x08 \x01(\x08\x12+\n\x05gates\x18\t \x03(\x0b\x32\x1c.llmos.api.optimizer.v1.Gate\"Y\n\x06Report\x12\x33\n\x08versions\x18\x01 \x03(\x0b\x32!.llmos.api.optimizer.v1.Evaluated\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\t\x12\x0c\n\x04rows\x18\x03 \x01(\r\"o\n\tEvaluated\x12\x0b\n\x03ref\x18\x01 \x01(\t\x12\x31\n\x08measures\x18\x02 \x03(\x0b\x32\x1f.llmos.api.optimizer.v1.Measure\x12\x0f\n\x07\x63lasses\x18\x03 \x03(\t\x12\x11\n\tconfusion\x18\x04 \x03(\rb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%llmos/api/optimizer/v1/evaluate.proto\x12\x16llmos.api.optimizer.v1\x1a%llmos/api/optimizer/v1/compress.proto\x1a$llmos/api/optimizer/v1/measure.proto\"\xed\x01\n\x08\x45valuate\x12\x0e\n\x06models\x18\x01 \x03(\t\x12*\n\x04\x64\x61ta\x18\x02 \x01(\x0b\x32\x1c.llmos.api.optimizer.v1.Data\x12\x0e\n\x06labels\x18\x03 \x01(\t\x12\x0f\n\x07targets\x18\x04 \x01(\t\x12\x10\n\x08positive\x18\x05 \x01(\t\x12\x0e\n\x06prompt\x18\x06 \x01(\t\x12\x12\n\nmax_tokens\x18\x07 \x01(\r\x12\x12\n\nskip_speed\x18\x08 \x01(\x08\x12+\n\x05gates\x18\t \x03(\x0b\x32\x1c.llmos.api.optimizer.v1.Gate\x12\r\n\x05\x62\x65\x61ms\x18\n \x01(\r\"Y\n\x06Report\x12\x33\n\x08versions\x18\x01 \x03(\x0b\x32!.llmos.api.optimizer.v1.Evaluated\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\t\x12\x0c\n\x04rows\x18\x03 \x01(\r\"o\n\tEvaluated\x12\x0b\n\x03ref\x18\x01 \x01(\t\x12\x31\n\x08measures\x18\x02 \x03(\x0b\x32\x1f.llmos.api.optimizer.v1.Measure\x12\x0f\n\x07\x63lasses\x18\x03 \x03(\t\x12\x11\n\tconfusion\x18\x04 \x03(\rb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,9 +34,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'llmos.api.optimizer.v1.eval
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_EVALUATE']._serialized_start=143
-  _globals['_EVALUATE']._serialized_end=365
-  _globals['_REPORT']._serialized_start=367
-  _globals['_REPORT']._serialized_end=456
-  _globals['_EVALUATED']._serialized_start=458
-  _globals['_EVALUATED']._serialized_end=569
+  _globals['_EVALUATE']._serialized_end=380
+  _globals['_REPORT']._serialized_start=382
+  _globals['_REPORT']._serialized_end=471
+  _globals['_EVALUATED']._serialized_start=473
+  _globals['_EVALUATED']._serialized_end=584
 # @@protoc_insertion_point(module_scope)

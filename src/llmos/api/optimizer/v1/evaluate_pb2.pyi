@@ -47,6 +47,7 @@ class Evaluate(_message.Message):
     MAX_TOKENS_FIELD_NUMBER: _builtins.int
     SKIP_SPEED_FIELD_NUMBER: _builtins.int
     GATES_FIELD_NUMBER: _builtins.int
+    BEAMS_FIELD_NUMBER: _builtins.int
     labels: _builtins.str
     """Column with the label; empty = the data set's."""
     targets: _builtins.str
@@ -59,6 +60,10 @@ class Evaluate(_message.Message):
     """Longest answer, tokens; 0 = 64 (generate, with targets)."""
     skip_speed: _builtins.bool
     """Leave speed and memory out."""
+    beams: _builtins.int
+    """Beginnings of an answer that are followed at a time, of which the likeliest is taken (beam
+    search), 1 to 16; 0 = 1, greedy (generate, with targets).
+    """
     @_builtins.property
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """1 to 16 references; the first is the original."""
@@ -83,10 +88,11 @@ class Evaluate(_message.Message):
         max_tokens: _builtins.int = ...,
         skip_speed: _builtins.bool = ...,
         gates: _abc.Iterable[_measure_pb2.Gate] | None = ...,
+        beams: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "gates", b"gates", "labels", b"labels", "max_tokens", b"max_tokens", "models", b"models", "positive", b"positive", "prompt", b"prompt", "skip_speed", b"skip_speed", "targets", b"targets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beams", b"beams", "data", b"data", "gates", b"gates", "labels", b"labels", "max_tokens", b"max_tokens", "models", b"models", "positive", b"positive", "prompt", b"prompt", "skip_speed", b"skip_speed", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -116,7 +116,8 @@ class JobsServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CancelJob(self, request, context):
-        """Stops a job. Versions that it has registered stay. Cancelling an ended job is OK.
+        """Stops a job, and the jobs that it submitted (pipeline, search). Versions that they have
+        registered stay. Cancelling an ended job is OK.
 
         Errors: NOT_FOUND NO_SUCH_JOB.
         """
@@ -126,7 +127,8 @@ class JobsServicer(object):
 
     def PauseJob(self, request, context):
         """Stops a job's process and frees its place; what it has done is kept for ResumeJob. A job that
-        trains stops after its present step. Pausing a paused job is OK.
+        trains stops after its present step; the jobs that it submitted are paused with it. Pausing a
+        paused job is OK.
 
         Errors: NOT_FOUND NO_SUCH_JOB. FAILED_PRECONDITION JOB_ENDED: it has ended already.
         """
@@ -135,7 +137,8 @@ class JobsServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ResumeJob(self, request, context):
-        """Queues a paused job again; it goes on where it was. Resuming one that is not paused is OK.
+        """Queues a paused job, and those that it submitted, again; they go on where they were. Resuming
+        one that is not paused is OK.
 
         Errors: NOT_FOUND NO_SUCH_JOB. FAILED_PRECONDITION JOB_ENDED: it has ended already.
         """

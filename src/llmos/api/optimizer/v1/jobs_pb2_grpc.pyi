@@ -50,18 +50,21 @@ class JobsStub:
     ListJobs: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ListJobsRequest, _jobs_pb2.ListJobsResponse]
     """Lists jobs, newest first."""
     CancelJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.CancelJobRequest, _jobs_pb2.CancelJobResponse]
-    """Stops a job. Versions that it has registered stay. Cancelling an ended job is OK.
+    """Stops a job, and the jobs that it submitted (pipeline, search). Versions that they have
+    registered stay. Cancelling an ended job is OK.
 
     Errors: NOT_FOUND NO_SUCH_JOB.
     """
     PauseJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.PauseJobRequest, _jobs_pb2.PauseJobResponse]
     """Stops a job's process and frees its place; what it has done is kept for ResumeJob. A job that
-    trains stops after its present step. Pausing a paused job is OK.
+    trains stops after its present step; the jobs that it submitted are paused with it. Pausing a
+    paused job is OK.
 
     Errors: NOT_FOUND NO_SUCH_JOB. FAILED_PRECONDITION JOB_ENDED: it has ended already.
     """
     ResumeJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ResumeJobRequest, _jobs_pb2.ResumeJobResponse]
-    """Queues a paused job again; it goes on where it was. Resuming one that is not paused is OK.
+    """Queues a paused job, and those that it submitted, again; they go on where they were. Resuming
+    one that is not paused is OK.
 
     Errors: NOT_FOUND NO_SUCH_JOB. FAILED_PRECONDITION JOB_ENDED: it has ended already.
     """
@@ -103,18 +106,21 @@ class JobsAsyncStub(JobsStub):
     ListJobs: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ListJobsRequest, _jobs_pb2.ListJobsResponse]  # type: ignore[assignment]
     """Lists jobs, newest first."""
     CancelJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.CancelJobRequest, _jobs_pb2.CancelJobResponse]  # type: ignore[assignment]
-    """Stops a job. Versions that it has registered stay. Cancelling an ended job is OK.
+    """Stops a job, and the jobs that it submitted (pipeline, search). Versions that they have
+    registered stay. Cancelling an ended job is OK.
 
     Errors: NOT_FOUND NO_SUCH_JOB.
     """
     PauseJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.PauseJobRequest, _jobs_pb2.PauseJobResponse]  # type: ignore[assignment]
     """Stops a job's process and frees its place; what it has done is kept for ResumeJob. A job that
-    trains stops after its present step. Pausing a paused job is OK.
+    trains stops after its present step; the jobs that it submitted are paused with it. Pausing a
+    paused job is OK.
 
     Errors: NOT_FOUND NO_SUCH_JOB. FAILED_PRECONDITION JOB_ENDED: it has ended already.
     """
     ResumeJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ResumeJobRequest, _jobs_pb2.ResumeJobResponse]  # type: ignore[assignment]
-    """Queues a paused job again; it goes on where it was. Resuming one that is not paused is OK.
+    """Queues a paused job, and those that it submitted, again; they go on where they were. Resuming
+    one that is not paused is OK.
 
     Errors: NOT_FOUND NO_SUCH_JOB. FAILED_PRECONDITION JOB_ENDED: it has ended already.
     """
@@ -177,7 +183,8 @@ class JobsServicer(metaclass=_abc_1.ABCMeta):
         request: _jobs_pb2.CancelJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_jobs_pb2.CancelJobResponse, _abc.Awaitable[_jobs_pb2.CancelJobResponse]]:
-        """Stops a job. Versions that it has registered stay. Cancelling an ended job is OK.
+        """Stops a job, and the jobs that it submitted (pipeline, search). Versions that they have
+        registered stay. Cancelling an ended job is OK.
 
         Errors: NOT_FOUND NO_SUCH_JOB.
         """
@@ -189,7 +196,8 @@ class JobsServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_jobs_pb2.PauseJobResponse, _abc.Awaitable[_jobs_pb2.PauseJobResponse]]:
         """Stops a job's process and frees its place; what it has done is kept for ResumeJob. A job that
-        trains stops after its present step. Pausing a paused job is OK.
+        trains stops after its present step; the jobs that it submitted are paused with it. Pausing a
+        paused job is OK.
 
         Errors: NOT_FOUND NO_SUCH_JOB. FAILED_PRECONDITION JOB_ENDED: it has ended already.
         """
@@ -200,7 +208,8 @@ class JobsServicer(metaclass=_abc_1.ABCMeta):
         request: _jobs_pb2.ResumeJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_jobs_pb2.ResumeJobResponse, _abc.Awaitable[_jobs_pb2.ResumeJobResponse]]:
-        """Queues a paused job again; it goes on where it was. Resuming one that is not paused is OK.
+        """Queues a paused job, and those that it submitted, again; they go on where they were. Resuming
+        one that is not paused is OK.
 
         Errors: NOT_FOUND NO_SUCH_JOB. FAILED_PRECONDITION JOB_ENDED: it has ended already.
         """

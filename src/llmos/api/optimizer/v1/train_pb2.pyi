@@ -149,7 +149,7 @@ class Train(_message.Message):
 
     @_builtins.property
     def encoder_decoder(self) -> Global___Transformer:
-        """Transformer encoder and decoder that turns texts into texts (BART's architecture)."""
+        """Transformer encoder and decoder that turns texts into texts (mBART's architecture)."""
 
     @_builtins.property
     def training(self) -> Global___Training:
@@ -593,7 +593,9 @@ class Training(_message.Message):
     batch: _builtins.int
     """Rows (for language models: blocks) of a step, over all processes; 0 = 32."""
     accumulate: _builtins.int
-    """Parts that a process computes its share of a step in, to save memory; 0 = 1."""
+    """Parts that a process computes its share of a step in, to save memory, and time where texts
+    differ in length: those of about the same length are in one part; 0 = 1.
+    """
     epochs: _builtins.float
     """Passes over the split; 0 = 1 unless `steps` is set."""
     steps: _builtins.int
