@@ -189,6 +189,11 @@ class BufferClient:
         while self._freeing:
             await asyncio.wait({*self._freeing.values()})
 
+    async def exists(self, id: str) -> bool:
+        """Return whether somebody still has a lease on a buffer."""
+        listed = await self._call(self._stub.ListBuffers, pb.ListBuffersRequest())
+        return any(info.id == id for info in listed.buffers)
+
     async def close(self) -> None:
         """Free everything and stop renewing."""
         self._closed = True
