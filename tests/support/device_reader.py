@@ -1,4 +1,4 @@
-"""Another process with GPU memory: ADDRESS LIBRARY HANDLE(hex); says what it sees, writes, waits."""
+"""Another process with GPU memory: ADDRESS LIBRARY HANDLE(hex); says what it sees, then writes."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ async def test_memory_stays_while_another_process_has_it(
         await devices.free(again)
         await devices.free(mine)
         with pytest.raises(ValueError, match="closed"):
-            mine.address
+            _ = mine.address
         # Freed here, and the other process's lease keeps it.
         await until(lambda: len(world.store.buffers()[0].deadlines) == 1)
         assert len(segments()) == 1
