@@ -27,7 +27,7 @@ def load(
     ref: Ref,
     pin: Annotated[bool, typer.Option("--pin", help="Never evict it for other models.")] = False,
     precision: Annotated[
-        str, typer.Option(help="fp32, bf16 or int8; of language models.", show_default=False)
+        str, typer.Option(help="fp32, bf16, int8 or int4; of language models.", show_default=False)
     ] = "",
     threads: Annotated[
         int, typer.Option(min=0, help="Compute threads, on as many cores of its own; 0 = default.")

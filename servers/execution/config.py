@@ -16,7 +16,7 @@ class ExecutionConfig(ServerConfig):
     device: str = option("", "device for models: cpu or cuda:0 (default: a GPU if there is one)")
     precision: str = option(
         "auto",
-        "precision of language models: auto, fp32, bf16 or int8; a version's serving.toml wins",
+        "of language models: auto, fp32, bf16, int8 or int4; a version's serving.toml wins",
     )
     python_models: bool = option(
         False, "run models that bring Python code of their own, with the rights of this user"
@@ -40,7 +40,8 @@ class ExecutionConfig(ServerConfig):
         for name in ("stall_s", "worker_stall_s"):
             if not getattr(self, name) >= 0:
                 raise InvalidArgument("BAD_CONFIG", f"{name} must not be negative.")
-        if self.precision not in ("auto", "fp32", "bf16", "int8"):
+        if self.precision not in ("auto", "fp32", "bf16", "int8", "int4"):
             raise InvalidArgument(
-                "BAD_CONFIG", f"precision is {self.precision!r}; it is auto, fp32, bf16 or int8."
+                "BAD_CONFIG",
+                f"precision is {self.precision!r}; it is auto, fp32, bf16, int8 or int4.",
             )

@@ -34,7 +34,7 @@ class ModelSpec:
     context_length: int = 0  # longest input, tokens; 0 = what the file says
     device: str = "cpu"  # `cpu` or `cuda:0`
     threads: int = 0  # 0 = all cores that this process may use
-    precision: str = ""  # `auto` (or empty), `fp32`, `bf16` or `int8`; for causal models
+    precision: str = ""  # `auto` (or empty), `fp32`, `bf16`, `int8` or `int4`; for causal models
     state_dir: str = ""  # of this LLM OS; for engines that keep files or sockets there
     asked_threads: int = 0  # who loads it asked for so many, whatever the version says; 0 = did not
     changes: Mapping[str, str] = field(default_factory=dict)  # of its serving.toml: see `declared`

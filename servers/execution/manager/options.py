@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from llmos.lib.errors import FailedPrecondition, InvalidArgument
 from llmos.servers.execution.engine.serving.declared import MAX_INSTANCES, changed
 
-_PRECISIONS = ("", "fp32", "bf16", "int8")
+_PRECISIONS = ("", "fp32", "bf16", "int8", "int4")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ class Wishes:
         """
         if options.precision not in _PRECISIONS:
             raise InvalidArgument(
-                "BAD_OPTION", f"precision is {options.precision[:60]!r}; it is fp32, bf16 or int8."
+                "BAD_OPTION",
+                f"precision is {options.precision[:60]!r}; it is fp32, bf16, int8 or int4.",
             )
         if options.threads > cores:
             raise InvalidArgument(

@@ -53,7 +53,8 @@ def remember(spec: ModelSpec) -> None:
 
 
 def load(spec: ModelSpec, precision: str = "") -> TorchEngine:
-    """Load a model; blocks. precision: `fp32`, `bf16` or `int8`, instead of what the spec says.
+    """Load a model; blocks. precision: `fp32`, `bf16`, `int8` or `int4`, instead of
+    what the spec says.
 
     Raises FailedPrecondition NO_ENGINE, Unavailable LOAD_FAILED.
     """

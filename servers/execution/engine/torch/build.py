@@ -22,13 +22,14 @@ from llmos.servers.execution.engine.torch.linear import Linear
 from llmos.servers.execution.engine.torch.model import Layer, Llama, Model
 from llmos.servers.execution.engine.torch.native.build import library
 from llmos.servers.execution.engine.torch.native.layout import PackedLinear, declare
-from llmos.servers.execution.engine.torch.native.model import Int8Layer, Int8Llama
+from llmos.servers.execution.engine.torch.native.model import PackedLayer, PackedLlama
 from llmos.servers.execution.engine.torch.native.selftest import works
 from llmos.servers.execution.engine.torch.native.step import NativeAttention, suits
 from llmos.servers.execution.engine.torch.packed import model_over, tensors_of, weights_over
 from llmos.servers.execution.engine.torch.shelf import Shelf
 from llmos.servers.execution.engine.torch.weights import Float32, Weights
 
+_BITS = {"int8": 8, "int4": 4}  # of weights
 _KEEPING = 10  # how nice the thread is that writes images
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def build(
     threads: int,
     spec: ModelSpec | None = None,
 ) -> Model:
-    """Read, check and repack all weights. precision: `float32`, `bfloat16` or `int8`.
+    """Read, check and repack all weights. precision: `float32`, `bfloat16`, `int8` or `int4`.
 
     spec: where they come from, if what is repacked is to be shared by all workers of the version
     (see `image`). Raises Unavailable LOAD_FAILED when a tensor is missing, misshapen or not finite.
@@ -72,12 +73,13 @@ def build(
     packing = _Packing(config, weights, device, threads)
 
     def make() -> Model:
-        if precision != "int8":
+        bits = _BITS.get(precision, 0)
+        if not bits:
             return packing.plain(getattr(torch, precision), kernels)
         if kernels is not None:
-            return packing.int8(kernels)
-        log.warning("int8 without compiled kernels: its weights are computed with in float32")
-        return packing.plain(torch.float32, None, rounded=True)
+            return packing.packed(kernels, bits)
+        log.warning("%s without compiled kernels: it is computed with in float32", precision)
+        return packing.plain(torch.float32, None, rounded=bits)
 
     if spec is None or not spec.state_dir:
         return make()
@@ -129,19 +131,17 @@ class _Packing:
         self._config, self._weights, self._device = config, weights, device
         self._threads = threads
 
-    def plain(
-        self, dtype: torch.dtype, kernels: ctypes.CDLL | None, *, rounded: bool = False
-    ) -> Model:
-        """Return torch's; `rounded`: its matrices are those of int8."""
+    def plain(self, dtype: torch.dtype, kernels: ctypes.CDLL | None, *, rounded: int = 0) -> Model:
+        """Return torch's; `rounded`: its matrices are those of so many bits, 0 = as they are."""
         config = self._config
 
         def place(array: Float32) -> Tensor:
             return torch.from_numpy(array).to(device=self._device, dtype=dtype)
 
-        def linear(array: Float32, bias: Float32 | None = None) -> Linear:
+        def linear(array: Float32, bias: Float32 | None = None, bits: int = rounded) -> Linear:
             weight = place(array)
-            if rounded:
-                whole = PackedLinear(weight.float()).dequantised()
+            if bits:
+                whole = PackedLinear(weight.float(), bits=bits).dequantised()
                 weight = whole[: weight.shape[0], : weight.shape[1]].contiguous().to(weight)
             return Linear(weight, None if bias is None else place(bias))
 
@@ -168,27 +168,27 @@ class _Packing:
             place(embedding),
             layers,
             place(self._norm()),
-            linear(output),
+            linear(output, bits=min(8, 2 * rounded)),
             _frequencies(config, self._weights).to(self._device),
             native,
         )
 
-    def int8(self, kernels: ctypes.CDLL) -> Model:
-        """Return the kernel's."""
+    def packed(self, kernels: ctypes.CDLL, bits: int) -> Model:
+        """Return the kernel's, its layers' matrices of so many bits, the output matrix of 8."""
         config = self._config
 
         def vector(array: Float32 | None) -> Tensor | None:
             return None if array is None else torch.from_numpy(array)
 
-        def linear(array: Float32, bias: Float32 | None = None) -> PackedLinear:
-            return PackedLinear(torch.from_numpy(array), vector(bias), kernels, self._threads)
+        def linear(array: Float32, bias: Float32 | None = None, bits: int = bits) -> PackedLinear:
+            return PackedLinear(torch.from_numpy(array), vector(bias), kernels, self._threads, bits)
 
-        layers: list[Int8Layer] = []
+        layers: list[PackedLayer] = []
         with ThreadPoolExecutor(self._threads, "read-weights") as pool:
             head = pool.submit(_read_head, config, self._weights)
             for raw in self._read(pool):
                 layers.append(
-                    Int8Layer(
+                    PackedLayer(
                         attn_norm=torch.from_numpy(raw.attn_norm),
                         ffn_norm=torch.from_numpy(raw.ffn_norm),
                         q_norm=vector(raw.q_norm),
@@ -200,13 +200,13 @@ class _Packing:
                     )
                 )
             embedding, output = head.result()
-        return Int8Llama(
+        return PackedLlama(
             kernels,
             config,
             torch.from_numpy(embedding).half(),
             layers,
             torch.from_numpy(self._norm()),
-            linear(output),
+            linear(output, bits=8),
             _frequencies(config, self._weights),
             self._threads,
         )

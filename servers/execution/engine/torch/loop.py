@@ -21,10 +21,10 @@ from llmos.servers.execution.engine.base import Piece
 from llmos.servers.execution.engine.torch.delivery import Outlet, deliver
 from llmos.servers.execution.engine.torch.drafting import Drafter
 from llmos.servers.execution.engine.torch.kv import KVCache, Span
-from llmos.servers.execution.engine.torch.model import Model
+from llmos.servers.execution.engine.torch.model import Between, Model
 from llmos.servers.execution.engine.torch.pooling import Pooled
 from llmos.servers.execution.engine.torch.sampling import Choice, Row, choose
-from llmos.servers.execution.engine.torch.schedule import Chunk, Job, Scheduler
+from llmos.servers.execution.engine.torch.schedule import PREFILL_BESIDE, Chunk, Job, Scheduler
 from llmos.servers.execution.engine.torch.scoring import score
 from llmos.servers.execution.engine.torch.sequence import Sequence
 from llmos.servers.execution.engine.torch.sharing import Sharing
@@ -50,7 +50,10 @@ class StepLoop:
         self._sharing, self._drafter = sharing, drafter
         self._model, self._cache, self._threads = model, cache, threads
         self._changed = threading.Condition()
-        self._jobs = Scheduler(cache.pages, apart=model.geometry.device.type == "cpu")
+        apart = model.geometry.device.type == "cpu"
+        self._jobs = Scheduler(cache.pages, apart=apart)
+        self._between = self._interrupted if apart else None
+        self._interruptions = 0
         self._jobs.drafts = drafter is not None
         self._closing = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -63,6 +66,8 @@ class StepLoop:
                 raise _closed()
             self._jobs.add(job)
             self._changed.notify()
+            if job.left <= PREFILL_BESIDE:
+                self._model.pause.value = 1
 
     def cancel(self, job: Job) -> None:
         """Drop a job before the next step; nothing more is delivered to it that matters."""
@@ -85,21 +90,38 @@ class StepLoop:
         torch.set_num_threads(self._threads)
         with torch.inference_mode():
             while (chunks := self._next()) is not None:
-                try:
-                    self._step(chunks)
-                except Exception as error:
-                    # The outermost loop: whatever broke this step (memory, a kernel of torch)
-                    # must not hang its readers or end the others' service.
-                    log.exception("a step of %d sequences failed", len(chunks))
-                    broken = Internal("STEP_FAILED", f"A compute step failed: {error}.")
-                    self._fail([chunk.job for chunk in chunks], broken)
+                self._draft(chunks)
+                self._try(chunks, self._between)
         self._fail([*self._jobs.running, *self._jobs.waiting], _closed())
+
+    def _try(self, chunks: list[Chunk], between: Between | None) -> None:
+        try:
+            self._step(chunks, between)
+        except Exception as error:
+            # The outermost loop: whatever broke this step (memory, a kernel of torch)
+            # must not hang its readers or end the others' service.
+            log.exception("a step of %d sequences failed", len(chunks))
+            broken = Internal("STEP_FAILED", f"A compute step failed: {error}.")
+            self._fail([chunk.job for chunk in chunks], broken)
+
+    def _interrupted(self) -> None:
+        """Read short prompts that have come during the step under way, before its next layer.
+
+        Its rows do not depend on them, and their first token need not wait for its end.
+        """
+        self._model.pause.value = 0
+        with self._changed:
+            chunks = [] if self._closing else self._jobs.interrupt()
+        if chunks:
+            self._interruptions += 1
+            self._try(chunks, None)
 
     def _next(self) -> list[Chunk] | None:
         """Wait for work; return the next step, or None when closing."""
         kept = True  # the memory of the last step
         with self._changed:
             while not self._closing:
+                self._model.pause.value = 0  # all who have come are looked at here
                 self._jobs.sweep()
                 ready = [job for job in self._jobs.running if not job.outlet.full]
                 if chunks := self._jobs.plan(ready):
@@ -122,8 +144,7 @@ class StepLoop:
             for chunk in chunks:
                 chunk.draft = ()
 
-    def _step(self, chunks: list[Chunk]) -> None:
-        self._draft(chunks)
+    def _step(self, chunks: list[Chunk], between: Between | None) -> None:
         tokens: list[int] = []
         spans: list[Span] = []
         wanted: list[int] = []
@@ -154,14 +175,14 @@ class StepLoop:
         writes, self._jobs.to_write = self._jobs.to_write, []
         for block, data in writes:
             self._cache.copy_in(block, data)
-        begun = time.monotonic()
+        begun, interruptions = time.monotonic(), self._interruptions
         asked = [*wanted, *scores]
-        logits, states = self._model.step(self._cache, tokens, spans, asked, shown)
+        logits, states = self._model.step(self._cache, tokens, spans, asked, shown, between)
         score(logits[len(wanted) :], scored)
         for chunk in chunks:
             chunk.job.sequence.fed += chunk.count
             chunk.job.register(self._cache.pages)  # before it may end and give its blocks back
-        if self._sharing is not None:
+        if self._sharing is not None and self._interruptions == interruptions:
             self._sharing.measured(len(tokens), time.monotonic() - begun)
         self._pool(pooled, states)
         self._speak(speaking, choose(logits[: len(wanted)], rows))
@@ -182,6 +203,7 @@ class StepLoop:
 
     def _speak(self, chunks: list[Chunk], choices: list[Choice | None]) -> None:
         items: list[tuple[Outlet, Piece | LLMOSError]] = []
+        spoken: list[Job] = []
         at = 0
         for chunk in chunks:
             job, sequence = chunk.job, chunk.job.sequence
@@ -205,13 +227,15 @@ class StepLoop:
                 if i == len(chunk.draft) or choice.token != chunk.draft[i]:
                     break
                 sequence.fed += 1
-            if job not in self._jobs.running:
-                continue
-            if self._sharing is not None:
-                self._sharing.offer(job, ended=bool(sequence.finish))
-            if sequence.finish:
-                self._jobs.drop(job)
+            if job in self._jobs.running:
+                spoken.append(job)
         self._deliver([chunk.job for chunk in chunks], items)
+        # Nobody's token waits for the copying of blocks.
+        if self._sharing is not None:
+            self._sharing.offer_some(spoken)
+        for job in spoken:
+            if job.sequence.finish:
+                self._jobs.drop(job)
 
     def _deliver(self, jobs: list[Job], items: list[tuple[Outlet, Piece | LLMOSError]]) -> None:
         lost = set(map(id, deliver(items)))

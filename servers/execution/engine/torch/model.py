@@ -7,8 +7,9 @@ one complex product; rows that come in halves (Hugging Face, qwen) are reordered
 from __future__ import annotations
 
 import abc
+import ctypes
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,12 +24,15 @@ from llmos.servers.execution.engine.torch.kv import Geometry, KVCache, Span
 from llmos.servers.execution.engine.torch.linear import PROBE_ROWS, Linear, invariant_rows
 from llmos.servers.execution.engine.torch.native.step import NativeAttention
 
+Between = Callable[[], None]
+
 
 class Model(abc.ABC):
     """Computes logits for new tokens of several sequences at a time.
 
     exact: logits are a function of the sequence alone, bit by bit, whatever runs beside it and
-    however its prefill was cut. computed: layers of all steps so far.
+    however its prefill was cut. pause: any thread may set it (to 1) to have a step call its
+    `between` after the layer it is at.
     """
 
     exact: bool
@@ -44,8 +48,13 @@ class Model(abc.ABC):
         self.config, self.geometry = config, geometry
         self._embedding, self._frequencies = embedding, frequencies
         self._least = 1  # rows that a step is padded up to
-        self.computed = 0
-        self._using = threading.Lock()  # the weights, for a step
+        self._computed, self.pause = ctypes.c_int64(), ctypes.c_int32()
+        self._using = threading.RLock()  # the weights, for a step and those between its layers
+
+    @property
+    def computed(self) -> int:
+        """Return the layers of all steps so far."""
+        return self._computed.value
 
     def forward(
         self, cache: KVCache, tokens: Sequence[int], spans: Sequence[Span], wanted: Sequence[int]
@@ -64,10 +73,15 @@ class Model(abc.ABC):
         spans: Sequence[Span],
         wanted: Sequence[int],
         shown: Sequence[int],
+        between: Between | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return as `forward`, and the states after the last norm of the rows `shown`, float32."""
+        """Return as `forward`, and the states after the last norm of the rows `shown`, float32.
+
+        between: called between two layers when `pause` is set, and has to clear it; it may compute
+        steps of other sequences.
+        """
         with self._using:
-            return self._step(cache, tokens, spans, wanted, shown)
+            return self._step(cache, tokens, spans, wanted, shown, between)
 
     def _step(
         self,
@@ -76,15 +90,16 @@ class Model(abc.ABC):
         spans: Sequence[Span],
         wanted: Sequence[int],
         shown: Sequence[int],
+        between: Between | None,
     ) -> tuple[Tensor, Tensor]:
-        x = self._run(cache, tokens, spans)
+        x = self._run(cache, tokens, spans, between)
         states = torch.empty(0, self.config.hidden, device=x.device)
         if shown:
             states = self._final(x[torch.tensor(shown, device=x.device)]).float()
         if not wanted:  # only the middle of prompts was read
             return torch.empty(0, self.config.vocab, device=x.device), states
         rows = [*wanted, *[0] * max(0, self._least - len(wanted))]
-        last = self._final(x[torch.tensor(rows, device=x.device)])
+        last = x[torch.tensor(rows, device=x.device)]
         return self._logits(last)[: len(wanted)].float(), states
 
     def hidden(self, cache: KVCache, tokens: Sequence[int], spans: Sequence[Span]) -> Tensor:
@@ -92,14 +107,19 @@ class Model(abc.ABC):
         with self._using:
             return self._final(self._run(cache, tokens, spans))[: len(tokens)].float()
 
-    def _run(self, cache: KVCache, tokens: Sequence[int], spans: Sequence[Span]) -> Tensor:
+    def _run(
+        self,
+        cache: KVCache,
+        tokens: Sequence[int],
+        spans: Sequence[Span],
+        between: Between | None = None,
+    ) -> Tensor:
         device, idle = self._embedding.device, max(0, self._least - len(tokens))
         at = [span.start + i for span in spans for i in range(span.count)]
         ids = torch.tensor([*tokens, *[0] * idle], device=device)
         positions = torch.tensor([*at, *[0] * idle], dtype=torch.float32, device=device)
-        return self._body(
-            cache, self._embedding[ids], positions[:, None] * self._frequencies, spans
-        )
+        angles = positions[:, None] * self._frequencies
+        return self._body(cache, self._embedding[ids], angles, spans, between)
 
     def parts(self) -> tuple[dict[str, Any], Sequence[Any]]:
         """Return all weights: those of the whole by name, and the layers."""
@@ -121,7 +141,14 @@ class Model(abc.ABC):
         """Let go of what was made of the weights before."""
 
     @abc.abstractmethod
-    def _body(self, cache: KVCache, x: Tensor, angles: Tensor, spans: Sequence[Span]) -> Tensor:
+    def _body(
+        self,
+        cache: KVCache,
+        x: Tensor,
+        angles: Tensor,
+        spans: Sequence[Span],
+        between: Between | None = None,
+    ) -> Tensor:
         """Run all layers on `x` [rows, hidden], which may have idle rows after those of `spans`."""
 
     @abc.abstractmethod
@@ -130,7 +157,7 @@ class Model(abc.ABC):
 
     @abc.abstractmethod
     def _logits(self, x: Tensor) -> Tensor:
-        """Return the rows times the output matrix."""
+        """Return the rows after the last norm times the output matrix; may change `x`."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +244,14 @@ class Llama(Model):
         """See Model."""
         return self._facts
 
-    def _body(self, cache: KVCache, x: Tensor, angles: Tensor, spans: Sequence[Span]) -> Tensor:
+    def _body(
+        self,
+        cache: KVCache,
+        x: Tensor,
+        angles: Tensor,
+        spans: Sequence[Span],
+        between: Between | None = None,
+    ) -> Tensor:
         c, rows = self.config, len(x)
         count = sum(span.count for span in spans)
         turns = torch.polar(torch.ones_like(angles), angles)[:, None]
@@ -245,14 +279,18 @@ class Llama(Model):
             gate, up = adapted.add(i, "gate_up", normed, layer.gate_up(normed)).chunk(2, -1)
             mixed = F.silu(gate) * up
             x = x + adapted.add(i, "down", mixed, layer.down(mixed))
-            self.computed += 1
+            self._computed.value += 1
+            if between is not None and self.pause.value:
+                between()
+                if self._native is not None:  # which may have planned other steps in its space
+                    self._native.plan(cache, spans, angles[:count])
         return x
 
     def _final(self, x: Tensor) -> Tensor:
         return self._normed(x, self._norm)
 
     def _logits(self, x: Tensor) -> Tensor:
-        y: Tensor = self._head(x)
+        y: Tensor = self._head(self._final(x))
         return y
 
     def _normed(self, x: Tensor, weight: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ class Wishes(NamedTuple):
 NO_WISHES = Wishes()
 MAX_SPECULATE = 16
 _CHOICES = {
-    "precision": ("auto", "fp32", "bf16", "int8"),
+    "precision": ("auto", "fp32", "bf16", "int8", "int4"),
     "pooling": ("mean", "last"),
 }
 _SECTIONS = {"generate": ("precision", "draft", "speculate"), "embed": ("pooling",)}

@@ -14,7 +14,7 @@ from llmos.servers.execution.engine.torch.image import BadImage, Image, flat
 from llmos.servers.execution.engine.torch.linear import Linear
 from llmos.servers.execution.engine.torch.model import Layer, Llama, Model
 from llmos.servers.execution.engine.torch.native.layout import PackedLinear
-from llmos.servers.execution.engine.torch.native.model import Int8Layer, Int8Llama
+from llmos.servers.execution.engine.torch.native.model import PackedLayer, PackedLlama
 from llmos.servers.execution.engine.torch.native.step import NativeAttention
 
 
@@ -48,7 +48,7 @@ def model_over(
     whole, layers = weights_over(image, config, device)
     if image.facts["widths"]:
         assert kernels is not None
-        return Int8Llama(kernels, config, layers=layers, threads=threads, **whole)
+        return PackedLlama(kernels, config, layers=layers, threads=threads, **whole)
     native = None if kernels is None else NativeAttention(kernels, config, threads)
     facts = image.facts.get("model")  # images of former releases have none
     return Llama(config, layers=layers, attention=native, facts=facts, **whole)
@@ -74,6 +74,6 @@ def weights_over(
         return Linear.of(moved)
 
     whole = {name: part(name) for name in ("embedding", "norm", "head", "frequencies")}
-    kind = Int8Layer if widths else Layer
+    kind = PackedLayer if widths else Layer
     names = [field.name for field in dataclasses.fields(kind)]
     return whole, [kind(**{n: part(f"{i}.{n}") for n in names}) for i in range(config.layers)]

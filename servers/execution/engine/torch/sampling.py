@@ -94,8 +94,7 @@ def choose(logits: Tensor, rows: Sequence[Row]) -> list[Choice | None]:
     _add_bias(logits, rows)
     for i, row in enumerate(rows):
         _mask(logits[i], row)
-    best, greedy = (part.tolist() for part in logits.max(-1))
-    tokens: list[int] = greedy
+    tokens, best = _largest(logits)
     for sampled, whole in ((_rows(rows, whole=True), True), (_rows(rows, whole=False), False)):
         sampled = [i for i in sampled if np.isfinite(best[i])]
         if sampled:
@@ -106,6 +105,16 @@ def choose(logits: Tensor, rows: Sequence[Row]) -> list[Choice | None]:
         Choice(token, reports[i](token) if i in reports else None) if np.isfinite(top) else None
         for i, (token, top) in enumerate(zip(tokens, best, strict=True))
     ]
+
+
+def _largest(logits: Tensor) -> tuple[list[int], list[float]]:
+    """Return each row's likeliest token, of equals the first, and its logit; NaN where one is."""
+    if logits.device.type != "cpu":
+        best, tokens = logits.max(-1)
+        return tokens.tolist(), best.tolist()
+    lines = logits.numpy()  # numpy's takes a seventh of the time of torch's
+    found = lines.argmax(-1)
+    return found.tolist(), lines[np.arange(len(lines)), found].tolist()
 
 
 def _rows(rows: Sequence[Row], *, whole: bool) -> list[int]:
@@ -152,7 +161,10 @@ def _add_bias(logits: Tensor, rows: Sequence[Row]) -> None:
     biased = [(i, *item) for i, row in enumerate(rows) for item in row.sampler.bias.items()]
     if biased:
         lines, tokens, values = (list(part) for part in zip(*biased, strict=True))
-        logits[lines, tokens] += torch.tensor(values, device=logits.device)
+        if logits.device.type == "cpu":
+            logits.numpy()[lines, tokens] += np.array(values, np.float32)
+        else:
+            logits[lines, tokens] += torch.tensor(values, device=logits.device)
 
 
 def _mask(line: Tensor, row: Row) -> None:

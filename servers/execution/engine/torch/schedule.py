@@ -107,7 +107,7 @@ class Scheduler:
         self.drafts = False  # a draft model guesses
         self._arrivals = 0
         self._sat_out = 0
-        self._was_apart = False  # the last step
+        self._was_apart = False  # the last step, or a part of it
         self.waiting: list[Job] = []
         self.running: list[Job] = []
         self.preemptions = 0
@@ -136,8 +136,28 @@ class Scheduler:
             self.waiting.remove(job)
             self.running.append(job)
 
-    def _admit(self, job: Job) -> bool:
-        if len(self.running) >= MAX_RUNNING and not self._preempt(job.rank):
+    def interrupt(self) -> list[Chunk]:
+        """Admit newcomers with short prompts in the middle of a step, to be read before it goes on.
+
+        The first who wait, and nobody else's blocks are touched: the step is at work on them. As
+        with steps apart, those who decode wait for one such lot between two tokens.
+        """
+        chunks: list[Chunk] = []
+        budget = PREFILL_BESIDE
+        for job in sorted(self.waiting, key=lambda j: j.order):
+            if not self._apart or self._was_apart or job.cancelled or job.left > budget:
+                break
+            if not self._admit(job, drive_out=False):
+                break
+            self.waiting.remove(job)
+            self.running.append(job)
+            budget -= job.left
+            chunks.append(Chunk(job, job.left))
+        self._was_apart = self._was_apart or bool(chunks)
+        return chunks
+
+    def _admit(self, job: Job, *, drive_out: bool = True) -> bool:
+        if len(self.running) >= MAX_RUNNING and not (drive_out and self._preempt(job.rank)):
             return False
         tokens = len(job.sequence.tokens)
         # What is to be scored or pooled has to be read.
@@ -146,7 +166,7 @@ class Scheduler:
         needed = -(-tokens // BLOCK) - len(shared)
         # A block for everybody's growth: else the newcomer soon drives another out.
         while self._pages.free < needed + len(self.running):
-            if not self._preempt(job.rank):
+            if not (drive_out and self._preempt(job.rank)):
                 self._pages.release(shared)
                 return False
         job.table = shared

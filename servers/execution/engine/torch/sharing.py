@@ -65,18 +65,27 @@ class Sharing:
         if rows >= BLOCK:
             self._token_s = seconds / rows
 
-    def offer(self, job: Job, *, ended: bool = False) -> None:
-        """Give the store full blocks that it has not seen, when they are enough.
+    def offer_some(self, jobs: Sequence[Job]) -> None:
+        """Offer blocks of texts that end now, and of one that goes on: a step copies few.
 
-        Of a job that has just chosen a token, so that what it has read is known to be finite. In
-        the compute thread, while the blocks are held.
+        Of jobs that have just chosen a token, so that what they have read is known to be finite.
+        In the compute thread, while the blocks are held.
         """
+        some = False
+        for job in jobs:
+            if ended := bool(job.sequence.finish):
+                self.offer(job, ended=ended)
+            elif not some:
+                some = self.offer(job)
+
+    def offer(self, job: Job, *, ended: bool = False) -> bool:
+        """Give the store a job's full blocks that it has not seen, when they are enough."""
         prefixes, full = self.prefixes, job.sequence.fed // BLOCK
         if prefixes is None or full < WORTH or full == job.offered or not prefixes.wanted:
-            return
+            return False
         read = len(job.sequence.plan.prompt) // BLOCK
         if not ended and full < job.offered + _AT_ONCE and job.offered >= read:
-            return
+            return False
         # A long prompt goes in several steps: nobody is to wait for the copying.
         full = min(full, job.offered + _AT_ONCE * (4 if ended else 1))
         keys, blocks = job.keys(full)[job.offered :], job.table[job.offered : full]
@@ -87,6 +96,7 @@ class Sharing:
         cost_s = len(keys) * BLOCK * self._token_s
         prefixes.offer(job.tenant, keys, job.offered, cost_s, fill)
         job.offered = full
+        return True
 
 
 def _layout(g: Geometry, precision: str, threads: int) -> str:

@@ -24,20 +24,20 @@ def cpu_has_bf16() -> bool:
 
 
 def resolve(precision: str, device: str) -> str:
-    """Return `float32`, `bfloat16` or `int8` for what was asked for; `auto` or "": the default.
+    """Return `float32`, `bfloat16`, `int8` or `int4` for what was asked for.
 
-    The default is what the device multiplies in hardware without rounding the weights further.
-    int8 is of CPUs; on others its weights' place is taken by bfloat16.
+    `auto` or "": what the device multiplies in hardware without rounding the weights further.
+    int8 and int4 are of CPUs; on others their weights' place is taken by bfloat16.
     """
     if precision in ("", "auto"):
         return "bfloat16" if device.startswith("cuda") or cpu_has_bf16() else "float32"
-    if precision == "int8":
-        return "bfloat16" if device.startswith("cuda") else "int8"
+    if precision in ("int8", "int4"):
+        return "bfloat16" if device.startswith("cuda") else precision
     if precision not in _ASKED:
         raise FailedPrecondition(
             "NO_ENGINE",
             f"The torch engine has no precision {precision[:40]!r}; "
-            "it has auto, fp32, bf16 and int8.",
+            "it has auto, fp32, bf16, int8 and int4.",
         )
     return _ASKED[precision]
 
@@ -56,10 +56,12 @@ def model_bytes(config: LlamaConfig, context: int, precision: str) -> int:
     """Return the bytes that weights, a full KV cache and the workspace take."""
     per_token = 2 * config.layers * config.kv_heads * config.head_dim
     positions = per_token * kv_tokens(context)
-    if precision == "int8":  # a scale per 64 weights; embedding and cache in float16
-        matrices = config.weight_count() - config.vocab * config.hidden
-        weights = matrices * 17 // 16 + 2 * config.vocab * config.hidden
-        return weights + 2 * positions + WORKSPACE
+    if precision in ("int8", "int4"):  # embedding and cache in float16, output matrix int8
+        head = config.vocab * config.hidden
+        layers = config.weight_count() - 2 * head
+        # A float32 for 64 weights; two float16 for 32.
+        packed = layers * 17 // 16 if precision == "int8" else layers * 5 // 8
+        return packed + head * 17 // 16 + 2 * head + 2 * positions + WORKSPACE
     # The cache of the compiled attention is float32 whatever the weights are.
     kept = 4 if config.head_dim % 8 == 0 else DTYPES[precision]
     return DTYPES[precision] * config.weight_count() + kept * positions + WORKSPACE

@@ -205,6 +205,41 @@ async def test_where_rows_take_time_a_short_prompt_is_read_apart() -> None:
     assert all(one.sequence.made == 5 for one in talkers)
 
 
+async def test_a_short_prompt_that_comes_during_a_step_is_read_before_it_goes_on() -> None:
+    pages = Pages(64)
+    scheduler = Scheduler(pages, apart=True)
+    talkers = [await job([i] * 40, tenant=str(i)) for i in range(3)]
+    for talker in talkers:
+        scheduler.add(talker)
+    while any(talker.left > 1 for talker in talkers):
+        step(scheduler, pages)
+    step(scheduler, pages)  # of those who decode; the newcomers come during it
+    newcomers = [await job([10 + i] * 30, tenant="n") for i in range(3)]
+    for newcomer in newcomers:
+        scheduler.add(newcomer)
+    chunks = scheduler.interrupt()
+    assert [c.job for c in chunks] == newcomers[:2], "as many as a step of their own would take"
+    compute(scheduler, pages, chunks)
+    assert scheduler.interrupt() == [], "once a step"
+    assert {c.job for c in step(scheduler, pages)} >= {*talkers, *newcomers[:2]}
+
+
+async def test_during_a_step_nobody_makes_room() -> None:
+    pages = Pages(8)
+    scheduler = Scheduler(pages, apart=True)
+    batch = await job(6 * BLOCK, rank=BATCH)
+    scheduler.add(batch)
+    while batch.left > 1:
+        step(scheduler, pages)
+    person, table = await job([9] * 60, rank=INTERACTIVE), list(batch.table)
+    scheduler.add(person)
+    assert scheduler.interrupt() == [] and batch.table == table
+    assert [c.job for c in step(scheduler, pages)] == [person], "it is driven out after the step"
+    long = await job([8] * (PREFILL_BESIDE + 1), rank=INTERACTIVE)
+    scheduler.add(long)
+    assert scheduler.interrupt() == [], "a long prompt is read beside the others"
+
+
 async def test_sequences_that_outgrow_the_cache_take_turns_and_all_end() -> None:
     pages = Pages(12)  # three sequences of 128 tokens; six want to grow to 160
     scheduler = Scheduler(pages)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -12,6 +14,7 @@ from llmos.servers.execution.engine.prefix import Fill, SharesPrefixes
 from llmos.servers.execution.engine.torch import load
 from llmos.servers.execution.engine.torch.engine import TorchEngine
 from llmos.servers.execution.engine.torch.pages import BLOCK
+from llmos.servers.execution.engine.torch.schedule import Job
 
 PROMPT = [3 + i * 7 % 400 for i in range(5 * BLOCK + 9)]
 
@@ -83,7 +86,7 @@ async def test_replicas_share_what_they_have_read(tiny: object, precision: str) 
         assert last.cached_tokens == 0
     with worker(tiny, precision, store) as first:
         assert (await say(first))[0] == expected
-        assert len(store.blocks) == (len(PROMPT) + len(expected) - 1) // BLOCK
+    assert len(store.blocks) == (len(PROMPT) + len(expected) - 1) // BLOCK
     with worker(tiny, precision, store) as second:
         tokens, last = await say(second)
         assert tokens == expected and last.cached_tokens == 5 * BLOCK
@@ -116,8 +119,34 @@ async def test_a_text_cut_off_goes_on_from_the_store(tiny: object) -> None:
 
 async def test_layouts_tell_what_differs_apart(tiny: object) -> None:
     layouts = set()
-    for precision in ("float32", "bfloat16", "int8"):
+    for precision in ("float32", "bfloat16", "int8", "int4"):
         with worker(tiny, precision, None) as engine:
             layouts.add(engine.layout)
             assert len(engine.layout) <= 512 and engine.block_bytes > 0
-    assert len(layouts) == 3
+    assert len(layouts) == 4
+
+
+async def test_a_step_copies_blocks_of_one_text_and_of_those_that_end(tiny: object) -> None:
+    offers: list[int] = []
+
+    class Counting(Store):
+        def offer(self, *args: Any) -> None:
+            offers.append(len(args[1]))
+            super().offer(*args)
+
+    with worker(tiny, "float32", Counting()) as engine:
+        sharing = engine._loop._sharing
+        assert sharing is not None
+        steps: list[tuple[int, int]] = []
+        some = sharing.offer_some
+
+        def watched(jobs: Sequence[Job]) -> None:
+            before = len(offers)
+            some(jobs)
+            ended = sum(1 for job in jobs if job.sequence.finish)
+            steps.append((len(offers) - before, ended))
+
+        sharing.offer_some = watched  # type: ignore[method-assign]
+        await asyncio.gather(*(say(engine, tenant=f"t{i}") for i in range(4)))
+    assert sum(offers) == 4 * ((len(PROMPT) + 40 - 1) // BLOCK)
+    assert all(count <= ended + 1 for count, ended in steps)

@@ -21,7 +21,8 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 _SOURCE = Path(__file__).with_name("kernels.cpp")
-_PARTS = [_SOURCE, *(_SOURCE.with_name(name) for name in ("pool.h", "unpack.h", "vectors.h"))]
+_HEADERS = ("pool.h", "products.h", "unpack.h", "vectors.h")
+_PARTS = [_SOURCE, *(_SOURCE.with_name(name) for name in _HEADERS)]
 _FLAGS = (
     "-O3",
     "-march=native",

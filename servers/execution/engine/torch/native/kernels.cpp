@@ -1,112 +1,17 @@
 // One transformer layer for a step of mixed rows (decoding and prefill) on x86 CPUs with AVX2.
 //
-// Weights are int8 with a scale per output and 64 inputs; activations are rounded to 16 bits with
-// one scale per row. Products are summed as exact integers within 64 inputs and then in float32 in
-// the order of the inputs. Attention walks the blocks of a row's sequence in order, in float32. So
-// every number of a row is a function of that row and its sequence alone: not of the rows beside
-// it, of how a prompt was cut, or of the number of threads.
+// Weights are int8 with a scale per output and 64 inputs, or int4 with a scale and a least weight
+// per output and 32 inputs; activations are rounded to 16 bits with one scale per row. Products are
+// summed as exact integers within a group and then in float32 in the order of the inputs.
+// Attention walks the blocks of a row's sequence in order, in float32. So every number of a row is
+// a function of that row and its sequence alone: not of the rows beside it, of how a prompt was
+// cut, or of the number of threads.
 #include "pool.h"
+#include "products.h"
 #include "unpack.h"
 #include "vectors.h"
 
 namespace {
-
-// total += the products of neighbours, summed by twos. In assembly as compilers copy every sum there
-// and back, a fourth of all instructions; volatile, or they load all rows first and have too few
-// registers.
-inline void add_dot2(__m256i& total, __m256i a, __m256i b) {
-#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
-  asm volatile("vpdpwssd %2, %1, %0" : "+x"(total) : "x"(a), "x"(b));
-#elif defined(__AVXVNNI__)
-  asm volatile("%{vex%} vpdpwssd %2, %1, %0" : "+x"(total) : "x"(a), "x"(b));
-#else
-  __m256i product;
-  asm volatile("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0"
-               : "+x"(total), "=&x"(product) : "x"(a), "x"(b));
-#endif
-}
-
-// out[r][0..15] = the row's 16 outputs, without the row's scale.
-template <int R>
-inline void tile(const int8_t* weight, const float* scale, const int16_t* x, int64_t stride,
-                 int64_t groups, f8 (*out)[2]) {
-  for (int r = 0; r < R; r++) out[r][0] = out[r][1] = _mm256_setzero_ps();
-  for (int64_t g = 0; g < groups; g++) {
-    __m256i total[R][2];
-    for (int r = 0; r < R; r++) total[r][0] = total[r][1] = _mm256_setzero_si256();
-    for (int pair = 0; pair < GROUP / 2; pair++) {
-      __m256i low = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)weight));
-      __m256i high = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)(weight + 16)));
-      // What the processor fetches by itself stops at each tile and comes late.
-      _mm_prefetch((const char*)weight + 1536, _MM_HINT_T0);
-      weight += 32;
-      for (int r = 0; r < R; r++) {
-        int32_t two;
-        memcpy(&two, x + r * stride + g * GROUP + pair * 2, 4);
-        __m256i both = _mm256_set1_epi32(two);
-        add_dot2(total[r][0], low, both);
-        add_dot2(total[r][1], high, both);
-      }
-    }
-    f8 s0 = _mm256_loadu_ps(scale + g * TILE), s1 = _mm256_loadu_ps(scale + g * TILE + 8);
-    for (int r = 0; r < R; r++) {
-      out[r][0] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(total[r][0]), s0, out[r][0]);
-      out[r][1] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(total[r][1]), s1, out[r][1]);
-    }
-  }
-}
-
-template <int R>
-inline void rows_of_tile(const Linear& l, int64_t t, const Step& s, int64_t row, float* y,
-                         int64_t stride, int64_t width, bool add) {
-  f8 out[R][2];
-  tile<R>(l.weight + t * TILE * l.inputs, l.scale + t * TILE * (l.inputs / GROUP),
-          s.rounded + row * l.inputs, l.inputs, l.inputs / GROUP, out);
-  for (int r = 0; r < R; r++) {
-    f8 by = _mm256_set1_ps(s.row_scale[row + r]);
-    f8 low = _mm256_mul_ps(out[r][0], by), high = _mm256_mul_ps(out[r][1], by);
-    asm volatile("" : "+x"(low), "+x"(high));  // rounded here, not fused with the sums below
-    float* to = y + (row + r) * stride + t * TILE;
-    if (l.bias) {
-      low = _mm256_add_ps(low, _mm256_loadu_ps(l.bias + t * TILE));
-      high = _mm256_add_ps(high, _mm256_loadu_ps(l.bias + t * TILE + 8));
-    }
-    if (width - t * TILE >= TILE) {
-      if (add) low = _mm256_add_ps(_mm256_loadu_ps(to), low);
-      if (add) high = _mm256_add_ps(_mm256_loadu_ps(to + 8), high);
-      _mm256_storeu_ps(to, low);
-      _mm256_storeu_ps(to + 8, high);
-    } else {
-      float values[TILE];
-      _mm256_storeu_ps(values, low);
-      _mm256_storeu_ps(values + 8, high);
-      for (int64_t i = 0; i < width - t * TILE; i++) to[i] = add ? to[i] + values[i] : values[i];
-    }
-  }
-}
-
-// y[row][0..width] (+)= the rounded rows times the weights.
-void product(const Linear& l, const Step& s, float* y, int64_t stride, int64_t width, bool add,
-             int threads) {
-  int64_t tiles = l.outputs / TILE, slices = (s.rows + SLICE - 1) / SLICE;
-  int64_t shares = (s.rows < 4 ? 4 : 8) * threads;  // longer runs of memory where that is all
-  share_out(tiles * slices, tiles * slices / shares, threads,
-            [&](int64_t job, int64_t last, int) {
-    for (; job < last; job++) {
-      int64_t t = job % tiles, row = job / tiles * SLICE;
-      int64_t end = row + SLICE < s.rows ? row + SLICE : s.rows;
-      for (; row + ROWS <= end; row += ROWS)
-        rows_of_tile<ROWS>(l, t, s, row, y, stride, width, add);
-      switch (end - row) {
-        case 5: rows_of_tile<5>(l, t, s, row, y, stride, width, add); break;
-        case 4: rows_of_tile<4>(l, t, s, row, y, stride, width, add); break;
-        case 3: rows_of_tile<3>(l, t, s, row, y, stride, width, add); break;
-        case 2: rows_of_tile<2>(l, t, s, row, y, stride, width, add); break;
-        case 1: rows_of_tile<1>(l, t, s, row, y, stride, width, add); break;
-      }
-    }
-  });
-}
 
 // Calls f(row) for all rows: little work each, so that a few rows are not worth sharing.
 template <class F>
@@ -266,7 +171,7 @@ inline void round_normalised(const Shape& c, const Step& s, const Linear& l, con
                              int64_t row, int64_t width) {
   float* out = s.seen + row * width;
   normalise(s.x + row * c.hidden, norm, c.hidden, c.eps, out);
-  s.row_scale[row] = round_row(out, c.hidden, l.inputs, s.rounded + row * l.inputs);
+  round_for(l, s, row, out, c.hidden);
 }
 
 template <class T>
@@ -278,10 +183,8 @@ void layer(const Shape& c, const Layer& l, const Step& s, void* k, void* v) {
            [&](int64_t row) { round_normalised(c, s, l.qkv, l.attn_norm, row, widest); });
   product(l.qkv, s, s.wide, qkv, qkv, false, threads);
   look_back<T>(c, l, s, k, v);
-  each_row(s, threads, [&](int64_t row) {
-    int16_t* to = s.rounded + row * l.out.inputs;
-    s.row_scale[row] = round_row(s.seen + row * seen, seen, l.out.inputs, to);
-  });
+  each_row(s, threads,
+           [&](int64_t row) { round_for(l.out, s, row, s.seen + row * seen, seen); });
   product(l.out, s, s.x, c.hidden, c.hidden, true, threads);
   each_row(s, threads,
            [&](int64_t row) { round_normalised(c, s, l.gate_up, l.ffn_norm, row, widest); });
@@ -294,7 +197,7 @@ void layer(const Shape& c, const Layer& l, const Step& s, void* k, void* v) {
       g = _mm256_div_ps(g, _mm256_add_ps(_mm256_set1_ps(1.0f), e));
       _mm256_storeu_ps(gate + i, _mm256_mul_ps(g, _mm256_loadu_ps(up + i)));
     }
-    s.row_scale[row] = round_row(gate, c.ffn, l.down.inputs, s.rounded + row * l.down.inputs);
+    round_for(l.down, s, row, gate, c.ffn);
   });
   product(l.down, s, s.x, c.hidden, c.hidden, true, threads);
 }
@@ -303,10 +206,21 @@ void layer(const Shape& c, const Layer& l, const Step& s, void* k, void* v) {
 
 extern "C" {
 
-// Runs one layer on all rows. `keys` and `values` are the layer's part of the cache.
-void llmos_layer(const Shape* c, const Layer* l, const Step* s, void* keys, void* values) {
-  if (c->half) layer<Half>(*c, *l, *s, keys, values);
-  else layer<Full>(*c, *l, *s, keys, values);
+// Runs layers [from, to) on all rows; returns the first that is left, when `pause` is set meanwhile.
+// One call for all of them: each would wait for Python's lock when it is back. `keys` and `values`
+// are the cache, so many bytes a layer; `done` counts layers.
+int64_t llmos_layers(const Shape* c, const Layer* layers, int64_t from, int64_t to, const Step* s,
+                     char* keys, char* values, int64_t key_bytes, int64_t value_bytes,
+                     int64_t* done, const int32_t* pause) {
+  while (from < to) {
+    void *k = keys + from * key_bytes, *v = values + from * value_bytes;
+    if (c->half) layer<Half>(*c, layers[from], *s, k, v);
+    else layer<Full>(*c, layers[from], *s, k, v);
+    from++;
+    __atomic_fetch_add(done, 1, __ATOMIC_RELAXED);
+    if (pause && __atomic_load_n(pause, __ATOMIC_RELAXED)) break;
+  }
+  return from;
 }
 
 // The attention of one layer alone: from `wide` (queries, keys, values) to `seen`.
@@ -321,31 +235,38 @@ void llmos_linear(const Shape* c, const Linear* l, const Step* s, const float* n
   each_row(*s, c->threads, [&](int64_t row) {
     float* in = s->x + row * inputs;
     if (norm) normalise(in, norm, inputs, c->eps, in);
-    s->row_scale[row] = round_row(in, inputs, l->inputs, s->rounded + row * l->inputs);
+    round_for(*l, *s, row, in, inputs);
   });
   product(*l, *s, y, width, width, false, c->threads);
 }
 
-// Rounds a float32 matrix to int8, nearest, and brings it into the layout of Linear.
-void llmos_pack(const float* from, int64_t outputs, int64_t inputs, int8_t* codes, float* scales,
-                int32_t threads) {
-  int64_t groups = (inputs + GROUP - 1) / GROUP, tiles = (outputs + TILE - 1) / TILE;
+// Rounds a float32 matrix to int8 or int4 and brings it into the layout of Linear.
+void llmos_pack(const float* from, int64_t outputs, int64_t inputs, int64_t bits, void* codes,
+                void* scales, int32_t threads) {
+  int64_t size = bits == 4 ? SMALL : GROUP, tiles = (outputs + TILE - 1) / TILE;
+  int64_t groups = (inputs + GROUP - 1) / GROUP * GROUP / size;
   share_out(tiles, 8, threads, [&](int64_t t, int64_t last, int) {
     for (; t < last; t++)
     for (int64_t r = 0; r < TILE; r++) {
       for (int64_t g = 0; g < groups; g++) {
-        float values[GROUP] = {0}, most = 0;
-        int64_t left = inputs - g * GROUP;
-        if (t * TILE + r < outputs)
-          memcpy(values, from + (t * TILE + r) * inputs + g * GROUP,
-                 sizeof(float) * (left < GROUP ? left : GROUP));
-        for (int i = 0; i < GROUP; i++) most = std::fmax(most, std::fabs(values[i]));
-        float scale = most / 127, by = most > 0 ? 127 / most : 0;
-        scales[(t * groups + g) * TILE + r] = scale;
-        int8_t* to = codes + ((t * groups + g) * (GROUP / 2) * TILE + r) * 2;
-        for (int i = 0; i < GROUP; i += 2) {
-          to[i * TILE] = (int8_t)std::nearbyint(values[i] * by);
-          to[i * TILE + 1] = (int8_t)std::nearbyint(values[i + 1] * by);
+        float values[GROUP] = {0};
+        int64_t left = t * TILE + r < outputs ? inputs - g * size : 0, at = t * groups + g;
+        left = left < 0 ? 0 : left < size ? left : size;
+        if (left) memcpy(values, from + (t * TILE + r) * inputs + g * size, sizeof(float) * left);
+        if (bits == 8) {
+          pack_group8(values, (float*)scales + at * TILE + r,
+                      (int8_t*)codes + (at * (GROUP / 2) * TILE + r) * 2);
+          continue;
+        }
+        Codes c = pack_group4(values, left);
+        uint16_t* scale = (uint16_t*)scales + at * 2 * TILE + r;
+        scale[0] = _cvtss_sh(c.scale, 0);
+        scale[TILE] = _cvtss_sh(c.least, 0);
+        uint16_t* to = (uint16_t*)codes + (at * (SMALL / 8) * TILE + r) * 2;
+        for (int i = 0; i < SMALL; i++) {
+          uint16_t* word = to + i / 8 * TILE * 2 + i % 2;
+          if (i % 8 < 2) *word = 0;
+          *word |= c.code[i] << i % 8 / 2 * 4;
         }
       }
     }

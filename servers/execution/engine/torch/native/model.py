@@ -1,4 +1,4 @@
-"""The llama architecture with int8 weights: every layer is one call of the compiled kernel."""
+"""The llama architecture with int8 or int4 weights: all layers are one call of a kernel."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from llmos.servers.execution.engine.torch.config import LlamaConfig
 from llmos.servers.execution.engine.torch.kv import Geometry, KVCache, Span
-from llmos.servers.execution.engine.torch.model import Layer, Llama, Model
+from llmos.servers.execution.engine.torch.model import Between, Layer, Llama, Model
 from llmos.servers.execution.engine.torch.native.layout import CLayer, PackedLinear
 from llmos.servers.execution.engine.torch.native.selftest import product
 from llmos.servers.execution.engine.torch.native.step import (
@@ -25,7 +25,7 @@ from llmos.servers.execution.engine.torch.native.step import (
 
 
 @dataclass(frozen=True)
-class Int8Layer:
+class PackedLayer:
     """One layer's weights; norms are float32 vectors, the last two may be None."""
 
     attn_norm: Tensor
@@ -44,8 +44,8 @@ class Int8Layer:
         return CLayer(*pointers, self.qkv.c, self.out.c, self.gate_up.c, self.down.c)
 
 
-class Int8Llama(Model):
-    """Weights int8, activations 16 bits within products and else float32, cache float16.
+class PackedLlama(Model):
+    """Weights int8 or int4, activations 16 bits within products and else float32, cache float16.
 
     Every row is a function of its own sequence, bit by bit, by the way the kernel sums.
     """
@@ -57,7 +57,7 @@ class Int8Llama(Model):
         library: ctypes.CDLL,
         config: LlamaConfig,
         embedding: Tensor,
-        layers: Sequence[Int8Layer],
+        layers: Sequence[PackedLayer],
         norm: Tensor,
         head: PackedLinear,
         frequencies: Tensor,
@@ -80,27 +80,39 @@ class Int8Llama(Model):
         self._threads = threads
 
     def _adopted(self) -> None:
-        self._views = [layer.c() for layer in self._layers]
+        self._views = (CLayer * len(self._layers))(*(layer.c() for layer in self._layers))
         self._twin: Llama | None = None  # made when an adapter is used first
 
-    def _body(self, cache: KVCache, x: Tensor, angles: Tensor, spans: Sequence[Span]) -> Tensor:
+    def _body(
+        self,
+        cache: KVCache,
+        x: Tensor,
+        angles: Tensor,
+        spans: Sequence[Span],
+        between: Between | None = None,
+    ) -> Tensor:
         x = x.float()
         if any(span.adapter is not None for span in spans):
             return self._with_adapters(cache, x, angles, spans)
-        step = ctypes.byref(self._space.plan(cache, spans, turns_of(angles), x))
-        shape = ctypes.byref(self._shape)
-        keys, values = cache.keys, cache.values
-        sizes = [t.stride(0) * t.element_size() for t in (keys, values)]
-        for i, layer in enumerate(self._views):
-            self._library.llmos_layer(
-                shape,
-                ctypes.byref(layer),
-                step,
-                keys.data_ptr() + i * sizes[0],
-                values.data_ptr() + i * sizes[1],
+        turns, keys, values = turns_of(angles), cache.keys, cache.values
+        at, end = 0, self.config.layers
+        while True:
+            at = self._library.llmos_layers(
+                ctypes.byref(self._shape),
+                self._views,
+                at,
+                end,
+                ctypes.byref(self._space.plan(cache, spans, turns, x)),
+                keys.data_ptr(),
+                values.data_ptr(),
+                keys.stride(0) * keys.element_size(),
+                values.stride(0) * values.element_size(),
+                ctypes.byref(self._computed),
+                None if between is None else ctypes.byref(self.pause),
             )
-            self.computed += 1
-        return x
+            if at == end or between is None:
+                return x
+            between()  # which may plan steps of its own in the same space
 
     def _with_adapters(
         self, cache: KVCache, x: Tensor, angles: Tensor, spans: Sequence[Span]
@@ -129,7 +141,7 @@ class Int8Llama(Model):
         if self._twin is None:
             self._twin = self._make_twin()
         x = self._twin._body(cache, x, angles, spans)
-        self.computed += self.config.layers
+        self._computed.value += self.config.layers
         return x
 
     def _make_twin(self) -> Llama:
@@ -165,7 +177,7 @@ class Int8Llama(Model):
             ctypes.byref(self._shape),
             ctypes.byref(self._head.c),
             ctypes.byref(self._space.rows_only(x)),
-            None,
+            self._norm.data_ptr(),
             self.config.hidden,
             y.data_ptr(),
             self.config.vocab,

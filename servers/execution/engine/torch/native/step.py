@@ -10,6 +10,7 @@ from torch import Tensor
 
 from llmos.servers.execution.engine.torch.config import LlamaConfig
 from llmos.servers.execution.engine.torch.kv import KVCache, Span
+from llmos.servers.execution.engine.torch.native.four import SMALL
 from llmos.servers.execution.engine.torch.native.layout import CLayer, CShape, CStep
 from llmos.servers.execution.engine.torch.pages import BLOCK
 
@@ -88,9 +89,11 @@ class Workspace:
             self._rows = rows
             self._rounded = torch.empty(rows * self._widest_in, dtype=torch.int16)
             self._scale = torch.empty(rows)
+            self._sums = torch.empty(rows * (self._widest_in // SMALL))
             self._wide = torch.empty(rows * self._widest_out)
             self._seen = torch.empty(rows * self._widest_seen)
             self.c.rounded, self.c.row_scale = self._rounded.data_ptr(), self._scale.data_ptr()
+            self.c.sums = self._sums.data_ptr()
             self.c.wide, self.c.seen = self._wide.data_ptr(), self._seen.data_ptr()
         if width > self._scores:
             self._scores = 2 * width

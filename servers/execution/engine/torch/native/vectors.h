@@ -8,16 +8,20 @@
 namespace {
 
 constexpr int BLOCK = 32;  // positions in a block of the KV cache
-constexpr int GROUP = 64;  // inputs that share a weight scale
+constexpr int GROUP = 64;  // inputs that share a weight scale (int8)
+constexpr int SMALL = 32;  // inputs that share a scale and a least weight (int4)
 constexpr int TILE = 16;   // outputs computed together
 constexpr int ROWS = 6;    // rows computed together: 12 accumulators of 16 registers
 constexpr int SLICE = 96;  // rows whose activations stay in the cache while weights pass by
 
 struct Linear {
-  const int8_t* weight;  // [outputs / 16, inputs / 2, 16, 2]
-  const float* scale;    // [outputs / 16, inputs / 64, 16]
-  const float* bias;     // [outputs] or null
+  const void* weight;  // int8 [outputs / 16, inputs / 2, 16, 2]; int4: words of four codes
+                       // [outputs / 16, inputs / 8, 16, 2], of inputs 0 or 1, 2 or 3, ... of eight
+  const void* scale;   // float [outputs / 16, inputs / 64, 16]; int4: half
+                       // [outputs / 16, inputs / 32, 2, 16], scales and least weights
+  const float* bias;   // [outputs] or null
   int64_t outputs, inputs;  // padded to 16 and 64
+  int64_t bits;        // 8 or 4
 };
 
 struct Shape {
@@ -40,6 +44,7 @@ struct Step {
   const int32_t* tables;   // [sequences, table_width]: blocks
   int16_t* rounded;        // [rows, widest input]
   float* row_scale;        // [rows]
+  float* sums;             // [rows, widest input / 32], for int4
   float* wide;             // [rows, widest output]
   float* seen;             // [rows, heads * head_dim]
   float* scores;           // [threads, 3, table_width * 32]

@@ -1037,7 +1037,7 @@ class LoadOptions(_message.Message):
     INSTANCES_FIELD_NUMBER: _builtins.int
     SERVING_FIELD_NUMBER: _builtins.int
     precision: _builtins.str
-    """Precision of a causal model: `fp32`, `bf16` or `int8`; empty: by the configuration."""
+    """Precision of a causal model: `fp32`, `bf16`, `int8` or `int4`; empty: by the configuration."""
     threads: _builtins.int
     """Compute threads; 0: by the configuration. On a CPU the worker gets as many cores for itself,
     those that the fewest other workers were given.

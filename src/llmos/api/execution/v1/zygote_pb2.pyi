@@ -202,7 +202,7 @@ class WorkerOrder(_message.Message):
     expectation. See Export.stall_ms.
     """
     precision: _builtins.str
-    """Precision of a causal model: `auto` (or empty), `fp32`, `bf16` or `int8`."""
+    """Precision of a causal model: `auto` (or empty), `fp32`, `bf16`, `int8` or `int4`."""
     replica: _builtins.int
     """Which of the version's workers this is, from 0."""
     @_builtins.property
