@@ -120,6 +120,12 @@ def evaluate(
     labels: Annotated[str, typer.Option(help="Column with the label.")] = "",
     positive: Annotated[str, typer.Option(help="The label that counts as positive.")] = "",
     targets: Annotated[str, typer.Option(help="Column with the text to be answered.")] = "",
+    max_tokens: Annotated[
+        int, typer.Option(min=0, help="Longest answer (targets).", show_default="64")
+    ] = 0,
+    beams: Annotated[
+        int, typer.Option(min=0, help="Beams that answers are searched by (targets).")
+    ] = 0,
     skip_speed: Annotated[bool, typer.Option("--skip-speed", help="Quality only.")] = False,
     gate: Gates = None,
     watch_: Watch = False,
@@ -127,7 +133,8 @@ def evaluate(
     """Measure versions beside one another; see `llmos-ctl job report`."""
     spec = _common("", data, rows, gate, "")
     spec |= {"models": models, "labels": labels, "positive": positive, "targets": targets}
-    queue(session, {"evaluate": spec | {"skip_speed": skip_speed}}, watch_)
+    spec |= {"max_tokens": max_tokens, "beams": beams, "skip_speed": skip_speed}
+    queue(session, {"evaluate": spec}, watch_)
 
 
 @command(app, "report", examples=_REPORT)
