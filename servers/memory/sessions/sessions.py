@@ -64,21 +64,25 @@ class Sessions:
         if id:
             check_id(id)
         check_settings(settings)
+        await self._end_due()
         return await self._do(self._store.create, tenant, id, settings, self._wall())
 
     async def update(self, tenant: str, id: str, changes: Mapping[str, Any]) -> Session:
         """Change settings. Raises InvalidArgument BAD_SESSION, NotFound NO_SUCH_SESSION."""
         check_settings(replace(Settings(), **changes))
+        await self._end_due()
         return await self._do(self._store.update, tenant, id, changes)
 
     async def get(self, tenant: str, id: str) -> Session:
         """Return a session. Raises NotFound NO_SUCH_SESSION."""
+        await self._end_due()
         return await self._do(self._store.get, tenant, id)
 
     async def page(self, tenant: str, after: str = "", count: int = 0) -> list[Session]:
         """Return up to `count` sessions (0: 100) after an id. Raises InvalidArgument BAD_PAGE."""
         if count > MAX_PAGE:
             raise InvalidArgument("BAD_PAGE", f"Ask for at most {MAX_PAGE:,} sessions at a time.")
+        await self._end_due()
         return await self._do(self._store.page, tenant, after, count or 100)
 
     async def append(
@@ -89,10 +93,12 @@ class Sessions:
         Raises InvalidArgument BAD_TURN, NotFound NO_SUCH_SESSION, ResourceExhausted SESSION_FULL.
         """
         check_turns(turns)
+        await self._end_due()
         return await self._do(self._store.append, tenant, id, turns, request, self._wall())
 
     async def export(self, tenant: str, id: str) -> AsyncIterator[Turn]:
         """Yield all turns. Raises NotFound NO_SUCH_SESSION."""
+        await self._end_due()
         last = 0
         while turns := await self._do(self._store.turns, tenant, id, last, _PIECE):
             for turn in turns:
@@ -101,6 +107,7 @@ class Sessions:
 
     async def delete_turns(self, tenant: str, id: str, numbers: Sequence[int]) -> int:
         """Delete turns, really; return how many. Raises NotFound NO_SUCH_SESSION."""
+        await self._end_due()
         deleted = await self._do(self._store.delete_turns, tenant, id, numbers)
         await self._do(self._recall.forget, (tenant, id))
         return deleted
@@ -133,10 +140,15 @@ class Sessions:
         return Context(pick(budget, texts[0], texts[1], turns, scores), notes)
 
     async def tick(self) -> None:
-        """Delete what is over; to be called every TICK_S."""
+        """Delete what is over; to be called every TICK_S, for those that nobody asks for."""
         for tenant, id in await self._do(self._store.expire, self._wall()):
             await self._do(self._recall.forget, (tenant, id))
             self._embedding.pop((tenant, id), None)
+
+    async def _end_due(self) -> None:
+        """Delete what is over before it is looked at."""
+        if self._wall() >= self._store.due:
+            await self.tick()
 
     async def close(self) -> None:
         """Close the file after what is being done."""

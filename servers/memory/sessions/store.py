@@ -7,6 +7,7 @@ Every change is durable when the method returns. What is deleted is overwritten 
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,6 +45,7 @@ CREATE TABLE IF NOT EXISTS requests (
   PRIMARY KEY (session, request)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS requests_made ON requests (made);
+CREATE INDEX IF NOT EXISTS sessions_due ON sessions (used + ttl_s) WHERE ttl_s > 0;
 """
 _SETTINGS = "system, model, embedder, ttl_s, summary"
 _SESSION = f"id, {_SETTINGS}, (SELECT count(*) FROM turns WHERE session = key), created, used"
@@ -52,7 +54,10 @@ _REQUEST_S = 3600  # a retry comes sooner
 
 
 class SessionStore:
-    """All sessions of all tenants."""
+    """All sessions of all tenants.
+
+    due: Unix time before which no session's time is over, so that `expire` finds nothing.
+    """
 
     def __init__(self, path: Path) -> None:
         """Open or make the file. Raises FailedPrecondition READ_ONLY, BAD_STATE."""
@@ -70,6 +75,7 @@ class SessionStore:
                 )
             self._db.executescript(_SCHEMA)
             self._db.execute(f"PRAGMA user_version = {_VERSION}")
+            self.due = self._first_due()
         except (OSError, sqlite3.OperationalError) as exc:
             raise FailedPrecondition(
                 "READ_ONLY", f"Cannot write {path} ({exc}); make its directory writable."
@@ -82,6 +88,8 @@ class SessionStore:
     def create(self, tenant: str, id: str, settings: Settings, now: float) -> Session:
         """Make a session, or return the same one. Raises AlreadyExists SESSION_EXISTS."""
         id = id or uuid.uuid4().hex
+        if settings.ttl_s:
+            self.due = min(self.due, now + settings.ttl_s)
         with self._db:
             self._db.execute("BEGIN IMMEDIATE")
             self._db.execute(
@@ -113,6 +121,7 @@ class SessionStore:
                     "UPDATE turns SET tokens = 0 WHERE session = ?", (self._key(tenant, id),)
                 )
         if after != before.settings:
+            self.due = 0.0
             self._purge()  # the old texts
         return replace(before, settings=after)
 
@@ -248,9 +257,14 @@ class SessionStore:
                 "DELETE FROM sessions WHERE ttl_s > 0 AND used + ttl_s <= ? RETURNING tenant, id",
                 (now,),
             ).fetchall()
+        self.due = self._first_due()
         if gone:
             self._purge()
         return gone
+
+    def _first_due(self) -> float:
+        row = self._db.execute("SELECT min(used + ttl_s) FROM sessions WHERE ttl_s > 0").fetchone()
+        return math.inf if row[0] is None else float(row[0])
 
     def close(self) -> None:
         """Close the file."""

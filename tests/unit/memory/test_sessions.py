@@ -250,6 +250,25 @@ async def test_sessions_end_by_time(make: Any, wall: Wall, tmp_path: Path) -> No
     assert not left(tmp_path, "gone soon") and not left(tmp_path, "still here")
 
 
+async def test_a_session_is_over_when_its_time_is_and_not_at_the_next_look(
+    make: Any, wall: Wall, tmp_path: Path
+) -> None:
+    sessions = make()
+    await sessions.create(ME, "short", Settings(ttl_s=60, system="gone soon"))
+    await sessions.create(ME, "later", Settings(ttl_s=90))
+    wall.now += 60
+    with pytest.raises(NotFound):
+        await sessions.get(ME, "short")
+    assert not left(tmp_path, "gone soon")
+    wall.now += 30
+    with pytest.raises(NotFound):
+        await sessions.append(ME, "later", [Turn("user", "too late")])
+    await sessions.create(ME, "changed", Settings())
+    await sessions.update(ME, "changed", {"ttl_s": 5})
+    wall.now += 5
+    assert await sessions.page(ME) == []
+
+
 async def test_tenants_know_nothing_of_each_other(make: Any) -> None:
     sessions = make()
     await talk(sessions)
