@@ -216,7 +216,8 @@ def show(session: Session, ref: Ref) -> None:
     for file in version.files:
         pairs[f"file {file.name}"] = f"{size(file.size)}, sha256 {file.sha256}"
     for metric in version.metrics:
-        pairs[metric.name] = f"{metric.value:g} {metric.unit}".strip()
+        shown = f"{metric.value:g} {metric.unit}".strip()
+        pairs[metric.name] = size(int(metric.value)) if metric.unit == "bytes" else shown
     session.out.fields({k: v for k, v in pairs.items() if v}, value)
 
 
