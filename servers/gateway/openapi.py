@@ -73,6 +73,9 @@ def _bodies() -> Json:
 def _operation(one: Operation) -> Json:
     operation = _head(one.method, one.path, one.about)
     operation["responses"] = _responses(one.path, _content(one))
+    if one.path.endswith("/ready"):
+        not_now = "503" if one.path == "/v2/health/ready" else "400"
+        operation["responses"][not_now] = {"description": "Not now. (Without a body.)"}
     operation["parameters"] += [{"name": q, "in": "query", "schema": TEXT} for q in one.query]
     if one.path.endswith("/infer"):
         operation["parameters"].append(_HEAD)
