@@ -17,6 +17,7 @@ from llmos.lib.config import load_or_exit
 from llmos.lib.errors import LLMOSError
 from llmos.lib.extras import needed
 from llmos.lib.serve import Server
+from llmos.lib.tuning import quiet_gc
 
 with needed("gateway"):
     from llmos.servers.gateway import web
@@ -79,6 +80,7 @@ async def run(config: GatewayConfig) -> None:
                 await asyncio.wait({serving, starting}, return_when=asyncio.FIRST_COMPLETED)
                 if starting.done():
                     await starting
+                    quiet_gc()
                 await serving
             finally:
                 uvicorn.stop()

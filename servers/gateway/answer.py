@@ -9,6 +9,7 @@ from contextlib import aclosing
 from typing import Any
 
 from llmos.api.execution.v1 import execution_pb2 as pb
+from llmos.lib.errors import LLMOSError
 from llmos.servers.gateway.faces import ChatChoice, Choice, TextChoice
 from llmos.servers.gateway.generation import Pieces
 
@@ -61,20 +62,32 @@ async def whole(face: Face, pieces: Pieces, choices: Sequence[Choice], per_promp
 
 async def chunks(
     face: Face, pieces: Pieces, choices: Sequence[Choice], per_prompt: int, *, with_usage: bool
-) -> AsyncGenerator[Json, None]:
-    """Yield the chunk objects of all choices; raises what `pieces` raises.
+) -> AsyncGenerator[list[Json], None]:
+    """Yield the chunk objects of all choices, those of a piece together; raises what `pieces` does.
 
     with_usage: end with a chunk of usage, as `stream_options.include_usage` asks.
     """
     head = _head(face, face.chunk_object)
     tail = {"usage": None} if with_usage else {}
     usage = _Usage(choices, per_prompt)
-    async with aclosing(pieces):
-        async for index, piece in pieces:
-            head["model"] = piece.model or head["model"]
-            for choice in choices[index].take(piece):
-                yield {**head, "choices": [choice], **tail}
-            if piece.finish_reason:
-                usage.add(index, piece.usage)
+    running, last = len(choices), []
+    try:
+        async with aclosing(pieces):
+            async for index, piece in pieces:
+                head["model"] = piece.model or head["model"]
+                made = [{**head, "choices": [c], **tail} for c in choices[index].take(piece)]
+                if piece.finish_reason:
+                    usage.add(index, piece.usage)
+                    running -= 1
+                if not running:
+                    last += made  # goes out with what ends the stream
+                elif made:
+                    yield made
+    except LLMOSError:
+        if last:
+            yield last
+        raise
     if with_usage:
-        yield {**head, "choices": [], "usage": usage.object()}
+        last.append({**head, "choices": [], "usage": usage.object()})
+    if last:
+        yield last

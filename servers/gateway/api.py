@@ -125,9 +125,7 @@ class OpenAI:
             work = whole(face, pieces, choices, each)
             return JSONResponse(await unless_gone(request.receive, work))
         events = chunks(face, pieces, choices, each, with_usage=params.include_usage())
-        # The first chunk decides between a stream and an error with its own status.
-        first = await unless_gone(request.receive, anext(events))
-        return EventStream(first, events, note)
+        return EventStream(events, note)
 
     async def embeddings(self, request: Request) -> JSONResponse:
         """Turn texts into vectors."""

@@ -57,7 +57,8 @@ async def test_whole_answers_and_usage() -> None:
 
 async def test_chunks_of_a_chat() -> None:
     one = [ChatChoice(0, CHAT)]
-    got = [c async for c in chunks(ChatChoice, pieces(Metrics(), "a b"), one, 1, with_usage=True)]
+    made = chunks(ChatChoice, pieces(Metrics(), "a b"), one, 1, with_usage=True)
+    got = [chunk async for together in made for chunk in together]
     assert len({c["id"] for c in got}) == 1
     assert [c["choices"][0]["delta"] for c in got[:-1]] == [
         {"role": "assistant", "content": "", "refusal": None},
