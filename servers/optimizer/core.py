@@ -11,7 +11,7 @@ import fcntl
 import logging
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -248,7 +248,7 @@ class Jobs:
         """Return a job's files for people. Raises NotFound NO_SUCH_JOB."""
         return Files(self._entry(id))
 
-    def _children(self, id: str) -> list[Entry]:
+    def _children(self, id: str) -> Sequence[Entry]:
         return family.children(self._entries.values(), id)
 
     def _going(self, id: str) -> Entry:
