@@ -107,7 +107,8 @@ class Scheduler:
         self.drafts = False  # a draft model guesses
         self._arrivals = 0
         self._sat_out = 0
-        self._was_apart = False  # the last step, or a part of it
+        self._was_apart = False  # the last step
+        self._beside = 0  # prompt tokens read since those who decode had a token
         self.waiting: list[Job] = []
         self.running: list[Job] = []
         self.preemptions = 0
@@ -139,21 +140,19 @@ class Scheduler:
     def interrupt(self) -> list[Chunk]:
         """Admit newcomers with short prompts in the middle of a step, to be read before it goes on.
 
-        The first who wait, and nobody else's blocks are touched: the step is at work on them. As
-        with steps apart, those who decode wait for one such lot between two tokens.
+        The first who wait, and nobody else's blocks are touched: the step is at work on them. Those
+        who decode wait for no more rows between two tokens than a step of theirs may have beside.
         """
         chunks: list[Chunk] = []
-        budget = PREFILL_BESIDE
         for job in sorted(self.waiting, key=lambda j: j.order):
-            if not self._apart or self._was_apart or job.cancelled or job.left > budget:
+            if not self._apart or job.cancelled or job.left > PREFILL_BESIDE - self._beside:
                 break
             if not self._admit(job, drive_out=False):
                 break
             self.waiting.remove(job)
             self.running.append(job)
-            budget -= job.left
+            self._beside += job.left
             chunks.append(Chunk(job, job.left))
-        self._was_apart = self._was_apart or bool(chunks)
         return chunks
 
     def _admit(self, job: Job, *, drive_out: bool = True) -> bool:
@@ -226,6 +225,8 @@ class Scheduler:
         reading = [job for job in ready if job.left > 1]
         decoding, reading = self._without_batch(decoding, reading)
         budget = PREFILL_BESIDE if decoding else PREFILL
+        if not self._was_apart:
+            self._beside = 0
         self._was_apart = self._goes_apart(decoding, reading)
         chunks: list[Chunk] = []
         for job in [] if self._was_apart else decoding:
@@ -245,6 +246,7 @@ class Scheduler:
                 budget -= more
                 counts[id(job)] = counts.get(id(job), 0) + more
             chunks += [Chunk(job, counts[id(job)]) for job in reading if counts[id(job)]]
+            self._beside += sum(counts.values()) if decoding else 0
         return [chunk for chunk in chunks if chunk.job in self.running]
 
     def _without_batch(

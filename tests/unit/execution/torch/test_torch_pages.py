@@ -220,8 +220,13 @@ async def test_a_short_prompt_that_comes_during_a_step_is_read_before_it_goes_on
     chunks = scheduler.interrupt()
     assert [c.job for c in chunks] == newcomers[:2], "as many as a step of their own would take"
     compute(scheduler, pages, chunks)
-    assert scheduler.interrupt() == [], "once a step"
-    assert {c.job for c in step(scheduler, pages)} >= {*talkers, *newcomers[:2]}
+    assert scheduler.interrupt() == [], "as many in all between two tokens of the others"
+    assert [c.job for c in step(scheduler, pages)] == newcomers[2:]
+    scheduler.add(late := await job([20] * 30, tenant="n"))
+    mixed = {c.job: c.count for c in step(scheduler, pages)}
+    assert set(mixed) == {*talkers, *newcomers, late} and mixed[late] == 30
+    scheduler.add(await job([21] * 5, tenant="n"))
+    assert scheduler.interrupt() == [], "30 apart and 30 in the step itself"
 
 
 async def test_during_a_step_nobody_makes_room() -> None:
