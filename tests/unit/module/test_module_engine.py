@@ -61,24 +61,30 @@ def net() -> Any:
 
 @pytest.fixture(scope="module")
 def script(net: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("script") / "model.pt"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.jit tells that it is old
-        torch.jit.script(net).save(str(path))
-    return path
+    return script_of(net, tmp_path_factory.mktemp("script"))
 
 
 @pytest.fixture(scope="module")
 def program(net: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("program") / "model.pt2"
+    return program_of(net, tmp_path_factory.mktemp("program"))
+
+
+def script_of(net: Any, folder: Path) -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit tells that it is old
+        torch.jit.script(net).save(str(folder / "model.pt"))
+    return folder / "model.pt"
+
+
+def program_of(net: Any, folder: Path) -> Path:
     rows = torch.export.Dim("rows")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = torch.export.export(
             net, (torch.ones(2, 4), torch.ones(2, 1)), dynamic_shapes=({0: rows}, {0: rows})
         )
-        torch.export.save(made, path)
-    return path
+        torch.export.save(made, folder / "model.pt2")
+    return folder / "model.pt2"
 
 
 def load(path: Path, toml: str = "", format: str = "") -> Engine:
@@ -205,3 +211,21 @@ def test_what_is_no_module_is_told(tmp_path: Path) -> None:
     with pytest.raises(FailedPrecondition) as caught:
         engine_module.check(ModelSpec("m@1", "gguf", "generate", {}))
     assert caught.value.reason == "NO_ENGINE"
+
+
+@pytest.mark.parametrize("kind", ["torchscript", "torch-export"])
+def test_weights_that_are_no_numbers_are_named(tmp_path: Path, kind: str) -> None:
+    net = Net().eval()
+    with torch.no_grad():
+        net.linear.bias[0] = -torch.inf  # a mask may hold it
+    for bad in (False, True):
+        if bad:
+            with torch.no_grad():
+                net.linear.weight[1, 2] = torch.nan
+        path = script_of(net, tmp_path) if kind == "torchscript" else program_of(net, tmp_path)
+        if bad:
+            with pytest.raises(Unavailable, match=r"\(NaN\), in 'linear.weight'") as caught:
+                load(path)
+            assert caught.value.reason == "LOAD_FAILED"
+        else:
+            load(path).close()

@@ -19,6 +19,7 @@ from llmos.lib.errors import FailedPrecondition, InvalidArgument, LLMOSError, Un
 from llmos.servers.execution.engine import onnx as engine_onnx
 from llmos.servers.execution.engine.base import Engine, Generation, ModelSpec
 from llmos.servers.execution.engine.onnx import bfloat16
+from llmos.servers.execution.engine.onnx.weights import not_numbers
 
 
 def spec(files: dict[str, Path], task: str = "predict", **more: Any) -> ModelSpec:
@@ -260,3 +261,75 @@ def test_closing_ends_its_threads(encoder_files: dict[str, Path]) -> None:
     assert set(threading.enumerate()) > before
     engine.close()
     assert set(threading.enumerate()) == before
+
+
+def weighing(path: Path, values: Any, kind: int, *, raw: bool, outside: str = "") -> Path:
+    """Write y = cast(w) + x."""
+    if raw:
+        weight = TensorProto(name="w", data_type=kind, dims=[values.size])
+        weight.raw_data = values.tobytes()
+    else:
+        weight = helper.make_tensor("w", kind, [values.size], values)
+    if outside:
+        (path.parent / outside).write_bytes(b"before" + weight.raw_data)
+        weight.ClearField("raw_data")
+        weight.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", outside), ("offset", 6), ("length", values.nbytes)):
+            weight.external_data.add(key=key, value=str(value))
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["w"], ["v"], to=TensorProto.FLOAT),
+            helper.make_node("Add", ["x", "v"], ["y"]),
+        ],
+        "weighing",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [values.size])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [values.size])],
+        [helper.make_tensor("first", TensorProto.INT64, [1], [-1]), weight],
+    )
+    opsets = [helper.make_opsetid("", 17)]
+    path.write_bytes(
+        helper.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString()
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "raw", "outside"),
+    [
+        (TensorProto.FLOAT, "<f4", True, ""),
+        (TensorProto.FLOAT, "<f4", True, "m.data"),
+        (TensorProto.FLOAT, "<f4", False, ""),
+        (TensorProto.DOUBLE, "<f8", True, ""),
+        (TensorProto.DOUBLE, "<f8", False, ""),
+        (TensorProto.FLOAT16, "<f2", True, ""),
+        (TensorProto.BFLOAT16, "<u2", True, "m.data"),
+    ],
+)
+def test_weights_that_are_no_numbers_are_named(
+    tmp_path: Path, kind: int, dtype: str, raw: bool, outside: str
+) -> None:
+    if outside and not raw:
+        pytest.skip("weights outside the file are raw bytes")
+    values = np.linspace(-1, 1, 5).astype("<f4")
+    values[1] = -np.inf  # a mask may hold it
+    for bad in (False, True):
+        values[3] = np.nan if bad else 0.5
+        stored = values.view("<u4") >> 16 if dtype == "<u2" else values
+        path = weighing(tmp_path / "m.onnx", stored.astype(dtype), kind, raw=raw, outside=outside)
+        files = {"m.onnx": path}
+        if outside:
+            files[outside] = tmp_path / outside
+        if bad:
+            with pytest.raises(Unavailable, match=r"not a number \(NaN\), in 'w'") as caught:
+                engine_onnx.load(spec(files))
+            assert caught.value.reason == "LOAD_FAILED"
+        else:
+            engine_onnx.load(spec(files)).close()
+
+
+def test_a_torn_file_is_not_read_for_numbers(tmp_path: Path) -> None:
+    path = tiny_onnx(tmp_path / "m.onnx")
+    whole = path.read_bytes()
+    for size in range(0, len(whole), 7):
+        path.write_bytes(whole[:size])
+        assert not_numbers({"m.onnx": path}) in ("", "w")

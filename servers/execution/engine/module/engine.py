@@ -145,6 +145,7 @@ def load_module(spec: ModelSpec) -> Engine:
     except _UNREADABLE as exc:
         text = " ".join(str(exc).split())[:300]
         raise Unavailable("LOAD_FAILED", f"{spec.ref} cannot be loaded by torch: {text}.") from exc
+    _check_numbers(spec.ref, signature.call)
     for name in signature.numbers:
         if name not in serving.constants:
             raise FailedPrecondition(
@@ -156,6 +157,17 @@ def load_module(spec: ModelSpec) -> Engine:
     tensors = {k: v for k, v in serving.constants.items() if k not in signature.numbers}
     rest = dataclasses.replace(serving, constants=tensors)
     return ServedEngine(spec, TorchModule(spec, serving, signature), rest, "module")
+
+
+def _check_numbers(ref: str, module: Any) -> None:
+    """Raise Unavailable LOAD_FAILED for weights that hold NaN; infinities may be masks."""
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point() and bool(torch.isnan(tensor).any()):
+            raise Unavailable(
+                "LOAD_FAILED",
+                f"{ref} holds a weight that is not a number (NaN), in {name[:100]!r}; it would "
+                "answer nothing else. Train or export it again.",
+            )
 
 
 def _array(tensor: torch.Tensor) -> Array:

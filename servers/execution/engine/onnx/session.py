@@ -15,6 +15,7 @@ import onnxruntime as ort
 from llmos.lib.errors import Cancelled, FailedPrecondition, InvalidArgument, Unavailable
 from llmos.servers.execution.engine.base import ModelSpec, TensorSpec
 from llmos.servers.execution.engine.onnx import bfloat16, is_weights
+from llmos.servers.execution.engine.onnx.weights import not_numbers
 from llmos.servers.execution.engine.serving.checks import Fit
 from llmos.servers.execution.engine.serving.config import Runtime
 from llmos.servers.execution.engine.serving.work import Work
@@ -154,6 +155,12 @@ def _open(spec: ModelSpec, runtime: Runtime) -> Any:
         raise Unavailable(
             "LOAD_FAILED", f"{spec.ref} cannot be loaded by ONNX Runtime: {_sentence(exc)}"
         ) from exc
+    if name := not_numbers(spec.files):
+        raise Unavailable(
+            "LOAD_FAILED",
+            f"{spec.ref} holds a weight that is not a number (NaN), in {name[:100]!r}; it would "
+            "answer nothing else. Train or export it again.",
+        )
     if spec.device != "cpu" and session.get_providers()[0] != "CUDAExecutionProvider":
         log.warning("no CUDA provider, running on CPU", extra={"model": spec.ref})
     return session
