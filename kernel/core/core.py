@@ -223,6 +223,7 @@ class Core:
             self.scheduler.export_changed(export, keys, now)
         self.calls.server_died(port, now)
         self._actions.frames.pop(port_id, None)
+        port.exports.clear()  # they lead back to it, which is to go now
         if port.hello is not None:
             self._changed(port, WatchEvent.EVENT_DETACHED)
 

@@ -200,6 +200,7 @@ class Stream:
         self.connection.blocked.pop(self.id, None)
         self.on_message, self.on_view, self.on_half_close = _ignore, None, _nothing
         self.on_end, self.on_headers, self.on_room = _ignore_end, _ignore, None
+        self.on_fault = None  # whatever leads back to its owner would wait for the cycle collector
 
     # Inbound.
 
