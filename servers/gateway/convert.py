@@ -144,6 +144,7 @@ def _fill(request: pb.GenerateRequest, body: GenerationBody) -> None:
     for token, bias in (body.logit_bias or {}).items():
         sampling.logit_bias[int(token)] = bias
     request.stop.extend(body.stop or ())
+    request.speculate = body.speculate or 0
 
 
 def embed_request(body: EmbeddingBody) -> pb.EmbedRequest:

@@ -106,6 +106,7 @@ class GenerationBody(Body):
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
     min_p: Annotated[float | None, _range(0, 1)] = None
     repetition_penalty: Annotated[float | None, _range(0.01, 2)] = None
+    speculate: Annotated[int, Field(ge=0, le=16)] | None = None
     presence_penalty: Annotated[float | None, _range(-2, 2)] = None
     frequency_penalty: Annotated[float | None, _range(-2, 2)] = None
     logit_bias: Annotated[dict[str, float] | None, _BIAS] = None

@@ -146,13 +146,16 @@ def test_defaults_of_sampling_are_openais() -> None:
 
 
 def test_what_the_client_says_arrives() -> None:
-    body = chat(temperature=0, top_p=0, top_k=5, seed=-1, stop="x", max_completion_tokens=7)
+    said = {"top_k": 5, "seed": -1, "stop": "x", "max_completion_tokens": 7, "speculate": 3}
+    body = chat(temperature=0, top_p=0, **said)
     request = convert.chat_requests(body)[0]
     sampling = request.sampling
     assert sampling.temperature == 0
     assert 0 < sampling.top_p < 1e-5
     assert (sampling.top_k, sampling.seed) == (5, 2**64 - 1)
-    assert (list(request.stop), request.max_tokens) == (["x"], 7)
+    assert (list(request.stop), request.max_tokens, request.speculate) == (["x"], 7, 3)
+    with pytest.raises(InvalidArgument):
+        chat(speculate=17)
 
 
 def test_roles_and_parts_of_a_chat() -> None:
