@@ -38,7 +38,7 @@ async def test_a_port_that_left_is_gone_at_once() -> None:
                 await client.stop()
                 await server.stop()
             async with asyncio.timeout(10):
-                while of_kernel() > before:
+                while of_kernel() > before + 1:  # the core's newest event names a port
                     await asyncio.sleep(0.01)
         finally:
             gc.enable()
