@@ -72,7 +72,7 @@ def chat(
     with _history(session.state_dir / "chat_history"):
         while (said := _ask()) is not None:
             if said.startswith("/"):
-                if _obey(talk, said) == "end":
+                if _obey(session, talk, said) == "end":
                     return
                 if said.split()[0] != "/retry" or not talk.turns:
                     continue
@@ -109,7 +109,32 @@ def _answer(session: Session, talk: Talk) -> None:
         note(f"[{answer.rate()}]")
 
 
-def _obey(talk: Talk, said: str) -> str:
+def _other_model(session: Session, talk: Talk, name: str) -> None:
+    """Let another model answer from now on, if there is one of that name."""
+    import grpc
+
+    from llmos.api.execution.v1 import execution_pb2, execution_pb2_grpc
+    from llmos.lib.rpc import from_exception
+
+    stub = session.kernel(execution_pb2_grpc.ExecutionStub)
+    try:
+        models = stub.ListModels(
+            execution_pb2.ListModelsRequest(), timeout=session.limit(10)
+        ).models
+    except (LLMOSError, grpc.RpcError) as exc:
+        note(f"[{from_exception(exc).message}]")
+        return
+    known = {m.name for m in models} | {f"{m.name}@{m.version}" for m in models}
+    if "@" in name and not name.rpartition("@")[2].isdigit():  # an alias, which storage knows
+        known |= {name} if name.rpartition("@")[0] in known else set()
+    if name in known:
+        talk.model = name
+        note(f"[{name} answers]")
+    else:
+        note(f"[there is no model {name}; {talk.model} goes on]")
+
+
+def _obey(session: Session, talk: Talk, said: str) -> str:
     """Do what a line with a slash says; return "end" when the chat is over."""
     verb, _, rest = said.partition(" ")
     rest = rest.strip()
@@ -118,8 +143,10 @@ def _obey(talk: Talk, said: str) -> str:
     if verb == "/new":
         talk.turns.clear()
     elif verb == "/model":
-        talk.model = rest or talk.model
-        note(f"[{talk.model} answers]")
+        if rest:
+            _other_model(session, talk, rest)
+        else:
+            note(f"[{talk.model} answers]")
     elif verb == "/system":
         talk.system = rest
         note("[the system message is set]" if rest else "[no system message]")

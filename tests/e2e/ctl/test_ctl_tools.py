@@ -168,11 +168,13 @@ def test_chat_on_a_terminal(os_up: WholeOS) -> None:
 
 def test_chat_that_is_piped_in(os_up: WholeOS) -> None:
     said = (
-        "/system Answer in one word.\n/model smollm2@1\nWhat is 1 + 1?\n/nope\n/quit\nnever said\n"
+        "/system Answer in one word.\n/model smollm2@1\n/model none\nWhat is 1 + 1?\n/nope\n/quit\n"
+        "never said\n"
     )
     done = os_up.ctl("chat", "smollm2", "--temperature", "0", "--max-tokens", "8", stdin=said)
     assert done.returncode == 0 and done.stdout.strip()
     assert "[smollm2@1 answers]" in done.stderr and "there is no /nope" in done.stderr
+    assert "[there is no model none; smollm2@1 goes on]" in done.stderr
 
 
 def test_bench_measures_and_counts(os_up: WholeOS) -> None:

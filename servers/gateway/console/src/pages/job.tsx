@@ -67,6 +67,15 @@ export function JobPanel(props: { id: string; again: () => void }): JSX.Element 
   );
 }
 
+/** Not every kind of job compares vectors: 0 is what was not measured. */
+const cosine = (value: number): string => (value ? value.toFixed(5) : "–");
+
+function figure(measure: { value: number | null; unit: string }): string {
+  if (measure.value === null) return "–";
+  if (measure.unit === "bytes") return bytes(measure.value);
+  return `${Number(measure.value.toPrecision(4))} ${measure.unit}`.trim();
+}
+
 function Comparisons(props: { job: Job }): JSX.Element {
   return (
     <>
@@ -78,15 +87,15 @@ function Comparisons(props: { job: Job }): JSX.Element {
         columns={[
           { title: t("version"), cell: (one) => one.label },
           { title: t("model"), cell: (one) => <a href={`#models/${one.ref}`}>{one.ref}</a> },
-          { title: t("cosineMin"), number: true, cell: (one) => one.cosine_min.toFixed(5) },
-          { title: t("cosineMean"), number: true, cell: (one) => one.cosine_mean.toFixed(5) },
+          { title: t("cosineMin"), number: true, cell: (one) => cosine(one.cosine_min) },
+          { title: t("cosineMean"), number: true, cell: (one) => cosine(one.cosine_mean) },
           { title: t("size"), number: true, cell: (one) => bytes(one.size_bytes) },
-          { title: t("latencyOne"), number: true, cell: (one) => `${(one.latency_s * 1000).toFixed(1)} ms` },
+          { title: t("latencyOne"), number: true, cell: (one) => (one.latency_s ? `${(one.latency_s * 1000).toFixed(1)} ms` : "–") },
           {
             title: t("measured"),
             cell: (one) =>
               (one.measures ?? [])
-                .map((m) => `${m.name} ${m.value === null ? "–" : Number(m.value.toPrecision(4))} ${m.unit}`.trim())
+                .map((m) => `${m.name} ${figure(m)}`)
                 .join(", "),
           },
         ]}

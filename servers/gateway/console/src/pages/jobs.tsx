@@ -56,11 +56,13 @@ function ResultOf(props: { job: Job }): JSX.Element {
   const { job } = props;
   if (job.error || !job.results.length) return <>{job.error || job.stage}</>;
   return (
-    <>
+    <div>
       {job.results.map((ref) => (
-        <a key={ref} class="button small" href={`#models/${ref}`}>{ref}</a>
+        <div key={ref}>
+          <a class="whole" href={`#models/${ref}`}>{ref}</a>
+        </div>
       ))}
-    </>
+    </div>
   );
 }
 

@@ -50,7 +50,7 @@ export function ModelsPage(props: { rest: string }): JSX.Element {
             columns={[
               { title: t("version"), cell: (row) => <a class="whole" href={`#models/${row.ref}`}>{row.ref}</a> },
               { title: t("state"), cell: (row) => <StateOf row={row} /> },
-              { title: t("task"), cell: (row) => row.version.task },
+              { title: t("task"), cell: (row) => (row.version.task === "unspecified" ? "–" : row.version.task) },
               { title: t("format"), cell: (row) => `${row.version.format} ${row.version.dtype}` },
               { title: t("size"), number: true, cell: (row) => bytes(row.version.size_bytes) },
               { title: t("resident"), number: true, cell: resident },

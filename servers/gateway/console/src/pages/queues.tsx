@@ -83,9 +83,9 @@ function Latency(): JSX.Element {
         title={t("latency")}
         none={t("latencyNone")}
         lines={[
-          { label: `${t("firstToken")} p50`, colour: 1 },
-          { label: `${t("firstToken")} p95`, colour: 2 },
-          { label: `${t("perToken")} p50`, colour: 3 },
+          { label: `${t("firstToken")} p50`, colour: 1, points: true },
+          { label: `${t("firstToken")} p95`, colour: 2, points: true },
+          { label: `${t("perToken")} p50`, colour: 3, points: true },
         ]}
         data={data}
       />

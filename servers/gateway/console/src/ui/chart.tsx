@@ -4,7 +4,8 @@ import { useEffect, useRef } from "preact/hooks";
 import uPlot from "uplot";
 import "uplot/dist/uPlot.min.css";
 
-export type Line = { label: string; colour: 1 | 2 | 3 | 4 };
+/** points: each value is marked, for lines of few. */
+export type Line = { label: string; colour: 1 | 2 | 3 | 4; points?: boolean };
 
 const HEIGHT = 150;
 
@@ -29,7 +30,7 @@ function build(place: HTMLElement, lines: Line[], time: boolean): uPlot {
     stroke: c.line(line.colour),
     width: 2,
     spanGaps: true,
-    points: { show: false },
+    points: { show: line.points ?? false, size: 5 },
   }));
   return new uPlot(
     {
