@@ -146,7 +146,8 @@ class ManagerInference(Refusing):
         raise Unimplemented(
             "NO_TRACE",
             "This server has no trace settings: `llmos-ctl trace ID` shows where the time of a "
-            "call went, and the HTTP gateway sends traces to a collector (`otlp` in [gateway]).",
+            "call went, and the HTTP gateway sends traces to a collector (`otlp_endpoint` in "
+            "[gateway]).",
         )
 
     async def SystemSharedMemoryStatus(
