@@ -218,12 +218,14 @@ def rows_of(content: bytes) -> bytes:
         if not line.strip():
             continue
         try:
-            rows.append(json.dumps({"text": _text(json.loads(line))}).encode())
+            text = _text(json.loads(line))
+            text.encode()  # JSON can write halves of characters, which no tokenizer knows
+            rows.append(json.dumps({"text": text}).encode())
         except (ValueError, KeyError, TypeError, RecursionError):
             raise InvalidArgument(
                 "BAD_TRAINING_FILE",
                 f"Line {number} of the training file is no JSON object with `text`, with `prompt` "
-                "and `completion`, or with `messages`.",
+                "and `completion`, or with `messages`, in Unicode.",
             ) from None
     if not rows:
         raise InvalidArgument("BAD_TRAINING_FILE", "The training file has no rows.")

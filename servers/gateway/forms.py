@@ -44,4 +44,4 @@ async def read(request: Request, config: GatewayConfig) -> Form:
             return Form(fields, file.filename or "file", await file.read())
     except (MultiPartException, HTTPException, KeyError) as exc:
         said = getattr(exc, "detail", "") or getattr(exc, "message", "") or "it has no boundary"
-        raise InvalidArgument("BAD_FORM", f"The form cannot be read: {said}.") from exc
+        raise InvalidArgument("BAD_FORM", f"The form cannot be read: {said.rstrip('.')}.") from exc

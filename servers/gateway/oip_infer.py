@@ -57,9 +57,10 @@ def parse(raw: bytes, header: str | None) -> tuple[InferBody, bytes]:
     """Return the JSON part of a body, and the rest. Raises InvalidArgument."""
     if header is None:
         return validated(InferBody, raw), b""
-    if not header.isdigit() or int(header[:12]) > len(raw):
+    length = int(header[:18]) if header.isascii() and header.isdigit() else -1
+    if not 0 <= length <= len(raw):
         raise tensors.bad(f"Inference-Header-Content-Length is {header[:20]!r}, not a length here.")
-    return validated(InferBody, raw[: int(header)]), raw[int(header) :]
+    return validated(InferBody, raw[:length]), raw[length:]
 
 
 def to_message(name: str, version: str, body: InferBody, binary: bytes) -> pb.ModelInferRequest:

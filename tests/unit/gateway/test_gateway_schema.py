@@ -5,7 +5,8 @@ import pytest
 
 from llmos.api.execution.v1 import execution_pb2 as pb
 from llmos.lib.errors import InvalidArgument
-from llmos.servers.gateway import convert
+from llmos.servers.gateway import convert, oip_infer
+from llmos.servers.gateway.finetuning import rows_of
 from llmos.servers.gateway.schema import ChatBody, CompletionBody, EmbeddingBody, parse
 
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
@@ -277,3 +278,23 @@ def test_an_echo_alone_takes_a_step() -> None:
     (request,) = convert.completion_requests(parse(CompletionBody, json.dumps(raw).encode()), 8)
     assert (request.max_tokens, request.prompt_logprobs) == (1, True)
     assert refusal(CompletionBody, b'{"model": "m", "prompt": "a", "max_tokens": 0}')
+
+
+def test_ten_thousand_messages_are_too_many() -> None:
+    error = refusal(ChatBody, json.dumps(CHAT | {"messages": CHAT["messages"] * 10_000}).encode())
+    assert (error.reason, error.details["param"]) == ("INVALID_VALUE", "messages")
+    assert "4096" in str(error.message)
+
+
+@pytest.mark.parametrize("length", ["99999999999999999999", "-1", "3", "\xb2", ""])
+def test_tensors_after_a_header_of_another_length(length: str) -> None:
+    with pytest.raises(InvalidArgument, match="Inference-Header-Content-Length"):
+        oip_infer.parse(b"{}", length)
+
+
+@pytest.mark.parametrize(
+    "row", [b"5", b'"messages"', b'{"messages": 5}', b'{"prompt": "a"}', b'{"text": "\\ud800"}']
+)
+def test_training_files_that_are_none(row: bytes) -> None:
+    with pytest.raises(InvalidArgument, match="Line 2 of the training file"):
+        rows_of(b'{"text": "good"}\n' + row)
