@@ -8,9 +8,13 @@ from collections.abc import Sequence
 from llmos.lib.errors import Cancelled, LLMOSError
 from llmos.lib.extras import needed
 
-with needed("ctl"):
-    from llmos.clients.ctl.app import build
-    from llmos.clients.ctl.exits import report
+try:
+    with needed("ctl"):
+        from llmos.clients.ctl.app import build
+        from llmos.clients.ctl.exits import report
+except KeyboardInterrupt:  # as early as that: nothing was done yet
+    print("llmos-ctl: Interrupted.", file=sys.stderr)
+    sys.exit(130)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
