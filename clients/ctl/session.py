@@ -28,6 +28,7 @@ UINT32 = 2**32 - 1  # the largest number that a field of that type holds
 UINT64 = 2**64 - 1
 QUICK_S = 30.0  # time limit of calls that only look something up
 _CONNECT_S = 5.0
+_LISTENS_S = 30.0  # for a process of ours that listens: it is there, however busy the machine is
 # A person waits: these calls go before batch work.
 INTERACTIVE = (("llmos-class", "interactive"),)
 
@@ -198,7 +199,8 @@ class Session:
             limits = ("grpc.max_receive_message_length", "grpc.max_send_message_length")
             channel = grpc.insecure_channel(address, options=[(k, MAX_MESSAGE) for k in limits])
             self._channels[address] = channel
-            patience = min(_CONNECT_S, self._timeout or _CONNECT_S)
+            patience = _CONNECT_S if self.given_address else _LISTENS_S
+            patience = min(patience, self._timeout or patience)
             try:
                 grpc.channel_ready_future(channel).result(timeout=patience)
             except grpc.FutureTimeoutError:
@@ -228,6 +230,8 @@ def connects(path: Path) -> bool:
         probe.settimeout(_CONNECT_S)
         try:
             probe.connect(str(path))
+        except BlockingIOError:
+            return True  # it is so busy that more wait to be let in than fit
         except OSError:
             return False
     return True
