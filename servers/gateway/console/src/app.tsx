@@ -134,7 +134,7 @@ export function App(): JSX.Element {
         </nav>
         <main id="content" tabIndex={-1}>
           <h1>{t(page)}</h1>
-          <Trouble error={live.error} />
+          <Trouble error={live.error} whole />
           {keyWanted ? <KeyForm done={given} /> : <Page rest={rest} />}
         </main>
       </Actions>

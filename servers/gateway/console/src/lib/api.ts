@@ -1,5 +1,7 @@
 // Calls of the gateway: JSON, server-sent events, and streamed chats. Only its public APIs.
 
+import { t } from "./i18n";
+
 /** An error with the cause and the cure as the OS says them. */
 export class ApiError extends Error {
   constructor(
@@ -28,9 +30,18 @@ async function failure(response: Response, sent: string): Promise<ApiError> {
   return new ApiError(text.slice(0, 300) || `HTTP ${response.status}`, response.status);
 }
 
+/** fetch, but a gateway that does not answer is said in words of ours. */
+async function reached(url: string, init?: RequestInit): Promise<Response> {
+  try {
+    return await fetch(url, init);
+  } catch (cause) {
+    throw cause instanceof TypeError ? new ApiError(t("gatewayGone"), 0) : cause;
+  }
+}
+
 async function json<T>(url: string, init?: RequestInit): Promise<T> {
   const sent = apiKey();
-  const response = await fetch(url, init);
+  const response = await reached(url, init);
   if (!response.ok) throw await failure(response, sent);
   return (await response.json()) as T;
 }
@@ -71,7 +82,7 @@ export function openai<T>(path: string, members: object): Promise<T> {
 
 export async function metricsText(signal?: AbortSignal): Promise<string> {
   const sent = apiKey();
-  const response = await fetch("/metrics", { signal: signal ?? null });
+  const response = await reached("/metrics", { signal: signal ?? null });
   if (!response.ok) throw await failure(response, sent);
   return response.text();
 }
@@ -83,7 +94,9 @@ async function* events(response: Response): AsyncGenerator<Event> {
   const reader = response.body!.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
-    const { done, value } = await reader.read();
+    const { done, value } = await reader.read().catch((cause: unknown) => {
+      throw cause instanceof TypeError ? new ApiError(t("streamBroke"), response.status) : cause;
+    });
     if (done) return;
     const blocks = (rest + value).split("\n\n");
     rest = blocks.pop() ?? "";
@@ -102,7 +115,7 @@ async function* events(response: Response): AsyncGenerator<Event> {
 /** Yields the values of a feed of /llmos/v1. Throws ApiError when it ends with one. */
 export async function* feed<T>(path: string, signal: AbortSignal): AsyncGenerator<T> {
   const sent = apiKey();
-  const response = await fetch(BASE + path, { headers: keyed({}), signal });
+  const response = await reached(BASE + path, { headers: keyed({}), signal });
   if (!response.ok) throw await failure(response, sent);
   for await (const event of events(response)) {
     if (event.name === "end") return;
@@ -123,7 +136,7 @@ type Chunk = ErrorBody & {
 /** Yields the pieces of a streamed chat answer. Throws ApiError. */
 export async function* chat(request: object, signal: AbortSignal): AsyncGenerator<Piece> {
   const sent = apiKey();
-  const response = await fetch("/v1/chat/completions", {
+  const response = await reached("/v1/chat/completions", {
     method: "POST",
     headers: keyed(),
     body: JSON.stringify({ ...request, stream: true, stream_options: { include_usage: true } }),
@@ -142,5 +155,5 @@ export async function* chat(request: object, signal: AbortSignal): AsyncGenerato
       model: chunk.model,
     };
   }
-  throw new ApiError("The stream broke before its end.", response.status);
+  throw new ApiError(t("streamBroke"), response.status);
 }

@@ -1,7 +1,7 @@
 // Small parts that pages are made of.
 import type { ComponentChildren, JSX } from "preact";
 import { stateWord, t } from "../lib/i18n";
-import type { Health } from "../lib/system";
+import { useLive, type Health } from "../lib/system";
 
 export function Panel(props: {
   title: string;
@@ -103,8 +103,10 @@ export function Meter(props: { share: number; label: string }): JSX.Element {
   );
 }
 
-export function Trouble(props: { error: string }): JSX.Element | null {
-  return props.error ? (
+/** What is wrong; `whole`: with everything, which the parts of the page then need not say again. */
+export function Trouble(props: { error: string; whole?: boolean }): JSX.Element | null {
+  const live = useLive();
+  return props.error && (props.whole || props.error !== live.error) ? (
     <p class="trouble" role="alert">
       {t("notOfNow", { cause: props.error })}
     </p>

@@ -15,6 +15,8 @@ export const en = {
   themeDark: "Dark",
   language: "Language",
   keys: "Keys 1 to 7 open the pages.",
+  gatewayGone: "the gateway does not answer; it is asked again and again.",
+  streamBroke: "The connection broke before the end.",
   notOfNow: "Not up to date: {cause}",
   waiting: "Waiting for the system …",
   cancel: "Cancel",
