@@ -90,12 +90,15 @@ class StepLoop:
         torch.set_num_threads(self._threads)
         with torch.inference_mode():
             while (chunks := self._next()) is not None:
-                self._draft(chunks)
                 self._try(chunks, self._between)
         self._fail([*self._jobs.running, *self._jobs.waiting], _closed())
 
-    def _try(self, chunks: list[Chunk], between: Between | None) -> None:
+    def _try(
+        self, chunks: list[Chunk], between: Between | None = None, *, guess: bool = True
+    ) -> None:
         try:
+            if guess:
+                self._draft(chunks)
             self._step(chunks, between)
         except Exception as error:
             # The outermost loop: whatever broke this step (memory, a kernel of torch)
@@ -114,7 +117,8 @@ class StepLoop:
             chunks = [] if self._closing else self._jobs.interrupt()
         if chunks:
             self._interruptions += 1
-            self._try(chunks, None)
+            # The draft model reads them later: nobody waits for its guesses yet.
+            self._try(chunks, guess=False)
 
     def _next(self) -> list[Chunk] | None:
         """Wait for work; return the next step, or None when closing."""

@@ -221,7 +221,7 @@ def test_tiny_models_stay_near_their_float32_selves(
 async def test_a_prompt_read_between_two_layers_changes_no_token(
     int8: TorchEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    talk = [Generation(prompt=f"Once upon {n} times", temperature=0, max_tokens=40) for n in "abc"]
+    talk = [Generation(prompt=f"Once upon {n} times", temperature=0, max_tokens=24) for n in "abc"]
     asks = [Generation(prompt=f"{n} plus {n} is", temperature=0, max_tokens=2) for n in range(4)]
 
     async def answer(request: Generation) -> list[int]:
