@@ -1,14 +1,16 @@
 """The kernel's IPC against its floors, in one run: see `docs/benchmarks.md`.
 
 Separate processes for client, kernel and server on Unix sockets, 128-byte payloads, uvloop. Floors:
-a direct grpc.aio unary call, a grpc.aio proxy hop, nginx grpc_pass (left out where absent). Rounds
-are interleaved; figures are medians over rounds; the last line is one JSON object.
+a direct grpc.aio unary call, a grpc.aio proxy hop, nginx grpc_pass, a C++ gRPC server under h2load
+(both left out where absent). Rounds are interleaved; figures are medians over rounds; the last line
+is one JSON object.
 """
 
 from __future__ import annotations
 
 import gc
 import json
+import math
 import os
 import shutil
 import signal
@@ -23,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from lib.ipc_cpp import cpp_echo
 
 from llmos.api.kernel.v1 import port_pb2 as pb
 from llmos.kernel.core.core import Core
@@ -145,7 +148,7 @@ def calls(bench: Bench, out: dict[str, Any]) -> None:
     bench.spawn(ROLES, "proxy", bench.address("proxy"), bench.address("direct"))
     bench.spawn(ROLES, "port-server", bench.address("k"), "0", "0")
     out["kernel_rss_mb"] = psutil.Process(kernel.pid).memory_info().rss / 1e6
-    with nginx(bench) as has_nginx:
+    with nginx(bench) as has_nginx, cpp_echo(bench.folder) as cpp:
         for number in range(ROUNDS):
             say(f"round {number + 1}/{ROUNDS}")
             bench.load("direct_1", "stub", "direct", 1)
@@ -159,6 +162,10 @@ def calls(bench: Bench, out: dict[str, Any]) -> None:
             bench.load("stub_64", "stub", "k", 64)
             if has_nginx:
                 bench.load("nginx_64", "stub", "nginx", 64)
+            if cpp is not None:
+                rate = cpp(64, math.ceil(float(SECONDS)))
+                bench.samples.setdefault("cpp_64.rate", []).append(rate)
+                say(f"  {'cpp_64':26} {rate:10.0f}/s")
             many = bench.measure(
                 "load", "port", bench.address("k"), "64", SECONDS, "128", clients=8
             )
@@ -177,6 +184,9 @@ def calls(bench: Bench, out: dict[str, Any]) -> None:
     out["kernel_cpu_us_per_call"] = m("kernel_us")
     out["nginx_64_vs_direct_64"] = (
         m("nginx_64.rate") / m("direct_64.rate") if "nginx_64.rate" in bench.samples else None
+    )
+    out["throughput_vs_cpp_64"] = (
+        m("port_64.rate") / m("cpp_64.rate") if "cpp_64.rate" in bench.samples else None
     )
     bench.stop()
 
