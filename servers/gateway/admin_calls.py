@@ -24,7 +24,7 @@ _LOADED = (
     *(jobs_pb2, aliases_pb2, audit_pb2, maintenance_pb2, registry_pb2),
 )
 QUICK_S = 15.0  # a look-up
-SLOW_S = 600.0  # loading a model, restarting a process
+SLOW_S = 600.0  # loading a model, restarting a process, waiting for the end of a job's
 STREAM_S = 24 * 3600.0  # whoever follows for longer opens the stream again
 
 
@@ -141,9 +141,9 @@ CALLS: tuple[Call, ...] = (
         ("GET", "/jobs", "ListJobs"),
         ("POST", "/jobs", "SubmitJob"),
         ("GET", "/jobs/{id}/watch", "WatchJob", STREAM_S),
-        ("POST", "/jobs/{id}/cancel", "CancelJob"),
-        ("POST", "/jobs/{id}/pause", "PauseJob"),
-        ("POST", "/jobs/{id}/resume", "ResumeJob"),
+        ("POST", "/jobs/{id}/cancel", "CancelJob", SLOW_S),
+        ("POST", "/jobs/{id}/pause", "PauseJob", SLOW_S),
+        ("POST", "/jobs/{id}/resume", "ResumeJob", SLOW_S),
         ("GET", "/jobs/{id}/artifacts", "ListArtifacts"),
         ("GET", "/jobs/{id}/artifacts/{name:path}", "ReadArtifact", SLOW_S),
     ),

@@ -153,7 +153,9 @@ class FineTuning:
             await body.read(request, self._config.max_body_bytes, self._config.body_timeout_s)
             job = await self._one(request)
             message = getattr(jobs_pb2, f"{method}Request")(id=job.id)
-            reply = await self._jobs(method, message, metadata_of(request))
+            # It returns when the job's process has ended, or is about to pause.
+            limit = self._config.request_timeout_s
+            reply = await self._jobs(method, message, metadata_of(request), limit)
             return JSONResponse(_shown(reply.job))
 
         return endpoint
@@ -169,10 +171,12 @@ class FineTuning:
         reply = await self._jobs("ListJobs", jobs_pb2.ListJobsRequest(), who)
         return [job for job in reply.jobs if job.spec.WhichOneof("kind") == "fine_tune"]
 
-    async def _jobs(self, method: str, request: Any, who: Metadata) -> Any:
+    async def _jobs(
+        self, method: str, request: Any, who: Metadata, timeout_s: float = _TIMEOUT_S
+    ) -> Any:
         stub = jobs_pb2_grpc.JobsStub(self._channels("optimizer"))
         try:
-            return await getattr(stub, method)(request, timeout=_TIMEOUT_S, metadata=who)
+            return await getattr(stub, method)(request, timeout=timeout_s, metadata=who)
         except grpc.RpcError as exc:
             raise from_rpc_error(exc) from None
 
