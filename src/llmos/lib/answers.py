@@ -28,7 +28,7 @@ Key = tuple[str, str, str]  # tenant, method, request id
 
 @dataclass(slots=True, eq=False)
 class _Entry:
-    work: asyncio.Task[Outcome]
+    work: asyncio.Future[Outcome]
     waiters: int = 0
     ended_at: float = 0.0
     size: int = 0
@@ -79,13 +79,16 @@ class Answers:
         finally:
             entry.waiters -= 1
 
-    def _done(self, key: Key, work: asyncio.Task[Outcome]) -> None:
+    def _done(self, key: Key, work: asyncio.Future[Outcome]) -> None:
         entry = self._running.pop(key)
         if work.cancelled() or work.exception() is not None:
             return
         reply, status = work.result()
         if status is not None and status.code == 1:
             return  # cancelled before it had an outcome
+        # The outcome alone: a task keeps its context, and with it all that the call was made of.
+        entry.work = asyncio.get_running_loop().create_future()
+        entry.work.set_result((reply, status))
         entry.ended_at = time.monotonic()
         entry.size = len(reply or b"") + (status.ByteSize() if status is not None else 0)
         self._ended[key] = entry

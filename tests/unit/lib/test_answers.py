@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import gc
+import weakref
+from functools import partial
 
 import pytest
 
@@ -108,3 +112,25 @@ async def test_a_cancelled_outcome_is_not_kept() -> None:
     await window.once(key("a"), stopped, never)
     with pytest.raises(Unavailable):
         await window.once(key("a"), None, never)
+
+
+async def test_an_outcome_is_kept_without_what_it_was_made_of() -> None:
+    class Request:
+        pass
+
+    answers = Answers()
+    request = Request()
+    gone = weakref.ref(request)
+    holder: contextvars.ContextVar[Request] = contextvars.ContextVar("holder")
+
+    async def work(request: Request) -> Outcome:
+        holder.set(request)
+        return b"reply", None
+
+    key = ("tenant", "/x/Y", "id")
+    assert await answers.once(key, partial(work, request), lambda: False) == (b"reply", None)
+    del request
+    gc.collect()
+    assert gone() is None
+    assert await answers.once(key, None, lambda: False) == (b"reply", None)
+    answers.close()
