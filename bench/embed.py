@@ -3,8 +3,9 @@
 Every server computes with one thread, and serves single texts of about 35 tokens to one client with
 1 or 32 requests in flight. Ours runs whole: kernel, storage, memory, execution, one worker; its
 model is the ONNX export in fp32, and the optimizer's int8 copy. The peers run the same weights in
-torch. Rounds of all servers are interleaved; ratios are of medians. A peer that is not installed
-(make bench-peers) or does not start is named under `absent`. Last line: one JSON object.
+torch. Rounds of all servers are interleaved; ratios are of medians; `cosine_X` is the worst of 32
+texts, `cosine_X_mean` their mean, which is what the optimizer's gate looks at. A peer that is not
+installed (make bench-peers) or does not start is named under `absent`. Last line: one JSON object.
 """
 
 from __future__ import annotations
@@ -159,6 +160,7 @@ async def measure(folder: Path, found: dict[str, Any]) -> None:
             vectors = [await ask(t) for t in given[:32]]
             cosine = [float(a @ b) for a, b in zip(reference, vectors, strict=True)]
             found[f"cosine_{name}"] = round(min(cosine), 5)
+            found[f"cosine_{name}_mean"] = round(statistics.mean(cosine), 5)
             rates[name] = {n: [] for n in IN_FLIGHT}
         for _ in range(ROUNDS):
             for in_flight in IN_FLIGHT:
