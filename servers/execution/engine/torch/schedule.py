@@ -141,10 +141,14 @@ class Scheduler:
         """Admit newcomers with short prompts in the middle of a step, to be read before it goes on.
 
         The first who wait, and nobody else's blocks are touched: the step is at work on them. Those
-        who decode wait for no more rows between two tokens than a step of theirs may have beside.
+        who decode wait for no more rows between two tokens than a step of theirs may have beside,
+        and a person whose prompt is read waits for no BATCH.
         """
         chunks: list[Chunk] = []
+        person = any(job.rank <= INTERACTIVE and job.left > 1 for job in self.running)
         for job in sorted(self.waiting, key=lambda j: j.order):
+            if person and job.rank >= BATCH:
+                break
             if not self._apart or job.cancelled or job.left > PREFILL_BESIDE - self._beside:
                 break
             if not self._admit(job, drive_out=False):

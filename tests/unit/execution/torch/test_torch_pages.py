@@ -245,6 +245,17 @@ async def test_during_a_step_nobody_makes_room() -> None:
     assert scheduler.interrupt() == [], "a long prompt is read beside the others"
 
 
+async def test_a_person_whose_prompt_is_read_waits_for_no_batch() -> None:
+    scheduler = Scheduler(Pages(64), apart=True)
+    scheduler.add(person := await job([9] * 60, rank=INTERACTIVE))
+    scheduler.sweep()
+    assert [c.job for c in scheduler.plan(scheduler.running)] == [person]
+    scheduler.add(batch := await job([8] * 30, rank=BATCH))
+    assert scheduler.interrupt() == []
+    scheduler.add(other := await job([7] * 30, rank=INTERACTIVE))
+    assert [c.job for c in scheduler.interrupt()] == [other] and batch in scheduler.waiting
+
+
 async def test_sequences_that_outgrow_the_cache_take_turns_and_all_end() -> None:
     pages = Pages(12)  # three sequences of 128 tokens; six want to grow to 160
     scheduler = Scheduler(pages)
