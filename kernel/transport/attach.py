@@ -72,8 +72,7 @@ class Attachment:
         if not self._over:
             self._over = True
             self._outbox.stop()
-            loop = asyncio.get_running_loop()
-            loop.call_soon(self._thrown_out, err)
+            asyncio.get_running_loop().call_soon(self._thrown_out, err)
 
     def _thrown_out(self, err: LLMOSError) -> None:
         self._hub.detach(self._port)  # first: who sees the status may count on the port being gone

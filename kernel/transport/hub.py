@@ -55,12 +55,10 @@ class Hub:
 
     def _carry_out(self, actions: Actions) -> None:
         for port, envelopes in actions.frames.items():
-            sink = self._sinks.get(port)
-            if sink is not None:
+            if (sink := self._sinks.get(port)) is not None:
                 sink.send(envelopes)
         for port, err in actions.close:
-            sink = self._sinks.pop(port, None)
-            if sink is not None:
+            if (sink := self._sinks.pop(port, None)) is not None:
                 log.warning("port disconnected", extra={"port": port, "reason": err.reason})
                 sink.close(err)
         for change in actions.changes:
