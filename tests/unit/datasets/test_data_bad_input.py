@@ -70,6 +70,11 @@ FILES: list[tuple[str, bytes, str]] = [
     ("new.jsonl", b'{"a": 1}\n' * 5000 + b'{"b": 1}\n', "new.jsonl, row 5001: column 'b' was in "),
     ("twice.jsonl", b'{"a": 1}\n{"a": 1, "a": 2}\n', "twice.jsonl, line 2: two values are called"),
     ("nan.jsonl", b'{"a": 1}\n{"a": NaN}\n', "nan.jsonl, line 2: NaN is no JSON; write null."),
+    (
+        "half.jsonl",
+        b'{"a": "\\ud83d\\ude00"}\n{"a": ["\\ud83d"]}\n',
+        "half.jsonl, line 2: it has half of a character (a surrogate alone); write the pair.",
+    ),
     ("list.jsonl", b'{"a": 1}\n[1]\n', "list.jsonl, line 2: a JSON list, not an object; "),
     ("broken.jsonl", b'{"a": 1}\n{"a": \n', "broken.jsonl, line 2: it is not one JSON object; "),
     ("deep.jsonl", b'{"a": 1}\n{"a":' + b"[" * 100_000 + b"\n", "deep.jsonl, line 2: "),

@@ -39,6 +39,11 @@ def _rows(file: Input, context: Context) -> Iterator[tuple[dict[str, Any], int]]
                 continue
             try:
                 row = json.loads(data, object_pairs_hook=_pairs, parse_constant=_constant)
+                if b"\\u" in data:  # escapes can write what is no Unicode, and no column can hold
+                    json.dumps(row, ensure_ascii=False).encode()
+            except UnicodeEncodeError as exc:
+                fault, cure = "it has half of a character (a surrogate alone)", "write the pair"
+                raise bad_data(file.name, fault, cure, line=line) from exc
             except RecursionError as exc:
                 raise bad_data(file.name, "it is nested too deep", "flatten it", line=line) from exc
             except _Bad as exc:
