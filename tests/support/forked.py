@@ -149,6 +149,7 @@ def _become(package: str, request: Any, files: list[int]) -> NoReturn:
         os.environ.update(request["env"])
         importlib.reload(failpoint)  # it has read the environment
         sys.argv = [package, *request["words"]]
+        sys.orig_argv = [sys.executable, "-m", *sys.argv]  # for who begins anew
         signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             importlib.import_module(f"{package}.__main__").main()
