@@ -84,7 +84,7 @@ class ZygoteClient:
         self._keeper = background(self._keep())
 
     async def stop(self) -> None:
-        """Hang up; the zygote and the workers go on."""
+        """Hang up; the zygote and the workers go on, but for one that is still starting."""
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
@@ -153,11 +153,15 @@ class ZygoteClient:
             return await asyncio.open_unix_connection(self._path)
         except (FileNotFoundError, ConnectionRefusedError):
             process = self._process = self._spawn()
-        async with asyncio.timeout(_START_S), waiting_for(process, self._progress):
-            while process.alive():
-                with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
-                    return await asyncio.open_unix_connection(self._path)
-                await asyncio.sleep(0.05)
+        try:
+            async with asyncio.timeout(_START_S), waiting_for(process, self._progress):
+                while process.alive():
+                    with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
+                        return await asyncio.open_unix_connection(self._path)
+                    await asyncio.sleep(0.05)
+        except asyncio.CancelledError:
+            await process.end(1)  # nobody knows of it yet, who could end it or use it
+            raise
         raise ConnectionError("it ended while starting")
 
     def _spawn(self) -> Process:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -153,6 +155,17 @@ async def test_a_stopped_zygote_is_replaced_during_a_load(
     loaded = await asyncio.wait_for(llmos.load(model), 60)
     assert loaded.state == pb.MODEL_STATE_READY
     assert running.record("zygote").pid != zygote
+
+
+def test_a_manager_that_stops_leaves_no_zygote_that_is_still_starting(tmp_path: Path) -> None:
+    with stack(tmp_path) as running:
+        until_s = time.monotonic() + 30
+        while "starting the zygote" not in (log := running.processes.log("execution")):
+            assert time.monotonic() < until_s
+            time.sleep(0.01)
+        (line,) = [line for line in log.splitlines() if "starting the zygote" in line]
+        assert running.processes.stop("execution") == 0
+        assert not Path(f"/proc/{json.loads(line)['pid']}").exists()
 
 
 async def test_a_zygote_killed_during_a_load_costs_only_time(
