@@ -49,7 +49,7 @@ def start(
             process = forked.start(words[2], words[3:], env, files)
     try:
         _wait(process, socket_address(state_dir, "storage"), log)
-    except BaseException:
+    except BaseException:  # also a failed assertion, a timeout or Ctrl-C: no server is left behind
         process.kill()
         process.wait()
         raise
