@@ -12,6 +12,7 @@ from typing import cast
 from google.protobuf.message import DecodeError
 
 from llmos.api.kernel.v1 import port_pb2 as pb
+from llmos.lib.varint import read_varint
 
 LARGE = 16 << 10  # payload bytes from which it pays
 
@@ -73,16 +74,10 @@ def varint(value: int) -> bytes:
 
 
 def _read_varint(view: memoryview, pos: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        if pos >= len(view) or shift > 63:
-            raise DecodeError("A number is cut off or too long.")
-        byte = view[pos]
-        pos += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, pos
-        shift += 7
+    try:
+        return read_varint(view, pos)
+    except ValueError as exc:
+        raise DecodeError(str(exc)) from exc
 
 
 def unpack(frame: memoryview) -> list[pb.Envelope]:

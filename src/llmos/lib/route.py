@@ -3,21 +3,9 @@
 from __future__ import annotations
 
 from llmos.lib.errors import InvalidArgument
+from llmos.lib.varint import read_varint
 
 _BAD = "The first message of the call does not parse: it is cut off or not a protobuf message."
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        if at >= len(data) or shift > 63:
-            raise InvalidArgument("BAD_MESSAGE", _BAD)
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
 
 
 def string_field(data: bytes, field: int, cut: bool = False) -> str:
@@ -36,26 +24,26 @@ def string_field(data: bytes, field: int, cut: bool = False) -> str:
     try:
         while at < len(data):
             key = 0
-            key, at = _varint(data, at)
+            key, at = read_varint(data, at)
             wire = key & 7
             if wire == 2:
-                size, at = _varint(data, at)
+                size, at = read_varint(data, at)
                 if at + size > len(data):
-                    raise InvalidArgument("BAD_MESSAGE", _BAD)
+                    raise ValueError(_BAD)
                 if key == tag:
                     found = data[at : at + size]
                 at += size
             elif wire == 0:
-                _, at = _varint(data, at)
+                _, at = read_varint(data, at)
             elif wire == 1:
                 at += 8
             elif wire == 5:
                 at += 4
             else:
-                raise InvalidArgument("BAD_MESSAGE", _BAD)
-    except InvalidArgument:
+                raise ValueError(_BAD)
+    except ValueError as exc:
         if not cut or key == tag:
-            raise
+            raise InvalidArgument("BAD_MESSAGE", _BAD) from exc
     return _text(found)
 
 

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from llmos.lib.varint import read_varint
+
 _GRAPH, _INITIALIZER = 7, 5
 _TYPE, _FLOATS, _NAME, _RAW, _DOUBLES, _EXTERNAL = 2, 4, 8, 9, 10, 13
 _KEY, _VALUE = 1, 2
@@ -89,27 +91,16 @@ def _fields(view: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     """Yield number and value of a message's fields; fixed-width ones are passed over."""
     at = 0
     while at < len(view):
-        tag, at = _varint(view, at)
+        tag, at = read_varint(view, at)
         kind = tag & 7
         if kind == 0:
-            value, at = _varint(view, at)
+            value, at = read_varint(view, at)
             yield tag >> 3, value
         elif kind == 2:
-            size, at = _varint(view, at)
+            size, at = read_varint(view, at)
             yield tag >> 3, view[at : at + size]
             at += size
         elif kind in (1, 5):
             at += 8 if kind == 1 else 4
         else:
             raise ValueError(f"wire type {kind}")
-
-
-def _varint(view: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = view[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
