@@ -16,7 +16,7 @@ from llmos.lib.errors import Aborted, FailedPrecondition, LLMOSError, NotFound
 from llmos.lib.publish import Tell, nobody
 from llmos.servers.execution.config import ExecutionConfig
 from llmos.servers.execution.manager.accounts import Accounts
-from llmos.servers.execution.manager.crashes import CrashLog
+from llmos.servers.execution.manager.crashes import CrashLog, oom_kills
 from llmos.servers.execution.manager.endings import Endings
 from llmos.servers.execution.manager.instances import Instances
 from llmos.servers.execution.manager.leases import Leases
@@ -61,7 +61,7 @@ class Manager:
         self._tell = tell
         self._table = table = Table()
         self._leases = leases = Leases()
-        self._crashes = crashes = CrashLog(time.monotonic)
+        self._crashes = crashes = CrashLog(time.monotonic, oom_kills)
         self._accounts = accounts = Accounts(table, grants, router, leases)
         self._endings = endings = Endings(
             config,

@@ -11,6 +11,7 @@ from pathlib import Path
 from llmos.lib.errors import Unavailable
 
 LIMIT = 3
+KILLS = 10  # the same for workers that somebody else killed, which says little about the model
 WINDOW_S = 60.0
 SOON_S = 3.0  # a worker that dies this soon after it was ready counts as one that cannot start
 _FIRST_BACKOFF_S = 5.0
@@ -21,6 +22,7 @@ _TAIL = 16 << 10
 @dataclass
 class _Record:
     times: list[float] = field(default_factory=list)
+    kills: list[float] = field(default_factory=list)
     blocked_until: float = 0.0
     blocks: int = 0
     cause: str = ""
@@ -29,18 +31,27 @@ class _Record:
 class CrashLog:
     """Refuses loads of models in a crash loop for a back-off that doubles from crash to crash."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        """Start empty; `clock` is monotonic, seconds."""
+    def __init__(self, clock: Callable[[], float], oom_kills: Callable[[], int]) -> None:
+        """Start empty; `clock` is monotonic, seconds; `oom_kills` as the function below."""
         self._clock = clock
+        self._oom_kills = oom_kills
+        self._seen = oom_kills()
         self._records: dict[str, _Record] = {}
 
-    def add(self, ref: str, cause: str) -> None:
-        """Note a crash."""
+    def add(self, ref: str, cause: str, status: int | None) -> None:
+        """Note a crash with an exit status (negative = signal)."""
         now = self._clock()
         record = self._records.setdefault(ref, _Record())
         record.cause = cause
-        record.times = [t for t in record.times if now - t < WINDOW_S] + [now]
-        if len(record.times) >= LIMIT or record.blocks:
+        times, limit = record.times, LIMIT
+        if status == -signal.SIGKILL:
+            before, self._seen = self._seen, self._oom_kills()
+            if self._seen > before:
+                record.cause += "; the machine ran out of memory meanwhile"
+            else:  # an operator's hand, then: the model is not to blame
+                times, limit = record.kills, KILLS
+        times[:] = [t for t in times if now - t < WINDOW_S] + [now]
+        if len(times) >= limit or (record.blocks and times is record.times):
             backoff = min(_FIRST_BACKOFF_S * 2**record.blocks, _MAX_BACKOFF_S)
             record.blocks += 1
             record.blocked_until = now + backoff
@@ -66,6 +77,18 @@ class CrashLog:
             f"{ref} crashes again and again and is tried next in {wait:.0f} s; last: {cause}",
             retry_after_s=wait,
         )
+
+
+def oom_kills(path: Path = Path("/proc/vmstat")) -> int:
+    """Return how many processes the system has killed for want of memory since it booted.
+
+    Source: Linux, mm/vmstat.c (`oom_kill`); containers count too. 0 where it is not told.
+    """
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(n) for key, _, n in (x.partition(" ") for x in lines) if key == "oom_kill"), 0)
 
 
 def how_it_ended(state_dir: Path, ref: str, status: int | None) -> str:

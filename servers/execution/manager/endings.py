@@ -88,7 +88,7 @@ class Endings:
         log.error("a worker died", extra={"worker": worker.id, "pid": worker.pid, "cause": cause})
         self._tell("model.failed", model=worker.ref, cause=cause)
         if worker.hung or lived < SOON_S:
-            self._crashes.add(worker.id, cause)
+            self._crashes.add(worker.id, cause, None if worker.hung else status)
         await self._accounts.release(worker.grant)
         self._lost(worker.ref)
 

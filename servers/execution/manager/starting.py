@@ -109,7 +109,7 @@ class Starter:
                 log.warning("the zygote died during a load", extra={"worker": worker.ref})
             except Crashed as exc:
                 cause = how_it_ended(self._config.state_dir, worker.id, exc.args[0])
-                self._crashes.add(worker.id, cause)
+                self._crashes.add(worker.id, cause, exc.args[0])
                 if exc.args[0] == -signal.SIGKILL and not killed:
                     # By somebody else, maybe when it served already: calls that wait get another.
                     log.warning("a loading worker was killed", extra={"worker": worker.id})

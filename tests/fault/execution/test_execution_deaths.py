@@ -229,12 +229,22 @@ async def test_memory_and_storage_may_be_away_for_a_while(
     await call
 
 
+async def test_killed_again_and_again_a_model_loses_no_call(
+    running: Stack, llmos: Client, model: str
+) -> None:
+    for _ in range(5):
+        ready = await llmos.load(model)
+        call = asyncio.create_task(llmos.infer(model))
+        os.kill(ready.pid, signal.SIGKILL)  # within the first moments of its life
+        await call
+
+
 async def test_a_crash_loop_is_refused_with_the_cause(
     running: Stack, llmos: Client, model: str
 ) -> None:
     for _ in range(3):
         ready = await llmos.load(model)
-        os.kill(ready.pid, signal.SIGKILL)
+        os.kill(ready.pid, signal.SIGSEGV)
         await until(lambda pid=ready.pid: not os.path.exists(f"/proc/{pid}"))  # type: ignore[misc]
         await asyncio.sleep(0.3)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -242,10 +252,10 @@ async def test_a_crash_loop_is_refused_with_the_cause(
     error = from_rpc_error(caught.value)
     assert isinstance(error, Unavailable)
     assert error.reason == "CRASH_LOOP"
-    assert "SIGKILL" in error.message
+    assert "SIGSEGV" in error.message
     listed = (await llmos.models())[f"{model}@1"]
     assert listed.state == pb.MODEL_STATE_FAILED
-    assert "SIGKILL" in listed.reason
+    assert "SIGSEGV" in listed.reason
 
 
 async def test_a_worker_whose_thread_dies_exits() -> None:
