@@ -63,7 +63,7 @@ class Zygote:
         gc.collect()
         gc.freeze()  # what is here stays shared with the children
         try:
-            pid = os.fork()
+            pid = _fork()
         except OSError:
             self._say(pb.ForkAnswer(serial=order.serial, status=_NOT_STARTED))
         else:
@@ -79,8 +79,7 @@ class Zygote:
         return None
 
     def _become_job(self, folder: str, descriptors: list[int]) -> None:
-        """Be as if spawned: a session of its own, the lock as standard input, the log as output."""
-        os.setsid()
+        """Be as if spawned: the lock as standard input, the log as output."""
         setproctitle(f"llmos-optimizer job {os.path.basename(folder)}")
         signal.signal(signal.SIGINT, signal.default_int_handler)
         for pidfd in self.serials:
@@ -105,6 +104,23 @@ class Zygote:
             self.orders.send(answer.SerializeToString())
         except (BrokenPipeError, ConnectionResetError):  # the server is gone; its jobs go on
             pass
+
+
+def _fork() -> int:
+    """Fork into a session of its own; where this returns its id, signals reach that group."""
+    ready, done = os.pipe()
+    try:
+        if (pid := os.fork()) == 0:
+            os.setsid()
+            return 0
+        os.close(done)
+        done = -1
+        os.read(ready, 1)  # ends when the child closes its end, or with it
+        return pid
+    finally:
+        os.close(ready)
+        if done >= 0:
+            os.close(done)
 
 
 def main() -> None:

@@ -95,6 +95,25 @@ async def test_a_killed_job_and_a_killed_zygote_are_told_apart(
     assert await ended(launcher.start("job", job)) == "with exit status 0"  # by a new zygote
 
 
+async def test_a_signal_reaches_a_job_that_was_forked_this_moment(tmp_path: Path) -> None:
+    slow = (
+        "import os, time\n"
+        "session = os.setsid\n"
+        "os.setsid = lambda: (time.sleep(0.5), session())\n"
+        "from llmos.servers.optimizer import zygote\n"
+        "zygote.main()\n"
+    )
+    nursery = Nursery([sys.executable, "-c", slow])
+    launcher = Launcher(tmp_path, (sys.executable, "-c", "raise SystemExit(9)"), nursery)
+    job = folder(tmp_path, "job")
+    (job.path / "launch.pb").unlink()
+    os.mkfifo(job.path / "launch.pb")  # the job waits there for a writer
+    process = launcher.start("job", job)
+    process.signal(signal.SIGKILL)
+    assert await ended(process) == "by SIGKILL"
+    nursery.close()
+
+
 async def test_a_zygote_that_cannot_work_is_not_tried_for_ever(tmp_path: Path) -> None:
     command = (sys.executable, "-c", "raise SystemExit(9)")
     launcher = Launcher(tmp_path, command, Nursery(["/bin/false"]))
