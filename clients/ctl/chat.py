@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from llmos.clients.ctl import complete, run
+from llmos.clients.ctl.ctrl_c import CtrlC
 from llmos.clients.ctl.progress import note
 from llmos.clients.ctl.session import Session, command
 from llmos.lib.errors import Cancelled, LLMOSError
@@ -69,10 +70,10 @@ def chat(
     talk = Talk(
         model, run.Settings(max_tokens, temperature, top_p, top_k, seed, adapter=adapter), system
     )
-    with _history(session.state_dir / "chat_history"):
-        while (said := _ask()) is not None:
+    with CtrlC() as ctrl_c, _history(session.state_dir / "chat_history"):
+        while (said := _ask(ctrl_c)) is not None:
             if said.startswith("/"):
-                if _obey(session, talk, said) == "end":
+                if _obey(session, talk, said, ctrl_c) == "end":
                     return
                 if said.split()[0] != "/retry" or not talk.turns:
                     continue
@@ -80,10 +81,10 @@ def chat(
                 talk.turns.append(("user", said))
             else:
                 continue
-            _answer(session, talk)
+            _answer(session, talk, ctrl_c)
 
 
-def _answer(session: Session, talk: Talk) -> None:
+def _answer(session: Session, talk: Talk, ctrl_c: CtrlC) -> None:
     """Ask for the answer to the last turn; a failed one leaves the talk as it was before it."""
     import grpc
 
@@ -91,7 +92,7 @@ def _answer(session: Session, talk: Talk) -> None:
 
     request = run.build(talk.model, talk.messages(), talk.settings)
     try:
-        answer = run.stream(session, request, show=True)
+        answer = run.stream(session, request, ctrl_c, show=True)
     except Cancelled:
         talk.turns.pop()  # an answer that nobody heard to the end is not part of the talk
         note("[stopped]")
@@ -109,18 +110,21 @@ def _answer(session: Session, talk: Talk) -> None:
         note(f"[{answer.rate()}]")
 
 
-def _other_model(session: Session, talk: Talk, name: str) -> None:
+def _other_model(session: Session, talk: Talk, name: str, ctrl_c: CtrlC) -> None:
     """Let another model answer from now on, if there is one of that name."""
     import grpc
 
     from llmos.api.execution.v1 import execution_pb2, execution_pb2_grpc
     from llmos.lib.rpc import from_exception
 
-    stub = session.kernel(execution_pb2_grpc.ExecutionStub)
+    request = execution_pb2.ListModelsRequest()
     try:
-        models = stub.ListModels(
-            execution_pb2.ListModelsRequest(), timeout=session.limit(10)
-        ).models
+        with ctrl_c.raising():
+            stub = session.kernel(execution_pb2_grpc.ExecutionStub)
+            models = stub.ListModels(request, timeout=session.limit(10)).models
+    except KeyboardInterrupt:
+        note(f"[stopped; {talk.model} goes on]")
+        return
     except (LLMOSError, grpc.RpcError) as exc:
         note(f"[{from_exception(exc).message}]")
         return
@@ -134,7 +138,7 @@ def _other_model(session: Session, talk: Talk, name: str) -> None:
         note(f"[there is no model {name}; {talk.model} goes on]")
 
 
-def _obey(session: Session, talk: Talk, said: str) -> str:
+def _obey(session: Session, talk: Talk, said: str, ctrl_c: CtrlC) -> str:
     """Do what a line with a slash says; return "end" when the chat is over."""
     verb, _, rest = said.partition(" ")
     rest = rest.strip()
@@ -144,7 +148,7 @@ def _obey(session: Session, talk: Talk, said: str) -> str:
         talk.turns.clear()
     elif verb == "/model":
         if rest:
-            _other_model(session, talk, rest)
+            _other_model(session, talk, rest, ctrl_c)
         else:
             note(f"[{talk.model} answers]")
     elif verb == "/system":
@@ -174,30 +178,32 @@ def _set(talk: Talk, words: str) -> None:
     note(f"[{name} is {value}]")
 
 
-def _ask() -> str | None:
+def _ask(ctrl_c: CtrlC) -> str | None:
     """Return what the person says, maybe of several lines; None at the end of input."""
-    line = _line("> ")
+    line = _line("> ", ctrl_c)
     if line is None:
         return None
     said: list[str] = []
     if line.strip() == _FENCE:
-        while (line := _line("| ")) is not None and line.strip() != _FENCE:
+        while (line := _line("| ", ctrl_c)) is not None and line.strip() != _FENCE:
             said.append(line)
     else:
         while line is not None and line.endswith("\\"):
             said.append(line[:-1])
-            line = _line("| ")
+            line = _line("| ", ctrl_c)
         said.append(line or "")
     return "\n".join(said).strip()
 
 
-def _line(prompt: str) -> str | None:
+def _line(prompt: str, ctrl_c: CtrlC) -> str | None:
     if not sys.stdin.isatty():
-        line = sys.stdin.readline()
+        with ctrl_c.raising():
+            line = sys.stdin.readline()
         return line.rstrip("\n") if line else None
     while True:
         try:
-            return input(prompt)
+            with ctrl_c.raising():
+                return input(prompt)
         except EOFError:
             print()
             return None

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from llmos.clients.ctl import model, run, system
+from llmos.clients.ctl.ctrl_c import CtrlC
 from llmos.clients.ctl.progress import note
 from llmos.clients.ctl.session import Session, command
 
@@ -45,7 +46,8 @@ def demo(
         print(f"\n> {prompt}\n", flush=True)
         settings = run.Settings(max_tokens=max_tokens, temperature=0.0)
         request = run.build(version.name, [("user", prompt)], settings)
-        answer = run.stream(session, request, show=True)
+        with CtrlC() as ctrl_c:
+            answer = run.stream(session, request, ctrl_c, show=True)
         print(f"\n[{answer.rate()}]\n", flush=True)
         system.show_processes(session)
         print(flush=True)

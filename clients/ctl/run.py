@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmos.clients.ctl import complete
+from llmos.clients.ctl.ctrl_c import CtrlC
 from llmos.clients.ctl.output import as_value, short_name
 from llmos.clients.ctl.progress import note, status
 from llmos.clients.ctl.session import INTERACTIVE, UINT32, UINT64, Session, command
@@ -103,7 +104,8 @@ def run(
     settings = Settings(max_tokens, temperature, top_p, top_k, seed, tuple(stop or ()), adapter)
     messages = ([("system", system)] if system else []) + [("user", text)]
     request = build(model, text if raw else messages, settings)
-    answer = stream(session, request, show=not session.json)
+    with CtrlC() as ctrl_c:
+        answer = stream(session, request, ctrl_c, show=not session.json)
     if session.json:
         value = {**as_value(answer.last), "text": answer.text}
         del value["token_ids"]
@@ -139,33 +141,47 @@ def build(
     return request
 
 
-def stream(session: Session, request: execution_pb2.GenerateRequest, *, show: bool) -> Answer:
+def stream(
+    session: Session, request: execution_pb2.GenerateRequest, ctrl_c: CtrlC, *, show: bool
+) -> Answer:
     """Run a generation, printing the text as it comes when `show`; Ctrl-C cancels it.
 
     Raises Cancelled CANCELLED on Ctrl-C, and whatever the call ends with.
     """
+    import grpc
+
     from llmos.api.execution.v1 import execution_pb2, execution_pb2_grpc
 
-    stub = session.kernel(execution_pb2_grpc.ExecutionStub)
+    try:
+        with ctrl_c.raising():  # it may take a while, until the kernel answers
+            stub = session.kernel(execution_pb2_grpc.ExecutionStub)
+    except KeyboardInterrupt:
+        raise _interrupted() from None
     call: Any = stub.Generate(request, timeout=session.limit(), metadata=INTERACTIVE)
     pieces: list[str] = []
     last = execution_pb2.GenerateResponse()
     try:
-        with status(f"waiting for {request.model}"):
-            first = next(call, None)
-        while first is not None:
-            last = first
-            pieces.append(last.text)
-            if show:
-                print(last.text, end="", flush=True)
-            first = next(call, None)
-    except KeyboardInterrupt:
-        call.cancel()
-        raise Cancelled("CANCELLED", "Interrupted.") from None
+        with ctrl_c.cancelling(call.cancel):
+            with status(f"waiting for {request.model}"):
+                first = next(call, None)
+            while first is not None:
+                last = first
+                pieces.append(last.text)
+                if show:
+                    print(last.text, end="", flush=True)
+                first = next(call, None)
+    except grpc.RpcError:
+        if ctrl_c.taken():
+            raise _interrupted() from None
+        raise
     finally:
         if show and pieces:
             print(flush=True)
     return Answer("".join(pieces), last)
+
+
+def _interrupted() -> Cancelled:
+    return Cancelled("CANCELLED", "Interrupted.")
 
 
 def finish(answer: Answer) -> str:

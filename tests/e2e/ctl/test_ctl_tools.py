@@ -48,10 +48,13 @@ class Screen:
         self.written = ""
         os.write(self._terminal, text.encode())
 
-    def until(self, text: str, timeout_s: float = 60) -> str:
-        """Read until `text` is there; return all since the last `type`."""
+    def until(self, text: str, timeout_s: float = 60, *, prompt: str = "") -> str:
+        """Read until `text` is there; return all since the last `type`.
+
+        prompt: what it must end with then, where a key must meet a program that listens.
+        """
         deadline = time.monotonic() + timeout_s
-        while text not in self.written:
+        while text not in self.written or not self.written.endswith(prompt):
             assert time.monotonic() < deadline, f"no {text!r} in {self.written[-2000:]!r}"
             if select.select([self._terminal], [], [], 0.1)[0]:
                 try:
@@ -148,7 +151,7 @@ def test_chat_on_a_terminal(os_up: WholeOS) -> None:
         screen.type("Tell me a long story about a lighthouse.\n")
         screen.until("\x1b[?25h", 120)  # the spinner has gone, so the answer has begun
         screen.type("\x03")
-        screen.until("[stopped]")  # the answer, not the program
+        screen.until("[stopped]", prompt="> ")  # the answer, not the program
         screen.type("\x03")
         screen.until("[Ctrl-D ends the chat]")
         screen.type("/set max_tokens 6\n")
@@ -157,7 +160,7 @@ def test_chat_on_a_terminal(os_up: WholeOS) -> None:
         screen.until("tokens/s", 120)
         assert "Paris" in screen.written
         screen.type("/history\n")
-        assert "lighthouse" not in screen.until("assistant:")
+        assert "lighthouse" not in screen.until("assistant:", prompt="> ")
         screen.type("\x04")
         assert screen.end() == 0
     finally:
