@@ -77,3 +77,6 @@ export type News = {
   id: number; topic: string; publisher: string; missed: number;
   payload: { at?: number; [member: string]: unknown } | string;
 };
+
+/** A version with what is loaded of it and what points at it. */
+export type Row = { ref: string; version: Version; model: Model | null; aliases: Alias[] };

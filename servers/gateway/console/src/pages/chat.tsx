@@ -3,17 +3,10 @@ import type { JSX } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
 import { useKept } from "../lib/hooks";
 import { t } from "../lib/i18n";
+import { Missing, ModelChoice } from "../ui/choice";
 import { Panel } from "../ui/parts";
-import { Missing, ModelChoice } from "./playground";
-import { EMPTY, type Talk, useTalk } from "./talk";
+import { EMPTY, type Settings, type Talk, useTalk } from "./talk";
 
-export type Settings = {
-  system: string;
-  temperature: number;
-  topP: number;
-  maxTokens: number;
-  seed: string;
-};
 const FIRST: Settings = { system: "", temperature: 0.7, topP: 1, maxTokens: 256, seed: "" };
 
 export function ChatTab(props: { models: string[]; first: string }): JSX.Element {

@@ -3,8 +3,8 @@ import type { JSX } from "preact";
 import { useState } from "preact/hooks";
 import { openai } from "../lib/api";
 import { t } from "../lib/i18n";
+import { Missing, ModelChoice } from "../ui/choice";
 import { Panel } from "../ui/parts";
-import { Missing, ModelChoice } from "./playground";
 
 type Reply = {
   data: { embedding: number[] }[];

@@ -5,11 +5,11 @@ import { post } from "../lib/api";
 import { bytes, percent } from "../lib/format";
 import { useFeed } from "../lib/hooks";
 import { stateWord, t } from "../lib/i18n";
+import { kindOf, took } from "../lib/jobs";
 import type { Job } from "../lib/types";
 import { DoButton } from "../ui/actions";
 import { Chart } from "../ui/chart";
 import { Badge, Meter, Panel, Table, Trouble } from "../ui/parts";
-import { kindOf, took } from "./jobs";
 import { TrainingPart } from "./training";
 
 const ENDED = new Set(["succeeded", "failed", "cancelled"]);

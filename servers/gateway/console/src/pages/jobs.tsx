@@ -2,18 +2,14 @@
 import type { JSX } from "preact";
 import { useState } from "preact/hooks";
 import { get, post } from "../lib/api";
-import { duration, moment, percent } from "../lib/format";
+import { moment, percent } from "../lib/format";
 import { useKept, usePoll } from "../lib/hooks";
 import { t } from "../lib/i18n";
+import { kindOf } from "../lib/jobs";
 import type { Job } from "../lib/types";
 import { DoButton } from "../ui/actions";
 import { Badge, Meter, Panel, Table, Trouble } from "../ui/parts";
 import { JobPanel } from "./job";
-
-export function kindOf(job: Job): [string, string] {
-  const found = Object.entries(job.spec ?? {}).find(([, settings]) => settings !== null && typeof settings === "object");
-  return [(found?.[0] ?? "").replaceAll("_", "-"), found?.[1]?.model ?? ""];
-}
 
 export function JobsPage(props: { rest: string }): JSX.Element {
   const polled = usePoll((signal) => get<{ jobs: Job[] }>("/jobs", signal), 2);
@@ -116,9 +112,4 @@ function NewJob(props: { again: () => void }): JSX.Element {
       </DoButton>
     </Panel>
   );
-}
-
-export function took(job: Job): string {
-  const end = job.ended_unix_s || Date.now() / 1000;
-  return duration(Math.max(0, end - job.submitted_unix_s));
 }

@@ -4,8 +4,8 @@ import { useEffect, useState } from "preact/hooks";
 import { post } from "../lib/api";
 import { bytes, percent } from "../lib/format";
 import { t } from "../lib/i18n";
+import { Missing, ModelChoice } from "../ui/choice";
 import { Meter, Panel } from "../ui/parts";
-import { Missing, ModelChoice } from "./playground";
 
 type Reply = { classifications: { labels: { name: string; score: number }[] }[]; model: string };
 const SHOWN = 8;

@@ -4,12 +4,10 @@ import { get, post } from "../lib/api";
 import { bytes } from "../lib/format";
 import { usePoll } from "../lib/hooks";
 import { t } from "../lib/i18n";
-import type { Alias, Model, Version } from "../lib/types";
+import type { Alias, Model, Row, Version } from "../lib/types";
 import { DoButton, type Deed } from "../ui/actions";
 import { Badge, Panel, Table, Trouble } from "../ui/parts";
 import { VersionPanel } from "./version";
-
-export type Row = { ref: string; version: Version; model: Model | null; aliases: Alias[] };
 
 async function rows(signal: AbortSignal): Promise<Row[]> {
   const [versions, models, aliases] = await Promise.all([

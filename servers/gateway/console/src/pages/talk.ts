@@ -3,7 +3,14 @@ import { useRef, useState } from "preact/hooks";
 import { chat } from "../lib/api";
 import { duration } from "../lib/format";
 import { t } from "../lib/i18n";
-import type { Settings } from "./chat";
+
+export type Settings = {
+  system: string;
+  temperature: number;
+  topP: number;
+  maxTokens: number;
+  seed: string;
+};
 
 export type Turn = {
   role: "user" | "assistant";

@@ -5,11 +5,10 @@ import { get, post } from "../lib/api";
 import { bytes, moment } from "../lib/format";
 import { usePoll } from "../lib/hooks";
 import { t } from "../lib/i18n";
-import type { Version } from "../lib/types";
+import type { Row, Version } from "../lib/types";
 import { DoButton } from "../ui/actions";
 import { Panel, Table, Trouble } from "../ui/parts";
 import { LineageGraph } from "./lineage";
-import type { Row } from "./models";
 
 export function VersionPanel(props: { row: Row; again: () => void }): JSX.Element {
   const { ref } = props.row;
