@@ -171,6 +171,30 @@ def test_an_error_is_said_as_the_system_says_it(page: Page) -> None:
     expect(page.get_by_role("log")).to_contain_text("serving")
 
 
+def test_a_place_that_is_chosen_at_once_or_misspelt_is_gone_to(page: Page) -> None:
+    # As soon as the script has run, before anything is drawn.
+    page.add_init_script("addEventListener('DOMContentLoaded', () => { location.hash = 'jobs' })")
+    page.reload()
+    expect(page.locator("h1")).to_have_text("Jobs")
+    page.goto("/console/#logs/%")
+    expect(page.locator("h1")).to_have_text("Logs and audit")
+
+
+def test_a_page_that_cannot_be_drawn_says_so_and_is_tried_again(
+    browser: Browser, system: WholeOS
+) -> None:
+    page = browser.new_page(base_url=system.gateway(), locale="en-US")
+    try:
+        page.route("**/llmos/v1/jobs", lambda route: route.fulfill(json={}))  # no answer of ours
+        page.goto("/console/#jobs")
+        expect(page.get_by_role("alert")).to_contain_text("This page could not be drawn")
+        page.unroute("**/llmos/v1/jobs")
+        page.get_by_role("button", name="Try again").click()
+        expect(page.get_by_label("What to do")).to_be_visible()
+    finally:
+        page.close()
+
+
 def test_keys_and_words(page: Page) -> None:
     expect(page.locator(".node[data-name=storage]")).to_be_visible()
     page.keyboard.press("5")

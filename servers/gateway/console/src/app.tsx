@@ -1,6 +1,6 @@
 // The frame around the pages: navigation, theme, language, and what all pages share.
 import type { ComponentType, JSX } from "preact";
-import { useEffect, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useState } from "preact/hooks";
 import { KEY_WANTED } from "./lib/api";
 import { useFeed, useKept } from "./lib/hooks";
 import { preferred, speak, t, type Language, type Word } from "./lib/i18n";
@@ -14,6 +14,7 @@ import { PlaygroundPage } from "./pages/playground";
 import { QueuesPage } from "./pages/queues";
 import { SystemPage } from "./pages/system";
 import { Actions } from "./ui/actions";
+import { Boundary } from "./ui/boundary";
 import { KeyForm } from "./ui/keyform";
 import { Trouble } from "./ui/parts";
 
@@ -34,15 +35,25 @@ function usePlace(): [Word, string] {
   const read = (): [Word, string] => {
     const [name = "", ...rest] = location.hash.replace(/^#\/?/, "").split("/");
     const page = PAGES.find(([word]) => word === name)?.[0] ?? "system";
-    return [page, decodeURIComponent(rest.join("/"))];
+    return [page, decoded(rest.join("/"))];
   };
   const [place, setPlace] = useState(read);
-  useEffect(() => {
+  // Not useEffect: it waits for a frame, and a place that is chosen before that would be missed.
+  useLayoutEffect(() => {
     const moved = (): void => setPlace(read());
     addEventListener("hashchange", moved);
     return () => removeEventListener("hashchange", moved);
   }, []);
   return place;
+}
+
+/** An address that somebody typed may have a lone %. */
+function decoded(text: string): string {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
 }
 
 function useTheme(): [Theme, (theme: Theme) => void] {
@@ -135,7 +146,7 @@ export function App(): JSX.Element {
         <main id="content" tabIndex={-1}>
           <h1>{t(page)}</h1>
           <Trouble error={live.error} whole />
-          {keyWanted ? <KeyForm done={given} /> : <Page rest={rest} />}
+          <Boundary place={`${page}/${rest}`}>{keyWanted ? <KeyForm done={given} /> : <Page rest={rest} />}</Boundary>
         </main>
       </Actions>
     </LiveContext.Provider>

@@ -17,6 +17,8 @@ export const en = {
   keys: "Keys 1 to 7 open the pages.",
   gatewayGone: "the gateway does not answer; it is asked again and again.",
   streamBroke: "The connection broke before the end.",
+  notDrawn: "This page could not be drawn: {cause}",
+  tryAgain: "Try again",
   notOfNow: "Not up to date: {cause}",
   waiting: "Waiting for the system …",
   cancel: "Cancel",

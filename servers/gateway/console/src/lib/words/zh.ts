@@ -19,6 +19,8 @@ export const zh: Words = {
   keys: "按 1 到 7 键切换页面。",
   gatewayGone: "网关没有回应，正在不断重试。",
   streamBroke: "连接在结束之前中断了。",
+  notDrawn: "此页面无法显示：{cause}",
+  tryAgain: "重试",
   notOfNow: "不是最新状态：{cause}",
   waiting: "正在等待系统……",
   cancel: "取消",
