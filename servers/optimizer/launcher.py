@@ -14,6 +14,7 @@ from typing import Protocol
 import psutil
 
 from llmos.lib.host import ProcessRecord, records
+from llmos.servers.optimizer.environment import environment
 from llmos.servers.optimizer.folder import Folder
 from llmos.servers.optimizer.nursery import Nursery
 
@@ -67,7 +68,7 @@ class Launcher:
             pid = os.posix_spawn(
                 self._command[0],
                 [*self._command, str(folder.path)],
-                os.environ,
+                environment(),
                 file_actions=[
                     (os.POSIX_SPAWN_DUP2, lock, 0),
                     (os.POSIX_SPAWN_DUP2, log, 1),

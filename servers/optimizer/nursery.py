@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from llmos.api.optimizer.v1 import process_pb2 as pb
+from llmos.servers.optimizer.environment import environment
 from llmos.servers.optimizer.folder import Folder
 
 COMMAND = (sys.executable, "-m", "llmos.servers.optimizer.zygote")
@@ -142,7 +143,7 @@ class _Nest:
             # Not this server's output: whoever reads that must not wait for jobs.
             null = (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)
             actions = [(os.POSIX_SPAWN_DUP2, theirs.fileno(), 0), null]
-            self._pid = os.posix_spawn(command[0], command, os.environ, file_actions=actions)
+            self._pid = os.posix_spawn(command[0], command, environment(), file_actions=actions)
         except OSError:
             self._socket.close()
             raise

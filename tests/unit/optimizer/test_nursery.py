@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from llmos.api.optimizer.v1 import process_pb2
+from llmos.servers.optimizer.environment import environment
 from llmos.servers.optimizer.folder import Folder
 from llmos.servers.optimizer.launcher import Launcher, Process
 from llmos.servers.optimizer.nursery import Nursery
@@ -123,6 +124,16 @@ async def test_a_zygote_that_cannot_work_is_not_tried_for_ever(tmp_path: Path) -
 
 
 async def test_without_a_zygote_the_command_is_started(tmp_path: Path) -> None:
-    command = (sys.executable, "-c", "raise SystemExit(9)")
-    launcher = Launcher(tmp_path, command, Nursery(["/no/such/program"]))
-    assert await ended(launcher.start("job", folder(tmp_path, "job"))) == "with exit status 9"
+    says = "import os; print(os.environ['GOMP_SPINCOUNT']); raise SystemExit(9)"
+    launcher = Launcher(tmp_path, (sys.executable, "-c", says), Nursery(["/no/such/program"]))
+    job = folder(tmp_path, "job")
+    assert await ended(launcher.start("job", job)) == "with exit status 9"
+    assert job.log.read_text() == "1000\n"  # its threads sleep while they wait for one another
+
+
+def test_what_a_person_set_for_threads_is_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    assert environment()["GOMP_SPINCOUNT"] == "7"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert "GOMP_SPINCOUNT" not in environment()
