@@ -26,6 +26,7 @@ from llmos.servers.storage.upkeep.base import Finding
 from llmos.servers.storage.upkeep.local import LocalMaintenance
 
 PIECE = 64 << 10
+MADE = 12  # versions kept of what is registered over and over: a long campaign stays quick
 
 
 def fine_tune(path: Path, seed: int, step: int) -> Path:
@@ -40,10 +41,10 @@ def fine_tune(path: Path, seed: int, step: int) -> Path:
 
 
 class History:
-    """What was acknowledged. What was under way at a kill may be either way."""
+    """What was acknowledged. What was under way at a kill may be either way, once."""
 
     def __init__(self) -> None:
-        self.versions: dict[str, dict[str, str]] = {}  # ref: {file: digest}
+        self.versions: dict[str, dict[str, str]] = {}  # not deleted: {ref: {file: digest}}
         self.unsure: set[str] = set()  # versions whose deletion was under way
         self.deleted: set[str] = set()
         self.blobs: set[str] = set()  # loose ones, acknowledged after the last collection began
@@ -58,6 +59,24 @@ class History:
         """Remember a loose blob, unless a collection has run since its write began."""
         if not self.collecting and since == self.collections:
             self.blobs.add(digest)
+
+    def gone(self, ref: str) -> None:
+        """Note that a deletion was acknowledged."""
+        self.unsure.discard(ref)
+        self.deleted.add(ref)
+        del self.versions[ref]
+
+    def settle(self, alive: dict[str, dict[str, str]]) -> None:
+        """Compare with all that is registered; what was under way is from now on as it is."""
+        assert not alive.keys() & self.deleted, "a deleted version is back"
+        for ref, files in self.versions.items():
+            if ref in alive or ref not in self.unsure:
+                assert alive.get(ref) == files, f"{ref} is {alive.get(ref)}, was {files}"
+        new = alive.keys() - self.versions.keys()
+        assert len(new) <= 2, f"one import and one registration were under way: {new}"
+        self.deleted |= self.unsure - alive.keys()
+        self.unsure.clear()
+        self.versions = alive
 
 
 async def work(channel: grpc.aio.Channel, folder: Path, history: History, round: int) -> None:
@@ -77,15 +96,25 @@ async def work(channel: grpc.aio.Channel, folder: Path, history: History, round:
 
     async def deleting() -> None:
         while True:
-            alive = sorted(history.versions.keys() - history.deleted - history.unsure)
-            alive = [ref for ref in alive if not ref.startswith("made@")]  # an alias needs them
-            if len(alive) > 3:
-                ref = dice.choice(alive)
-                history.unsure.add(ref)
-                await storage.delete_version(ref, True)
-                history.deleted.add(ref)
-                history.steps += 1
+            made = _made(history)
+            alive = sorted(history.versions.keys() - set(made))
+            if len(made) > MADE:
+                await delete(dice.choice(made[:-4]), False)
+            elif len(alive) > 3:
+                await delete(dice.choice(alive), True)
             await asyncio.sleep(0.01)
+
+    async def delete(ref: str, force: bool) -> None:
+        history.unsure.add(ref)
+        try:
+            await storage.delete_version(ref, force)
+        except LLMOSError as exc:
+            if force or exc.reason != "IN_USE":  # by the alias, which moves beside this
+                raise
+            history.unsure.discard(ref)
+            return
+        history.gone(ref)
+        history.steps += 1
 
     async def uploading() -> None:
         while True:
@@ -136,11 +165,7 @@ async def work(channel: grpc.aio.Channel, folder: Path, history: History, round:
 
     async def moving() -> None:
         while True:
-            kept = sorted(
-                (r for r in history.versions if r.startswith("made@")),
-                key=lambda r: int(r.partition("@")[2]),
-            )
-            if kept:
+            if kept := _made(history):
                 number = int(dice.choice(kept).partition("@")[2])
                 history.next_alias = number
                 try:
@@ -169,6 +194,21 @@ async def work(channel: grpc.aio.Channel, folder: Path, history: History, round:
             group.create_task(job())
 
 
+def _made(history: History) -> list[str]:
+    """Return the versions that the alias moves between, oldest first."""
+    refs = [ref for ref in history.versions if ref.startswith("made@")]
+    return sorted(refs, key=lambda ref: int(ref.partition("@")[2]))
+
+
+async def _registered(store: LocalStorage) -> dict[str, dict[str, str]]:
+    found, token = dict[str, dict[str, str]](), ""
+    while True:
+        page = await store.list_versions("", 1000, token)
+        found |= {v.ref: {f.name: f.sha256 for f in v.files} for v in page.versions}
+        if not (token := page.next_token):
+            return found
+
+
 async def _parts(data: bytes, start: int, end: int) -> AsyncIterator[Part]:
     for offset in range(start, end, PIECE):
         piece = data[offset : min(end, offset + PIECE)]
@@ -184,19 +224,13 @@ async def check(state_dir: Path, history: History) -> None:
         steps = upkeep.fsck(False, False)
         wrong = [step async for step in steps if isinstance(step, Finding)]
         assert not wrong, wrong
+        history.settle(await _registered(store))
         for ref, files in history.versions.items():
-            if ref in history.deleted:
-                try:
-                    version = await store.get_version(ref)
-                    raise AssertionError(f"{version.ref} is back")
-                except LLMOSError as exc:
-                    assert exc.reason in ("NO_SUCH_VERSION", "NO_SUCH_MODEL")
-            elif ref not in history.unsure:
-                version = await store.get_version(ref)
-                assert {f.name: f.sha256 for f in version.files} == files
-                for file in version.files:
-                    found = hashlib.sha256(await content(store, file.sha256)).hexdigest()
-                    assert found == file.sha256
+            version = await store.get_version(ref)
+            assert {f.name: f.sha256 for f in version.files} == files
+            for file in version.files:
+                found = hashlib.sha256(await content(store, file.sha256)).hexdigest()
+                assert found == file.sha256
         assert -1 not in await store.stat_blobs(sorted(history.blobs))
         for id, (data, acknowledged) in list(history.uploads.items()):
             try:
@@ -214,10 +248,6 @@ async def check(state_dir: Path, history: History) -> None:
             history.alias = history.next_alias = page.aliases[0].version
         for leftovers in (folder / "tmp", folder / "incoming"):
             assert not leftovers.is_dir() or list(leftovers.iterdir()) == []
-        history.unsure -= history.deleted
-        for ref in list(history.unsure):
-            history.versions.pop(ref, None)
-        history.unsure.clear()
         history.collecting = False
     finally:
         store.close()

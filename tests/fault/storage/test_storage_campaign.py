@@ -1,7 +1,8 @@
 """The server dies at every step of everything it does: nothing acknowledged is lost, nothing is
 half-done.
 
-LLMOS_STORAGE_KILLS=500 runs the long campaign; LLMOS_STORAGE_SEED repeats one.
+LLMOS_STORAGE_KILLS=500 (with -s to see what it did) runs the long campaign, in about half an hour;
+LLMOS_STORAGE_SEED repeats one.
 """
 
 from __future__ import annotations
@@ -82,5 +83,6 @@ async def test_killed_at_every_step(state_dir: Path) -> None:
             process.kill()
             process.wait()
         await check(state_dir, history)
+    print(f"{KILLS} kills, {history.steps} acknowledged changes, at {sorted(died_there)}")
     assert history.steps > KILLS, "the server was killed before it did anything"
     assert history.versions and len(died_there) > min(KILLS, len(STEPS)) // 3
