@@ -14,6 +14,7 @@ from pathlib import Path
 # holds the memory of its modules.
 MODULES = (
     "numpy",
+    "numpy.random",  # a sampler's; NumPy itself imports it only then
     "torch",
     "onnxruntime",
     "tokenizers",
