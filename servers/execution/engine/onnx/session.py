@@ -15,6 +15,7 @@ import onnxruntime as ort
 from llmos.lib.errors import Cancelled, FailedPrecondition, InvalidArgument, Unavailable
 from llmos.servers.execution.engine.base import ModelSpec, TensorSpec
 from llmos.servers.execution.engine.onnx import bfloat16, is_weights
+from llmos.servers.execution.engine.onnx.prepacked import FAILURES, Prepacked
 from llmos.servers.execution.engine.onnx.weights import not_numbers
 from llmos.servers.execution.engine.serving.checks import Fit
 from llmos.servers.execution.engine.serving.config import Runtime
@@ -34,18 +35,6 @@ _DTYPES = {
 }
 _STATE = ort.capi.onnxruntime_pybind11_state
 _BAD_INPUT = (_STATE.InvalidArgument, ValueError)
-_FAILURES = (
-    _STATE.Fail,
-    _STATE.EPFail,
-    _STATE.RuntimeException,
-    _STATE.NotImplemented,
-    _STATE.InvalidGraph,
-    _STATE.InvalidProtobuf,
-    _STATE.InvalidArgument,
-    _STATE.NoSuchFile,
-    _STATE.NoModel,
-    RuntimeError,
-)
 
 
 class Session:
@@ -124,7 +113,7 @@ class Session:
             return dict(zip(names, values, strict=True))
         except _BAD_INPUT as exc:
             raise _bad(f"{self.ref} refuses its input: {_sentence(exc)}") from exc
-        except _FAILURES as exc:
+        except FAILURES as exc:
             if options is not None and options.terminate:
                 raise Cancelled("CANCELLED", "The call was cancelled.") from exc
             # What fails at run time for these values only, e.g. an index beyond a table.
@@ -136,6 +125,44 @@ class Session:
 
 
 def _open(spec: ModelSpec, runtime: Runtime) -> Any:
+    providers = _providers(spec.device)
+
+    def options() -> Any:
+        return _options(spec, runtime)
+
+    def make(path: Path, given: Any) -> Any:
+        return ort.InferenceSession(str(path), given, providers=providers)
+
+    kept = Prepacked(spec) if Prepacked.suits(spec, providers) else None
+    if kept is not None and (session := kept.open(options, make)) is not None:
+        return session
+    bad = not_numbers(spec.files)
+    session = None
+    try:
+        with tempfile.TemporaryDirectory(prefix="llmos-onnx-") as folder:
+            main = next(iter(spec.files.values()))
+            if any(is_weights(name) for name in list(spec.files)[1:]):
+                main = _lay_out(spec.files, Path(folder))
+            if kept is not None and not bad and kept.keep(main, options, make):
+                session = kept.open(options, make)
+            if session is None:
+                session = make(main, options())
+    except (*FAILURES, OSError) as exc:
+        raise Unavailable(
+            "LOAD_FAILED", f"{spec.ref} cannot be loaded by ONNX Runtime: {_sentence(exc)}"
+        ) from exc
+    if bad:
+        raise Unavailable(
+            "LOAD_FAILED",
+            f"{spec.ref} holds a weight that is not a number (NaN), in {bad[:100]!r}; it would "
+            "answer nothing else. Train or export it again.",
+        )
+    if spec.device != "cpu" and session.get_providers()[0] != "CUDAExecutionProvider":
+        log.warning("no CUDA provider, running on CPU", extra={"model": spec.ref})
+    return session
+
+
+def _options(spec: ModelSpec, runtime: Runtime) -> Any:
     options = ort.SessionOptions()
     threads = spec.asked_threads or runtime.threads or spec.threads
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
@@ -145,25 +172,7 @@ def _open(spec: ModelSpec, runtime: Runtime) -> Any:
     options.log_severity_level = 4  # what goes wrong is raised; not twice on stderr
     # Threads spin within a run (it is a third faster) but not after it: other models want the CPU.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    main = next(iter(spec.files.values()))
-    try:
-        with tempfile.TemporaryDirectory(prefix="llmos-onnx-") as folder:
-            if any(is_weights(name) for name in list(spec.files)[1:]):
-                main = _lay_out(spec.files, Path(folder))
-            session = ort.InferenceSession(str(main), options, providers=_providers(spec.device))
-    except (*_FAILURES, OSError) as exc:
-        raise Unavailable(
-            "LOAD_FAILED", f"{spec.ref} cannot be loaded by ONNX Runtime: {_sentence(exc)}"
-        ) from exc
-    if name := not_numbers(spec.files):
-        raise Unavailable(
-            "LOAD_FAILED",
-            f"{spec.ref} holds a weight that is not a number (NaN), in {name[:100]!r}; it would "
-            "answer nothing else. Train or export it again.",
-        )
-    if spec.device != "cpu" and session.get_providers()[0] != "CUDAExecutionProvider":
-        log.warning("no CUDA provider, running on CPU", extra={"model": spec.ref})
-    return session
+    return options
 
 
 def _lay_out(files: Mapping[str, Path], folder: Path) -> Path:

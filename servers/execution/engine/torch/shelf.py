@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
 import os
 import platform
-import shutil
 import tempfile
 import threading
 from collections.abc import Mapping
@@ -18,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmos.servers.execution.engine import keeping
 from llmos.servers.execution.engine.base import ModelSpec
 from llmos.servers.execution.engine.torch import opaque
 from llmos.servers.execution.engine.torch.image import BadImage, Image, write
 
 FORMAT = 1  # to be raised when the names or the meaning of tensors change
-_SHARE = 4  # images take at most a quarter of the free space of their disk, and are kept below it
 _SUFFIX = ".weights"
 
 log = logging.getLogger(__name__)
@@ -34,13 +32,13 @@ class Shelf:
 
     def __init__(self, state_dir: str) -> None:
         """Use `state_dir`/execution/weights."""
-        self._folder = Path(state_dir) / "execution" / "weights"
+        self._folder = keeping.folder_of(state_dir)
 
     def key(self, spec: ModelSpec, dtype: str, **facts: object) -> str:
         """Return the name under which a version's weights are kept for this very machine."""
-        files = sorted(_identity(spec, name) for name in spec.files)
+        files = sorted(keeping.identity(spec, name) for name in spec.files)
         known = [FORMAT, files, dtype, sorted(facts.items()), torch.__version__]
-        known += [platform.machine(), torch.backends.cpu.get_cpu_capability(), _cpu()]
+        known += [platform.machine(), torch.backends.cpu.get_cpu_capability(), keeping.cpu()]
         return hashlib.sha256(json.dumps(known, default=str).encode()).hexdigest()[:32]
 
     def find(self, key: str) -> Image | None:
@@ -69,7 +67,7 @@ class Shelf:
         fresh = ""
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if not self._make_room(size):
+            if not keeping.make_room(self._folder, size):
                 log.info("no room for a file of weights", extra={"bytes": size})
                 return None
             number, fresh = tempfile.mkstemp(prefix=f".{os.getpid()}-", dir=self._folder)
@@ -94,36 +92,6 @@ class Shelf:
     def _path(self, key: str) -> Path:
         return self._folder / f"{key}{_SUFFIX}"
 
-    def _make_room(self, size: int) -> bool:
-        """Remove what was used longest ago, until `size` more bytes are within our share."""
-        kept = []
-        for path in self._folder.iterdir():
-            if path.suffix == _SUFFIX:
-                with contextlib.suppress(FileNotFoundError):  # another worker was quicker
-                    about = path.stat()
-                    kept.append((about.st_mtime, about.st_size, path))
-            elif not _alive(path.name):
-                path.unlink(missing_ok=True)  # half written by a worker that died
-        used = sum(entry[1] for entry in kept)
-        most = (shutil.disk_usage(self._folder).free + used) // _SHARE
-        for _, bytes_, path in sorted(kept):
-            if used + size <= most:
-                break
-            path.unlink(missing_ok=True)  # who maps it still has it
-            used -= bytes_
-        return used + size <= most
-
-
-def _identity(spec: ModelSpec, name: str) -> tuple[str, ...]:
-    """Return what tells a file from all others.
-
-    Its digest where storage has said it: the times of storage's copies say when they were used.
-    """
-    if digest := spec.digests.get(name):
-        return name, digest
-    path, about = spec.files[name].resolve(), spec.files[name].stat()
-    return name, str(path), str(about.st_size), str(about.st_mtime_ns)
-
 
 def _settle(fresh: Path, final: Path) -> None:
     try:
@@ -133,19 +101,3 @@ def _settle(fresh: Path, final: Path) -> None:
     except OSError as error:
         log.warning("a file of weights is not kept", extra={"cause": str(error)})
         fresh.unlink(missing_ok=True)
-
-
-def _alive(name: str) -> bool:
-    """Return whether the process that writes the file `.PID-...` runs."""
-    pid = name[1:].partition("-")[0]
-    return pid.isdigit() and Path(f"/proc/{pid}").exists()
-
-
-def _cpu() -> str:
-    """Return what oneDNN chooses layouts and kernels by."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
-    except OSError:
-        return ""
-    seen = {line for line in lines if line.startswith(("flags", "model name", "cache size"))}
-    return "\n".join(sorted(seen))
