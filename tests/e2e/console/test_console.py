@@ -123,7 +123,8 @@ def test_a_model_is_unloaded_after_a_question_and_loaded(page: Page) -> None:
 
 def test_a_killed_worker_is_seen_to_die_and_to_return(page: Page, system: WholeOS) -> None:
     system.ok("model", "load", "smollm2")
-    page.goto("/console/#system")
+    with page.expect_response(lambda response: "/events?" in response.url):  # news are listened to
+        page.reload()
     worker = page.locator(".node[data-name^='worker/smollm2']")
     expect(worker).to_be_visible()
     pid = int(worker.get_attribute("data-pid") or 0)
