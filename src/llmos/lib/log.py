@@ -106,7 +106,9 @@ def show(text: str) -> None:
     """Write other levels from now on, as `levels` reads them. Raises ValueError."""
     _shown.choose(text)
     lowest = min((LEVELS.index(level) for level in levels(text)), default=len(LEVELS))
-    logging.getLogger().setLevel((lowest + 1) * 10)  # what nobody reads is not even made
+    root, level = logging.getLogger(), (lowest + 1) * 10
+    if root.level != level:  # it touches every logger: in a forked worker, pages of all of them
+        root.setLevel(level)  # what nobody reads is not even made
 
 
 def shown() -> str:
