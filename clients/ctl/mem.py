@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmos.clients.ctl import mem_prefixes, mem_sessions
-from llmos.clients.ctl.output import as_value, size
+from llmos.clients.ctl.output import as_value, size, when
 from llmos.clients.ctl.session import QUICK_S, Session, command
 
 if TYPE_CHECKING:
@@ -60,6 +60,18 @@ def tenants(session: Session, watch: Watch = 0) -> None:
 def buffers(session: Session, watch: Watch = 0) -> None:
     """List shared-memory buffers, oldest first."""
     _live(session, lambda: [_buffers(session)], watch)
+
+
+@command(app, examples=["llmos-ctl mem history", "llmos-ctl mem history -n 10 -o json"])
+def history(
+    session: Session,
+    lines: Annotated[
+        int, typer.Option("--lines", "-n", min=1, max=200, help="At most so many.")
+    ] = 30,
+    watch: Watch = 0,
+) -> None:
+    """List which models came and went lately, newest first, and which had to go for whom."""
+    _live(session, lambda: [_history(session, lines)], watch)
 
 
 def _live(session: Session, look: Callable[[], list[Table]], interval: float) -> None:
@@ -141,6 +153,28 @@ def _models(session: Session) -> Table:
     ]
     columns = ["MODEL", "DEVICE", "GRANTED", "USED", "STATE", "GOES", "SERVED", "RELOAD", "CLASS"]
     return [*columns, "TENANT"], rows, [as_value(g) for g in grants]
+
+
+def _history(session: Session, lines: int) -> Table:
+    from llmos.api.memory.v1 import residency_pb2, residency_pb2_grpc
+
+    stub = session.kernel(residency_pb2_grpc.ResidencyStub)
+    request = residency_pb2.ListChangesRequest(limit=lines)
+    changes = stub.ListChanges(request, timeout=session.limit(QUICK_S)).changes
+    rows = [
+        [
+            when(c.unix_s),
+            residency_pb2.ChangeKind.Name(c.kind).removeprefix("CHANGE_KIND_").lower(),
+            c.id,
+            c.device,
+            size(c.bytes),
+            c.wanted_by or "-",
+            c.tenant,
+        ]
+        for c in changes
+    ]
+    columns = ["WHEN", "WHAT", "MODEL", "DEVICE", "GRANTED", "FOR", "TENANT"]
+    return columns, rows, [as_value(c) for c in changes]
 
 
 def _state(grant: residency_pb2.Grant) -> str:

@@ -133,6 +133,7 @@ CALLS: tuple[Call, ...] = (
         RESIDENCY,
         ("GET", "/memory/devices", "ListDevices"),
         ("GET", "/memory/grants", "ListGrants"),
+        ("GET", "/memory/changes", "ListChanges"),
     ),
     *_of("memory", BUFFERS, ("GET", "/memory/buffers", "ListBuffers")),
     *_of(

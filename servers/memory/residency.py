@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from llmos.lib.errors import InvalidArgument, ResourceExhausted
+from llmos.servers.memory.changes import Changes, Kind
 from llmos.servers.memory.devices import Device
 from llmos.servers.memory.grants import NORMAL, PLAIN, Grant, Report, Wish
 from llmos.servers.memory.line import Line, Place
@@ -36,6 +37,7 @@ class Ledger:
         self._clock = clock
         self._policy = GreedyDual()
         self._line = Line(clock)
+        self.changes = Changes(clock)
 
     def acquire(self, id: str, device: str, size: int, wish: Wish = PLAIN) -> list[str]:
         """Grant `size` bytes under `id` and return [], or return the ids to evict first.
@@ -61,7 +63,10 @@ class Ledger:
         if ahead and short + sum(p.size for p in ahead) > 0:
             self._wait(id, device, size, wish, self._behind(size, device, ahead))
         if short > 0:
-            return self._evict(id, short, size, self.devices[device], free, wish)
+            evict = self._evict(id, short, size, self.devices[device], free, wish)
+            if not wish.dry_run:
+                self.changes.asked(evict, id)
+            return evict
         if not wish.dry_run:
             self._hold(id, device, size, wish)
         return []
@@ -69,11 +74,15 @@ class Ledger:
     def _hold(self, id: str, device: str, size: int, wish: Wish) -> None:
         now = self._clock()
         # Until its holder reports it, it is being loaded.
-        grant = self._grants.setdefault(id, Grant(id, device, size, moving=True, last_busy=now))
+        known = self._grants.get(id)
+        grant = known or Grant(id, device, size, moving=True, last_busy=now)
+        self._grants[id] = grant
         grant.device, grant.bytes, grant.pinned, grant.reported = device, size, wish.pinned, now
         grant.rank, grant.tenant = wish.rank or NORMAL, wish.tenant or grant.tenant
         grant.reload_s = wish.reload_s or grant.reload_s
         self._line.leave(id)
+        if known is None:
+            self.changes.came(grant, Kind.GRANTED)
 
     def _evict(
         self, id: str, short: int, size: int, device: Device, free: int, wish: Wish
@@ -149,7 +158,8 @@ class Ledger:
 
     def release(self, id: str) -> None:
         """Give room back; an unknown id is fine."""
-        self._grants.pop(id, None)
+        if (grant := self._grants.pop(id, None)) is not None:
+            self.changes.went(grant)
         self._line.leave(id)
 
     def report(self, reports: Iterable[Report]) -> None:
@@ -159,10 +169,10 @@ class Ledger:
             if not report.id or report.bytes <= 0 or report.device not in self.devices:
                 log.warning("ignored a report", extra={"grant": report.id, "on": report.device})
                 continue
-            grant = self._grants.get(report.id)
-            uses = report.served - grant.served if grant is not None else 0
-            if grant is None:
-                grant = self._grants[report.id] = Grant(report.id, report.device, report.bytes)
+            known = self._grants.get(report.id)
+            uses = report.served - known.served if known is not None else 0
+            grant = known or Grant(report.id, report.device, report.bytes)
+            self._grants[report.id] = grant
             grant.used_bytes, grant.busy = report.used_bytes, report.busy or report.moving
             grant.moving, grant.leases = report.moving, report.leases
             grant.pinned, grant.reported = report.pinned, now
@@ -170,6 +180,8 @@ class Ledger:
             grant.reload_s = report.reload_s or grant.reload_s
             grant.last_busy = now if grant.busy else now - max(0.0, report.idle_s)
             grant.served = report.served
+            if known is None:
+                self.changes.came(grant, Kind.FOUND)
             if uses > 0:
                 self._use(grant, uses, now)
             elif self._policy.value(grant.model) == -math.inf:  # what it served is not known here
@@ -190,7 +202,7 @@ class Ledger:
         limit = self._clock() - self._ttl_s
         for id in [g.id for g in self._grants.values() if g.reported <= limit]:
             log.warning("dropped a grant that nobody reports", extra={"grant": id})
-            del self._grants[id]
+            self.changes.went(self._grants.pop(id), Kind.EXPIRED)
 
     def grants(self) -> list[Grant]:
         """Return all grants, by device and id."""

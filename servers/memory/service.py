@@ -246,3 +246,13 @@ class ResidencyService(residency_pb2_grpc.ResidencyServicer):
             for g in self._ledger.grants()
         ]
         return residency_pb2.ListGrantsResponse(grants=grants)
+
+    async def ListChanges(
+        self, request: residency_pb2.ListChangesRequest, context: Any
+    ) -> residency_pb2.ListChangesResponse:
+        """See the proto."""
+        changes = [
+            residency_pb2.Change(**{**vars(c), "kind": int(c.kind)})
+            for c in self._ledger.changes.newest(request.limit)
+        ]
+        return residency_pb2.ListChangesResponse(changes=changes)

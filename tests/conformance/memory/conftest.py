@@ -65,13 +65,17 @@ class Buffers(Protocol):
 
 
 class Residency(Protocol):
-    """The Residency service. `grants`: (id, device, bytes, used, busy, pinned)."""
+    """The Residency service. `grants`: (id, device, bytes, used, busy, pinned).
+
+    `changes`: (kind, id, device, bytes, wanted by), newest first.
+    """
 
     async def acquire(self, id: str, device: str, size: int, pinned: bool = False) -> list[str]: ...
     async def release(self, id: str) -> None: ...
     async def report(self, *reports: Report) -> None: ...
     async def devices(self) -> list[tuple[str, int, int, int]]: ...
     async def grants(self) -> list[tuple[str, str, int, int, bool, bool]]: ...
+    async def changes(self, limit: int = 0) -> list[tuple[int, str, str, int, str]]: ...
 
 
 class LocalBuffers:
@@ -186,6 +190,12 @@ class LocalResidency:
             (g.id, g.device, g.bytes, g.used_bytes, g.busy, g.pinned) for g in self._ledger.grants()
         ]
 
+    async def changes(self, limit: int = 0) -> list[tuple[int, str, str, int, str]]:
+        return [
+            (int(c.kind), c.id, c.device, c.bytes, c.wanted_by)
+            for c in self._ledger.changes.newest(limit)
+        ]
+
 
 class RemoteResidency:
     def __init__(self, channel: grpc.aio.Channel) -> None:
@@ -215,6 +225,12 @@ class RemoteResidency:
     async def grants(self) -> list[tuple[str, str, int, int, bool, bool]]:
         answer = await self._stub.ListGrants(rpb.ListGrantsRequest(), timeout=10)
         return [(g.id, g.device, g.bytes, g.used_bytes, g.busy, g.pinned) for g in answer.grants]
+
+    async def changes(self, limit: int = 0) -> list[tuple[int, str, str, int, str]]:
+        request = rpb.ListChangesRequest(limit=limit)
+        answer = await self._stub.ListChanges(request, timeout=10)
+        assert all(c.unix_s > 1e9 for c in answer.changes)
+        return [(c.kind, c.id, c.device, c.bytes, c.wanted_by) for c in answer.changes]
 
 
 @dataclass

@@ -33,6 +33,9 @@ async def test_eviction_is_asked_for_and_then_granted(world: Any) -> None:
     await service.release("old")
     assert await service.acquire("next", "cpu", 50) == []
     assert [g[0] for g in await service.grants()] == ["new", "next", "gpu"]
+    granted, evicted = await service.changes(2)
+    assert granted == (1, "next", "cpu", 50, "") and evicted == (4, "old", "cpu", 40, "next")
+    assert [c[0] for c in await service.changes()] == [1, 4, 2, 2, 2]
 
 
 async def test_over_budget(world: Any) -> None:

@@ -26,7 +26,7 @@ def test_the_live_picture(api: httpx.Client, os_up: WholeOS) -> None:
 @pytest.mark.parametrize(
     "path",
     ["/models", "/versions", "/versions/smollm2/lineage", "/aliases", "/audit", "/audit/check",
-     "/storage", "/memory/devices", "/memory/grants", "/memory/buffers", "/jobs",
+     "/storage", "/memory/devices", "/memory/grants", "/memory/changes", "/memory/buffers", "/jobs",
      "/kernel/tenants", "/processes"],
 )  # fmt: skip
 def test_every_server_answers(api: httpx.Client, path: str) -> None:

@@ -226,3 +226,45 @@ def test_a_report_does_not_undo_a_resize(ledger: Ledger) -> None:
     ledger.acquire("a", "cpu", 60)
     report(ledger, "a", 40, used_bytes=33)  # was on its way when the holder asked for more
     assert [(g.bytes, g.used_bytes) for g in ledger.grants()] == [(60, 33)]
+
+
+def test_what_came_and_went_is_told_afterwards(ledger: Ledger, clock: Any) -> None:
+    ledger.acquire("a", "cpu", 60, Wish(tenant="ann"))
+    ledger.acquire("a", "cpu", 70)  # grows: that is no coming
+    report(ledger, "a", 70)
+    report(ledger, "b", 30)  # of a holder from before
+    assert ledger.acquire("c", "cpu", 90, Wish(dry_run=True)) == ["a", "b"]
+    ledger.release("b")  # was named by nobody who meant it
+    assert ledger.acquire("c", "cpu", 90) == ["a"]
+    ledger.release("a")
+    ledger.release("a")
+    assert ledger.acquire("c", "cpu", 90) == []
+    clock.now += 61
+    ledger.expire()
+    told = [(c.kind.name, c.id, c.bytes, c.wanted_by, c.tenant) for c in ledger.changes.newest()]
+    assert told == [
+        ("EXPIRED", "c", 90, "", ""),
+        ("GRANTED", "c", 90, "", ""),
+        ("EVICTED", "a", 70, "c", "ann"),
+        ("RELEASED", "b", 30, "", ""),
+        ("FOUND", "b", 30, "", ""),
+        ("GRANTED", "a", 60, "", "ann"),
+    ]
+    assert [c.id for c in ledger.changes.newest(2)] == ["c", "c"]
+
+
+def test_who_was_asked_to_go_long_ago_went_by_himself(ledger: Ledger, clock: Any) -> None:
+    report(ledger, "a", 70)
+    assert ledger.acquire("b", "cpu", 90) == ["a"]
+    for _ in range(2):
+        clock.now += 40
+        report(ledger, "a", 70)
+    ledger.release("a")
+    assert ledger.changes.newest()[0].kind.name == "RELEASED"
+
+
+def test_only_the_last_changes_are_kept(ledger: Ledger) -> None:
+    for _ in range(150):
+        ledger.acquire("a", "cpu", 10)
+        ledger.release("a")
+    assert len(ledger.changes.newest()) == 200

@@ -42,10 +42,9 @@ def model(path: Path, *, nan: bool = False) -> Path:
     return path
 
 
-def spec(path: Path, state: Path) -> ModelSpec:
-    return ModelSpec(
-        "m@1", "onnx", "predict", {"model.onnx": path}, threads=1, state_dir=str(state)
-    )
+def spec(path: Path, state: Path | None) -> ModelSpec:
+    kept = str(state) if state else ""  # nothing is kept without a state directory
+    return ModelSpec("m@1", "onnx", "predict", {"model.onnx": path}, threads=1, state_dir=kept)
 
 
 def entries(state: Path) -> list[Path]:
@@ -54,7 +53,7 @@ def entries(state: Path) -> list[Path]:
 
 def private(path: Path) -> int:
     """Return the bytes of a file that this process maps and has changed."""
-    changed = inside = 0
+    changed, inside = 0, False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if "-" in line.split(" ", 1)[0]:
             inside = str(path) in line
@@ -77,7 +76,8 @@ def no_packing() -> Iterator[None]:
 
 def test_the_second_worker_maps_what_the_first_one_packed(tmp_path: Path) -> None:
     one = spec(model(tmp_path / "m.onnx"), tmp_path)
-    plain = Session(spec(tmp_path / "m.onnx", Path()))  # nothing is kept without a state directory
+    plain = Session(spec(tmp_path / "m.onnx", None))
+    assert entries(tmp_path) == []
     first = Session(one)
     (kept,) = entries(tmp_path)
     with no_packing():

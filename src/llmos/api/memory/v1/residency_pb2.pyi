@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -17,6 +18,42 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _ChangeKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ChangeKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ChangeKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CHANGE_KIND_UNSPECIFIED: _ChangeKind.ValueType  # 0
+    """Not said; never sent."""
+    CHANGE_KIND_GRANTED: _ChangeKind.ValueType  # 1
+    """It was acquired: its holder loads."""
+    CHANGE_KIND_FOUND: _ChangeKind.ValueType  # 2
+    """It was reported by a holder that this server did not know of: the server was restarted."""
+    CHANGE_KIND_RELEASED: _ChangeKind.ValueType  # 3
+    """Its holder gave it back: unloaded, or ended."""
+    CHANGE_KIND_EVICTED: _ChangeKind.ValueType  # 4
+    """Its holder gave it back because somebody else wanted the room: evicted."""
+    CHANGE_KIND_EXPIRED: _ChangeKind.ValueType  # 5
+    """Nobody reported it any more."""
+
+class ChangeKind(_ChangeKind, metaclass=_ChangeKindEnumTypeWrapper):
+    """How a grant came or went."""
+
+CHANGE_KIND_UNSPECIFIED: ChangeKind.ValueType  # 0
+"""Not said; never sent."""
+CHANGE_KIND_GRANTED: ChangeKind.ValueType  # 1
+"""It was acquired: its holder loads."""
+CHANGE_KIND_FOUND: ChangeKind.ValueType  # 2
+"""It was reported by a holder that this server did not know of: the server was restarted."""
+CHANGE_KIND_RELEASED: ChangeKind.ValueType  # 3
+"""Its holder gave it back: unloaded, or ended."""
+CHANGE_KIND_EVICTED: ChangeKind.ValueType  # 4
+"""Its holder gave it back because somebody else wanted the room: evicted."""
+CHANGE_KIND_EXPIRED: ChangeKind.ValueType  # 5
+"""Nobody reported it any more."""
+Global___ChangeKind: _TypeAlias = ChangeKind  # noqa: Y015
 
 @_typing.final
 class Grant(_message.Message):
@@ -381,3 +418,95 @@ class ListGrantsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListGrantsResponse: _TypeAlias = ListGrantsResponse  # noqa: Y015
+
+@_typing.final
+class Change(_message.Message):
+    """A grant that came or went."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNIX_S_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    WANTED_BY_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    unix_s: _builtins.float
+    """When, in seconds since 1970."""
+    kind: Global___ChangeKind.ValueType
+    """What happened."""
+    id: _builtins.str
+    """As Grant.id."""
+    device: _builtins.str
+    """As Grant.device."""
+    bytes: _builtins.int
+    """As Grant.bytes, at that time."""
+    wanted_by: _builtins.str
+    """Of an eviction: the grant that wanted the room."""
+    tenant: _builtins.str
+    """As Grant.tenant."""
+    def __init__(
+        self,
+        *,
+        unix_s: _builtins.float = ...,
+        kind: Global___ChangeKind.ValueType = ...,
+        id: _builtins.str = ...,
+        device: _builtins.str = ...,
+        bytes: _builtins.int = ...,
+        wanted_by: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "device", b"device", "id", b"id", "kind", b"kind", "tenant", b"tenant", "unix_s", b"unix_s", "wanted_by", b"wanted_by"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Change: _TypeAlias = Change  # noqa: Y015
+
+@_typing.final
+class ListChangesRequest(_message.Message):
+    """Request of ListChanges."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMIT_FIELD_NUMBER: _builtins.int
+    limit: _builtins.int
+    """At most so many; 0 = all that are kept."""
+    def __init__(
+        self,
+        *,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListChangesRequest: _TypeAlias = ListChangesRequest  # noqa: Y015
+
+@_typing.final
+class ListChangesResponse(_message.Message):
+    """Answer of ListChanges."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Change]:
+        """Newest first."""
+
+    def __init__(
+        self,
+        *,
+        changes: _abc.Iterable[Global___Change] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListChangesResponse: _TypeAlias = ListChangesResponse  # noqa: Y015

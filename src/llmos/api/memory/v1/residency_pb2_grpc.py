@@ -60,6 +60,11 @@ class ResidencyStub(object):
                 request_serializer=llmos_dot_api_dot_memory_dot_v1_dot_residency__pb2.ListGrantsRequest.SerializeToString,
                 response_deserializer=llmos_dot_api_dot_memory_dot_v1_dot_residency__pb2.ListGrantsResponse.FromString,
                 _registered_method=True)
+        self.ListChanges = channel.unary_unary(
+                '/llmos.api.memory.v1.Residency/ListChanges',
+                request_serializer=llmos_dot_api_dot_memory_dot_v1_dot_residency__pb2.ListChangesRequest.SerializeToString,
+                response_deserializer=llmos_dot_api_dot_memory_dot_v1_dot_residency__pb2.ListChangesResponse.FromString,
+                _registered_method=True)
 
 
 class ResidencyServicer(object):
@@ -115,6 +120,13 @@ class ResidencyServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListChanges(self, request, context):
+        """Lists which grants came and went lately, newest first: the last 200 since this server started.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ResidencyServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -142,6 +154,11 @@ def add_ResidencyServicer_to_server(servicer, server):
                     servicer.ListGrants,
                     request_deserializer=llmos_dot_api_dot_memory_dot_v1_dot_residency__pb2.ListGrantsRequest.FromString,
                     response_serializer=llmos_dot_api_dot_memory_dot_v1_dot_residency__pb2.ListGrantsResponse.SerializeToString,
+            ),
+            'ListChanges': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListChanges,
+                    request_deserializer=llmos_dot_api_dot_memory_dot_v1_dot_residency__pb2.ListChangesRequest.FromString,
+                    response_serializer=llmos_dot_api_dot_memory_dot_v1_dot_residency__pb2.ListChangesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -280,6 +297,33 @@ class Residency(object):
             '/llmos.api.memory.v1.Residency/ListGrants',
             llmos_dot_api_dot_memory_dot_v1_dot_residency__pb2.ListGrantsRequest.SerializeToString,
             llmos_dot_api_dot_memory_dot_v1_dot_residency__pb2.ListGrantsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListChanges(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmos.api.memory.v1.Residency/ListChanges',
+            llmos_dot_api_dot_memory_dot_v1_dot_residency__pb2.ListChangesRequest.SerializeToString,
+            llmos_dot_api_dot_memory_dot_v1_dot_residency__pb2.ListChangesResponse.FromString,
             options,
             channel_credentials,
             insecure,

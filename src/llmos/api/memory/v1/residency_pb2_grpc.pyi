@@ -59,6 +59,8 @@ class ResidencyStub:
     """Lists devices with budget and use."""
     ListGrants: _grpc.UnaryUnaryMultiCallable[_residency_pb2.ListGrantsRequest, _residency_pb2.ListGrantsResponse]
     """Lists grants."""
+    ListChanges: _grpc.UnaryUnaryMultiCallable[_residency_pb2.ListChangesRequest, _residency_pb2.ListChangesResponse]
+    """Lists which grants came and went lately, newest first: the last 200 since this server started."""
 
 @_typing.type_check_only
 class ResidencyAsyncStub(ResidencyStub):
@@ -91,6 +93,8 @@ class ResidencyAsyncStub(ResidencyStub):
     """Lists devices with budget and use."""
     ListGrants: _aio.UnaryUnaryMultiCallable[_residency_pb2.ListGrantsRequest, _residency_pb2.ListGrantsResponse]  # type: ignore[assignment]
     """Lists grants."""
+    ListChanges: _aio.UnaryUnaryMultiCallable[_residency_pb2.ListChangesRequest, _residency_pb2.ListChangesResponse]  # type: ignore[assignment]
+    """Lists which grants came and went lately, newest first: the last 200 since this server started."""
 
 class ResidencyServicer(metaclass=_abc_1.ABCMeta):
     """Served by the memory server. It decides and keeps count; the holder of a grant loads and unloads."""
@@ -150,5 +154,13 @@ class ResidencyServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_residency_pb2.ListGrantsResponse, _abc.Awaitable[_residency_pb2.ListGrantsResponse]]:
         """Lists grants."""
+
+    @_abc_1.abstractmethod
+    def ListChanges(
+        self,
+        request: _residency_pb2.ListChangesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_residency_pb2.ListChangesResponse, _abc.Awaitable[_residency_pb2.ListChangesResponse]]:
+        """Lists which grants came and went lately, newest first: the last 200 since this server started."""
 
 def add_ResidencyServicer_to_server(servicer: ResidencyServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
