@@ -53,6 +53,13 @@ def export_onnx(
     queue(session, {"export_onnx": spec}, watch_)
 
 
+def _in_a_line(exc: Exception) -> str:
+    """Return what protobuf found wrong as one sentence, with the fields that there are."""
+    what, _, known = str(exc).partition("\n Available Fields(except extensions): ")
+    fields = known.strip('[]"').replace("'", "")
+    return what.rstrip(".") + (f"; there are {fields}" if fields else "")
+
+
 def queue(session: Session, spec: dict[str, Any], then_watch: bool) -> None:
     """Submit a job of plain values: the kind's name, and its fields as in the proto."""
     from google.protobuf import json_format
@@ -62,7 +69,7 @@ def queue(session: Session, spec: dict[str, Any], then_watch: bool) -> None:
     try:
         message = json_format.ParseDict(spec, jobs_pb2.JobSpec())
     except (json_format.ParseError, AttributeError, TypeError) as exc:
-        raise InvalidArgument("BAD_SPEC", f"The spec is wrong: {exc}") from exc
+        raise InvalidArgument("BAD_SPEC", f"The spec is wrong: {_in_a_line(exc)}.") from exc
     stub = session.kernel(jobs_pb2_grpc.JobsStub)
     request = jobs_pb2.SubmitJobRequest(spec=message, request_id=uuid.uuid4().hex)
     job = stub.SubmitJob(request, timeout=session.limit(QUICK_S)).job

@@ -36,6 +36,8 @@ class LLMOSError(Exception):
         details: dict[str, str] | None = None,
     ) -> None:
         """Remember the `reason` (UPPER_SNAKE), the sentence for people and optional details."""
+        if message.endswith("..") and not message.endswith("..."):
+            message = message[:-1]  # a cause that is quoted at its end brought its own full stop
         super().__init__(message)
         self.reason = reason
         self.message = message

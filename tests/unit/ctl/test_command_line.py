@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,8 @@ COMMANDS = [
     *(["model", "alias", verb] for verb in "set ls history rollback rm".split()),
     *(["model", "lease", verb] for verb in "take ls renew release".split()),
     *(["job", verb] for verb in ("ls", "watch", "cancel", "submit")),
+    *([noun, verb] for noun in ("model", "dataset") for verb in ("list", "delete")),  # both words
+    *(["dataset", verb] for verb in ("ls", "rm")),
     ["job", "submit", "export-onnx"],
     *(["kernel", verb] for verb in "ports services calls stats cancel drain".split()),
     *(["kernel", verb] for verb in "top tenants limits replay events publish".split()),
@@ -56,11 +57,10 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
         "try: main()\n"
         "except SystemExit: pass\n"
         "heavy = {'grpc', 'torch', 'numpy', 'psutil', 'asyncio', 'rich', 'pydantic'}\n"
-        "assert not heavy & set(sys.modules)"
+        "assert not heavy & set(sys.modules)\n"
+        "import time; assert time.process_time() < 3, 'of the processor; 0.25 s is usual'"
     )
-    begin = time.monotonic()
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
-    assert time.monotonic() - begin < 5  # 0.25 s where nothing else runs
 
 
 @pytest.mark.parametrize(
@@ -168,3 +168,21 @@ def test_every_list_can_be_watched() -> None:
     assert len(found) > 10
     for path, command in found:
         assert any("--watch" in parameter.opts for parameter in command.params), path
+
+
+def test_a_wrong_job_is_said_in_one_sentence(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    spec = tmp_path / "job.json"
+    for text, said in (
+        (
+            '{"export_onnx": {"m": 1}}',
+            'no field named "m" at "JobSpec.export_onnx"; there are model',
+        ),
+        ('{"export_onnx": {"model": 1}}', "Failed to parse model field"),
+        ("{", "is not as its name says"),
+    ):
+        spec.write_text(text)
+        code, out, err = ctl(capsys, "job", "submit", "file", str(spec))
+        assert code == 2 and not out and said in err
+        assert err.count("\n") == 1 and err.endswith(".\n") and not err.endswith("..\n")
