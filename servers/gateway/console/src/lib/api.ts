@@ -80,6 +80,12 @@ export function openai<T>(path: string, members: object): Promise<T> {
   });
 }
 
+/** Asks what a model takes and says, by the Open Inference Protocol; loads it when it is not. */
+export function tensors(ref: string): Promise<{ outputs: { name: string }[] }> {
+  const [name, version] = ref.split("@");
+  return json(`/v2/models/${name}/versions/${version}`, { headers: keyed({}) });
+}
+
 export async function metricsText(signal?: AbortSignal): Promise<string> {
   const sent = apiKey();
   const response = await reached("/metrics", { signal: signal ?? null });

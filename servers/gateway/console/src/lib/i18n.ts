@@ -1,9 +1,8 @@
 // Words of the pages. A language has every word of `en`, or it does not compile.
-import { en } from "./words/en";
+import { en, type Word, type Words } from "./words/en";
 import { zh } from "./words/zh";
 
-export type Word = keyof typeof en;
-export type Words = Record<Word, string>;
+export type { Word };
 export type Language = "en" | "zh";
 
 const LANGUAGES: Record<Language, Words> = { en, zh };

@@ -1,22 +1,41 @@
-// Images and sounds: what a model says that they are.
+// Images and sounds: what a model reads in them, or says that they are.
 import type { JSX } from "preact";
 import { useEffect, useState } from "preact/hooks";
-import { post } from "../lib/api";
+import { openai, post, tensors } from "../lib/api";
 import { bytes, percent } from "../lib/format";
 import { t } from "../lib/i18n";
 import { Missing, ModelChoice } from "../ui/choice";
 import { Meter, Panel } from "../ui/parts";
 
-type Reply = { classifications: { labels: { name: string; score: number }[] }[]; model: string };
+type Label = { name: string; score: number };
+type Reply = { model: string; labels: Label[] | null; text: string };
+type Said = { model: string; choices: { message: { content: string | null } }[] };
+type Named = { model: string; classifications: { labels: Label[] }[] };
 const SHOWN = 8;
 
-async function base64(file: File): Promise<string> {
+async function dataUrl(file: File): Promise<string> {
   const reader = new FileReader();
   return new Promise((resolve, reject) => {
-    reader.onload = () => resolve(String(reader.result).replace(/^[^,]*,/, ""));
+    reader.onload = () => resolve(String(reader.result));
     reader.onerror = () => reject(reader.error ?? new Error(file.name));
     reader.readAsDataURL(file);
   });
+}
+
+/** What the model reads in a file (its output `text`), or what it takes it for. */
+async function ask(model: string, file: File): Promise<Reply> {
+  const [url, about] = await Promise.all([dataUrl(file), tensors(model)]);
+  const data = url.replace(/^[^,]*,/, "");
+  if (about.outputs.some((output) => output.name === "text")) {
+    const part = file.type.startsWith("image/")
+      ? { type: "image_url", image_url: { url } }
+      : { type: "input_audio", input_audio: { data, format: file.type.includes("wav") ? "wav" : "mp3" } };
+    const messages = [{ role: "user", content: [part] }];
+    const said = await openai<Said>("/chat/completions", { model, messages });
+    return { model: said.model, labels: null, text: said.choices[0]?.message.content ?? "" };
+  }
+  const named = await post<Named>(`/models/${model}/classify`, { items: [{ file: data }], top: SHOWN });
+  return { model: named.model, labels: named.classifications[0]?.labels ?? [], text: "" };
 }
 
 export function MediaTab(props: { models: string[] }): JSX.Element {
@@ -33,20 +52,18 @@ export function MediaTab(props: { models: string[] }): JSX.Element {
     return () => URL.revokeObjectURL(made);
   }, [file]);
   if (!props.models.length) return <Missing said={t("noMediaModels")} commands={[]} />;
-  const classify = async (): Promise<void> => {
+  const send = async (): Promise<void> => {
     if (!file) return;
     setBusy(true);
     setError("");
     setReply(null);
     try {
-      const items = [{ file: await base64(file) }];
-      setReply(await post<Reply>(`/models/${model}/classify`, { items, top: SHOWN }));
+      setReply(await ask(model, file));
     } catch (cause) {
       setError(cause instanceof Error ? cause.message : String(cause));
     }
     setBusy(false);
   };
-  const labels = reply?.classifications[0]?.labels ?? [];
   return (
     <div class="two">
       <Panel title={t("media")}>
@@ -58,15 +75,20 @@ export function MediaTab(props: { models: string[] }): JSX.Element {
         {file && <p class="dim">{file.name}, {bytes(file.size)}</p>}
         {file?.type.startsWith("image/") && <img class="preview" src={url} alt={file.name} />}
         {file?.type.startsWith("audio/") && <audio controls src={url} />}
-        <button class="strong" onClick={() => void classify()} disabled={busy || !file}>
-          {t("classify")}
+        <button class="strong" onClick={() => void send()} disabled={busy || !file}>
+          {t("askModel")}
         </button>
         {error && <p class="trouble" role="alert">{error}</p>}
       </Panel>
-      {reply && (
+      {reply && reply.labels === null && (
+        <Panel title={t("reads")} side={<span class="dim">{reply.model}</span>}>
+          <p class="reads" role="status">{reply.text || t("readsNothing")}</p>
+        </Panel>
+      )}
+      {reply?.labels && (
         <Panel title={t("labels")} side={<span class="dim">{reply.model}</span>}>
           <ul class="plain labels">
-            {labels.map((label) => (
+            {reply.labels.map((label) => (
               <li key={label.name}>
                 <span>{label.name}</span>
                 <Meter share={label.score} label={label.name} />

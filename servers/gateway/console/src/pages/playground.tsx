@@ -33,7 +33,7 @@ export function PlaygroundPage(props: { rest: string }): JSX.Element {
         choose={(next) => (location.hash = `playground/${next}`)}
       />
       <Trouble error={polled.error} />
-      {tab !== "media" && <KeyField />}
+      <KeyField />
       {!polled.value && <p class="dim">{t("waiting")}</p>}
       {polled.value && tab === "chat" && <ChatTab models={of("generate")} first={ref} />}
       {polled.value && tab === "embeddings" && <EmbedTab models={of("embed")} />}

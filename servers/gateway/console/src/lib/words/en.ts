@@ -133,8 +133,10 @@ export const en = {
   similarity: "How alike they are (cosine)",
   dimensions: "{count} dimensions, {tokens} tokens, {model}",
   file: "An image or a sound",
-  classify: "Classify",
+  askModel: "Ask the model",
   labels: "What it is",
+  reads: "What it says",
+  readsNothing: "There are no words in it.",
   // Queues
   waitingCalls: "Waiting and running",
   latency: "Latency of generations through this gateway, seconds",
@@ -182,7 +184,7 @@ export const en = {
   buffers: "Buffers",
   leases: "Leases",
   comings: "What came and went",
-  comingsNone: "No model was loaded, unloaded or evicted since this page was opened.",
+  comingsNone: "No model was loaded, unloaded or evicted lately.",
   // Jobs
   kind: "Kind",
   progress: "Progress",
@@ -247,3 +249,6 @@ export const en = {
   state_cancelled: "cancelled",
   state_paused: "paused",
 } as const;
+
+export type Word = keyof typeof en;
+export type Words = Record<Word, string>;

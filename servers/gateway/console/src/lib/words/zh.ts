@@ -1,5 +1,5 @@
 // Simplified Chinese.
-import type { Words } from "../i18n";
+import type { Words } from "./en";
 
 export const zh: Words = {
   system: "系统",
@@ -132,8 +132,10 @@ export const zh: Words = {
   similarity: "相似程度（余弦）",
   dimensions: "{count} 维，{tokens} 个词元，{model}",
   file: "一张图像或一段声音",
-  classify: "分类",
+  askModel: "询问模型",
   labels: "识别结果",
+  reads: "读到的文字",
+  readsNothing: "其中没有文字。",
   waitingCalls: "等待与运行",
   latency: "经由本网关生成的延迟（秒）",
   latencyNone: "打开本页以来没有生成过内容。",
@@ -179,7 +181,7 @@ export const zh: Words = {
   buffers: "缓冲区",
   leases: "租约",
   comings: "加载与让出",
-  comingsNone: "打开本页以来没有模型被加载、卸载或让出。",
+  comingsNone: "最近没有模型被加载、卸载或让出。",
   kind: "种类",
   progress: "进度",
   submitted: "提交时间",
