@@ -251,6 +251,10 @@ def again_and_again(session: Session, every_s: float, look: Callable[[], None]) 
             time.sleep(every_s)
 
 
+# Whoever knows one word from one noun finds it at the others.
+_TWINS = {"ls": "list", "list": "ls", "rm": "delete", "delete": "rm"}
+
+
 def command(
     app: typer.Typer,
     name: str | None = None,
@@ -263,6 +267,7 @@ def command(
     Its first parameter is the Session, made from the common options, which every command takes
     besides the function's own, both before and after its name. `examples` end its help text.
     watch: it takes `--watch SECONDS`, too, and then runs again and again until Ctrl-C.
+    What has a twin in _TWINS can be called by that name as well.
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
@@ -295,7 +300,10 @@ def command(
         run.__annotations__ = {p.name: p.annotation for p in parameters}
         # \b keeps the help formatter from filling lines
         lines = "".join(f"\n  {example}" for example in examples)
-        app.command(name, epilog=f"\b\nExamples:{lines}" if lines else None)(run)
+        epilog = f"\b\nExamples:{lines}" if lines else None
+        app.command(name, epilog=epilog)(run)
+        if twin := _TWINS.get(name or function.__name__):
+            app.command(twin, epilog=epilog, hidden=True)(run)
         return function
 
     return register
