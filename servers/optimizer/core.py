@@ -61,6 +61,7 @@ class Jobs:
         self._submitting = asyncio.Lock()
         self._lock = -1
         self._keeping: asyncio.Task[None] | None = None
+        self._closing = False
 
     def open(self) -> None:
         """Read what an earlier server left and go on with it.
@@ -116,6 +117,7 @@ class Jobs:
 
     async def close(self) -> None:
         """Stop watching; running job processes go on, and the next server finds them."""
+        self._closing = True
         tasks = list(self._running.values())
         for task in tasks:
             task.remove_done_callback(self._done)
@@ -179,6 +181,8 @@ class Jobs:
             self._requests[request_id] = id
         if family.orphaned(entry, self._entries):  # it asked while it was being cancelled
             family.stop(entry)
+        elif family.resting(entry, self._entries):  # while it was being paused
+            entry.pause()
         self._catalog.changed()
         return entry
 
@@ -223,20 +227,25 @@ class Jobs:
         elif not entry.paused:
             entry.record.pausing = True
             entry.save()
-        while not entry.paused:
+        while entry.record.pausing:  # else it is paused, or resumed already
             self._going(id)
             await entry.changed.wait()
         for child in self._children(id):
+            if not entry.paused:  # resumed meanwhile
+                break
             with suppress(FailedPrecondition):  # it ended meanwhile: so much the better
                 await self.pause(child.job.id)
         return entry.snapshot()
 
-    def resume(self, id: str) -> jobs_pb2.Job:
-        """Queue a paused job, and its jobs, again.
+    async def resume(self, id: str) -> jobs_pb2.Job:
+        """Queue a paused job, and its jobs, again; one that is being paused when that is done.
 
-        Raises NotFound NO_SUCH_JOB; FailedPrecondition JOB_ENDED.
+        Raises NotFound NO_SUCH_JOB; FailedPrecondition JOB_ENDED, also when it ends meanwhile.
         """
         entry = self._going(id)
+        while entry.record.pausing:
+            await entry.changed.wait()
+            self._going(id)
         for one in (entry, *self._children(id)):
             if one.paused:
                 one.resume()
@@ -267,6 +276,8 @@ class Jobs:
 
     def _pump(self) -> None:
         """Start queued jobs, oldest first, as many as may run."""
+        if self._closing:  # a job has ended this moment: the next server goes on
+            return
         free = self._parallel - sum(_takes_place(self._entries[id]) for id in self._running)
         for entry in list(self._entries.values()):
             if entry.job.state == jobs_pb2.JOB_STATE_QUEUED and (
@@ -282,8 +293,9 @@ class Jobs:
         task.add_done_callback(self._done)
 
     def _done(self, task: asyncio.Task[None]) -> None:
-        del self._running[task.get_name()]
         entry = self._entries[task.get_name()]
+        if self._running.get(entry.job.id) is task:  # it may be resumed already, in a task anew
+            del self._running[entry.job.id]
         if (bug := task.exception()) is not None:
             log.error("a job's supervision failed", extra={"job": entry.job.id}, exc_info=bug)
             error = f"Internal error ({type(bug).__name__}); see the server's log."

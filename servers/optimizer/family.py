@@ -23,6 +23,12 @@ def orphaned(entry: Entry, entries: Mapping[str, Entry]) -> bool:
     return parent is not None and parent is not entry and parent.ended and not entry.ended
 
 
+def resting(entry: Entry, entries: Mapping[str, Entry]) -> bool:
+    """Say whether the job that submitted this one is paused, so that this one waits with it."""
+    parent = entries.get(entry.record.request_id.partition("/")[0])
+    return parent is not None and parent is not entry and parent.paused
+
+
 def stop(entry: Entry) -> None:
     """Cancel a job: at once where it has no process, else its supervisor ends that first."""
     if entry.job.state == jobs_pb2.JOB_STATE_QUEUED or entry.paused:

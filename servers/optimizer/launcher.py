@@ -9,33 +9,16 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import psutil
 
 from llmos.lib.host import ProcessRecord, records
 from llmos.servers.optimizer.environment import environment
 from llmos.servers.optimizer.folder import Folder
-from llmos.servers.optimizer.nursery import Nursery
+from llmos.servers.optimizer.nursery import Nursery, Process
 
 _APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND
 COMMAND = (sys.executable, "-m", "llmos.servers.optimizer.job")
-
-
-class Process(Protocol):
-    """A job's process."""
-
-    def pid(self) -> int:
-        """Return its id; 0 when it is not known (yet)."""
-
-    def alive(self) -> bool:
-        """Return whether it runs."""
-
-    def ending(self) -> str:
-        """Return how it ended, for people; call it when it does not run any more."""
-
-    def signal(self, number: int) -> None:
-        """Send a signal to it and its children; nothing happens when it has ended."""
 
 
 class Launcher:
@@ -62,7 +45,8 @@ class Launcher:
             log = os.open(folder.log, _APPEND | os.O_CLOEXEC, 0o600)
             stack.callback(os.close, log)
             if self._nursery is not None:
-                forked = self._nursery.start(folder, modules, lock, log)
+                orphan = _Adopted(self._run_dir, job, folder)
+                forked = self._nursery.start(folder, modules, lock, log, orphan)
                 if forked is not None:
                     return forked
             pid = os.posix_spawn(
@@ -111,8 +95,7 @@ class _Child:
 
     def signal(self, number: int) -> None:
         if self.alive():
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._pid, number)
+            _to_group(self._pid, number)
 
 
 class _Adopted:
@@ -122,10 +105,15 @@ class _Adopted:
         self._run_dir = run_dir
         self._name = f"job/{job}"
         self._folder = folder
+        self._signal = 0  # asked for before there was a record
 
     def pid(self) -> int:
         found = [r for r in records(self._run_dir) if r.name == self._name]
-        return found[-1].pid if found else 0
+        pid = found[-1].pid if found else 0
+        if pid and self._signal:
+            number, self._signal = self._signal, 0
+            _to_group(pid, number)
+        return pid
 
     def alive(self) -> bool:
         return self._folder.locked()
@@ -135,8 +123,14 @@ class _Adopted:
 
     def signal(self, number: int) -> None:
         if pid := self.pid():
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, number)
+            _to_group(pid, number)
+        else:
+            self._signal = number
+
+
+def _to_group(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, number)
 
 
 def new_id(after: str) -> str:

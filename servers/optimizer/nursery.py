@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from typing import Protocol
 
 from llmos.api.optimizer.v1 import process_pb2 as pb
 from llmos.servers.optimizer.environment import environment
@@ -17,9 +18,26 @@ from llmos.servers.optimizer.folder import Folder
 
 COMMAND = (sys.executable, "-m", "llmos.servers.optimizer.zygote")
 _REST_S = 60.0  # without an order: then its memory is given back
+_LOOK_S = 1.0  # at one that is to end
 
 
 logger = logging.getLogger(__name__)
+
+
+class Process(Protocol):
+    """A job's process."""
+
+    def pid(self) -> int:
+        """Return its id; 0 when it is not known (yet)."""
+
+    def alive(self) -> bool:
+        """Return whether it runs."""
+
+    def ending(self) -> str:
+        """Return how it ended, for people; call it when it does not run any more."""
+
+    def signal(self, number: int) -> None:
+        """Send a signal to it and its children; nothing happens when it has ended."""
 
 
 class Nursery:
@@ -34,8 +52,13 @@ class Nursery:
         self._useless = False
         self._timer: asyncio.TimerHandle | None = None
 
-    def start(self, folder: Folder, modules: Sequence[str], lock: int, log: int) -> Forked | None:
-        """Order a job; return None when that is not possible. The descriptors stay the caller's."""
+    def start(
+        self, folder: Folder, modules: Sequence[str], lock: int, log: int, orphan: Process
+    ) -> Forked | None:
+        """Order a job; return None when that is not possible. The descriptors stay the caller's.
+
+        orphan: the same job as one knows it that another server has started, by what it tells.
+        """
         self._dropped = [nest for nest in self._dropped if not nest.gone()]
         self._serial += 1
         if self._nest is not None and self._nest.useless():
@@ -57,7 +80,7 @@ class Nursery:
                 self._drop()
                 continue
             self._rest_later()
-            return Forked(self._nest, self._serial, folder)
+            return Forked(self._nest, self._serial, orphan)
         return None
 
     def close(self) -> None:
@@ -82,20 +105,29 @@ class Nursery:
             self._rest_later()
         else:
             self.close()
+            self._bury()
+
+    def _bury(self) -> None:
+        """See those that were told to end through to it; else they stay as zombies."""
+        self._dropped = [nest for nest in self._dropped if not nest.gone()]
+        if self._dropped and self._nest is None:
+            self._timer = asyncio.get_running_loop().call_later(_LOOK_S, self._bury)
 
 
 class Forked:
-    """A job's process that a zygote made, or is about to make (see launcher.Process)."""
+    """A job's process that a zygote made, or is about to make (see Process)."""
 
-    def __init__(self, nest: _Nest, serial: int, folder: Folder) -> None:
-        """Take what orders and answers are known by."""
-        self._nest, self._serial, self._folder = nest, serial, folder
+    def __init__(self, nest: _Nest, serial: int, orphan: Process) -> None:
+        """Take what orders and answers are known by. orphan: what it is without the zygote."""
+        self._nest, self._serial, self._orphan = nest, serial, orphan
         self._signal = 0  # asked for before there was a process
 
     def pid(self) -> int:
         """Return its id; 0 when it is not known (yet)."""
         self._nest.read()
         pid = self._nest.pids.get(self._serial, 0)
+        if not pid and self._nest.closed():  # it may have died before it could say
+            pid = self._orphan.pid()
         if pid and self._signal:
             number, self._signal = self._signal, 0
             self.signal(number)
@@ -106,7 +138,7 @@ class Forked:
         self.pid()
         if self._serial in self._nest.statuses:
             return False
-        return self._folder.locked() if self._nest.closed() else True
+        return self._orphan.alive() if self._nest.closed() else True
 
     def ending(self) -> str:
         """Return how it ended, for people."""

@@ -42,7 +42,7 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
 
     async def ResumeJob(self, request: pb.ResumeJobRequest, context: Any) -> pb.ResumeJobResponse:
         """Queue a paused job again."""
-        return pb.ResumeJobResponse(job=self._core.resume(request.id))
+        return pb.ResumeJobResponse(job=await self._core.resume(request.id))
 
     async def ReadJobLog(
         self, request: pb.ReadJobLogRequest, context: Any

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from llmos.api.optimizer.v1 import jobs_pb2, process_pb2
 from llmos.servers.optimizer.entry import Entry
 from llmos.servers.optimizer.kinds import table
-from llmos.servers.optimizer.launcher import Launcher, Process
+from llmos.servers.optimizer.launcher import Launcher
+from llmos.servers.optimizer.nursery import Process
 
 _POLL_S = 0.1  # how often a job's reports are read
 _PAUSE_S = 1.0  # before a job whose process died is started again

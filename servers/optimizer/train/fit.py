@@ -14,6 +14,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA: the 
 
 import torch
 
+from llmos.api.optimizer.v1 import jobs_pb2, process_pb2
 from llmos.servers.optimizer.train.examples import Examples
 from llmos.servers.optimizer.train.gate import Gate
 from llmos.servers.optimizer.train.loop import Loop, Tell
@@ -126,6 +127,12 @@ def _write(work: Path, network: torch.nn.Module, write: Any, outcome: Outcome) -
     partial.replace(result)
     values = {k: v for k, v in outcome.__dict__.items()}
     write_json(work / "outcome.json", values)  # last: it says that all is there
+
+
+def told(now: jobs_pb2.TrainingProgress) -> process_pb2.JobProgress:
+    """Return where a training is as its job reports it: between a tenth and 95% of all."""
+    share = now.step / max(1, now.steps)
+    return process_pb2.JobProgress(training=now, progress=0.1 + 0.85 * share)
 
 
 class Measures:

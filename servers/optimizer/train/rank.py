@@ -15,7 +15,6 @@ import uuid
 from importlib import import_module
 from pathlib import Path
 
-from llmos.api.optimizer.v1 import process_pb2 as pb
 from llmos.lib import log as logs
 from llmos.lib.errors import LLMOSError
 from llmos.servers.optimizer.folder import Folder, Report
@@ -66,7 +65,7 @@ def rank(path: Path) -> None:
         return
     launch = folder.read_launch()
     logs.setup(f"job/{launch.id}/{os.environ['RANK']}")
-    from llmos.servers.optimizer.train.fit import fit
+    from llmos.servers.optimizer.train.fit import fit, told
     from llmos.servers.optimizer.train.work import workshop
 
     report = Report(folder.progress(launch.attempt))
@@ -76,7 +75,7 @@ def rank(path: Path) -> None:
         fit(
             workshop(launch, folder.work),
             gate,
-            lambda now: report.send(pb.JobProgress(training=now)),
+            lambda now: report.send(told(now)),
             threads,
         )
     except LLMOSError as exc:

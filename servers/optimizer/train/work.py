@@ -24,7 +24,7 @@ from llmos.servers.optimizer.job.models.subject import WEIGHTS
 from llmos.servers.optimizer.job.storage import patiently
 from llmos.servers.optimizer.train.budget import Budgets
 from llmos.servers.optimizer.train.examples import Examples, Splits
-from llmos.servers.optimizer.train.fit import MEASURES, Measures, Outcome, fit
+from llmos.servers.optimizer.train.fit import MEASURES, Measures, Outcome, fit, told
 from llmos.servers.optimizer.train.gate import Gate
 from llmos.servers.optimizer.train.plan import Plan
 from llmos.servers.optimizer.train.rank import ERROR
@@ -194,11 +194,7 @@ class TrainWork:
 
     def _tell(self, now: jobs_pb2.TrainingProgress) -> None:
         self._measures.add(now)
-        self._context.report.send(
-            process_pb2.JobProgress(
-                training=now, progress=0.1 + 0.85 * now.step / max(1, now.steps)
-            )
-        )
+        self._context.report.send(told(now))
 
     # After.
 

@@ -77,6 +77,22 @@ async def test_cancel_ends_the_process(state: Path, what: str) -> None:
         assert (await jobs.cancel(id)).state == jobs_pb2.JOB_STATE_CANCELLED
 
 
+async def test_resumed_while_it_is_being_paused(state: Path) -> None:
+    async with running(state) as jobs:
+        id = (await jobs.submit(export("stubborn"), "")).id
+        waiting = (await jobs.submit(export("good"), "")).id
+        await reaches(jobs, id, "works")
+        async with asyncio.timeout(30):
+            pausing = asyncio.create_task(jobs.pause(id))
+            await asyncio.sleep(0)  # it has been asked
+            await jobs.resume(id)
+            await pausing  # though it is not paused any more
+            for _ in range(2):  # queued, or running again
+                await asyncio.gather(jobs.pause(id), jobs.resume(id))
+            await jobs.cancel(id)
+            assert (await ended(jobs, waiting)).state == jobs_pb2.JOB_STATE_SUCCEEDED
+
+
 async def test_cancel_of_a_queued_job_starts_nothing(state: Path) -> None:
     async with running(state) as jobs:
         await jobs.submit(export("slow"), "")

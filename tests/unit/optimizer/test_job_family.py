@@ -42,6 +42,8 @@ async def test_paused_with_it(tmp_path: Path, cancel: bool) -> None:
         for id in (parent, child):
             await reaches(jobs, id, "works")
         await jobs.pause(parent)
+        late = await jobs.submit(export("slow"), f"{parent}/step-2")
+        assert late.state == pb.JOB_STATE_PAUSED  # submitted as its parent was paused
         assert {job.state for job in jobs.list()} == {pb.JOB_STATE_PAUSED}
     async with running(tmp_path, parallel=2) as jobs:  # the next server knows
         assert {job.state for job in jobs.list()} == {pb.JOB_STATE_PAUSED}
@@ -49,6 +51,6 @@ async def test_paused_with_it(tmp_path: Path, cancel: bool) -> None:
             await jobs.cancel(parent)
             assert {job.state for job in jobs.list()} == {pb.JOB_STATE_CANCELLED}
             return
-        jobs.resume(parent)
+        await jobs.resume(parent)
         for id in (parent, child):
             await reaches(jobs, id, "works")

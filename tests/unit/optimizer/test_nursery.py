@@ -14,10 +14,12 @@ import psutil
 import pytest
 
 from llmos.api.optimizer.v1 import process_pb2
+from llmos.lib.config import run_dir
+from llmos.lib.host import ProcessRecord
 from llmos.servers.optimizer.environment import environment
 from llmos.servers.optimizer.folder import Folder
-from llmos.servers.optimizer.launcher import Launcher, Process
-from llmos.servers.optimizer.nursery import Nursery
+from llmos.servers.optimizer.launcher import Launcher
+from llmos.servers.optimizer.nursery import Nursery, Process
 
 
 @pytest.fixture
@@ -113,6 +115,37 @@ async def test_a_signal_reaches_a_job_that_was_forked_this_moment(tmp_path: Path
     process.signal(signal.SIGKILL)
     assert await ended(process) == "by SIGKILL"
     nursery.close()
+
+
+async def test_a_zygote_killed_before_it_told_of_a_job_loses_no_signal(tmp_path: Path) -> None:
+    dying = (
+        "import os, signal\n"
+        "os.pidfd_open = lambda pid: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from llmos.servers.optimizer import zygote\n"
+        "zygote.main()\n"
+    )
+    nursery = Nursery([sys.executable, "-c", dying])
+    launcher = Launcher(run_dir(tmp_path), (sys.executable, "-c", ""), nursery)
+    job = folder(tmp_path, "job")
+    os.mkfifo(job.progress(1))  # the job has its record, and waits for a reader
+    process = launcher.start("job", job)
+    process.signal(signal.SIGKILL)
+    assert await ended(process) == "with the process that had started it"
+    nursery.close()
+
+
+async def test_a_signal_for_a_job_without_a_record_is_kept(tmp_path: Path) -> None:
+    job = folder(tmp_path, "job")
+    lock = job.lock()
+    adopted = Launcher(tmp_path).find("job", job)
+    assert adopted is not None
+    adopted.signal(signal.SIGKILL)
+    child = await asyncio.create_subprocess_exec("sleep", "60", start_new_session=True)
+    assert adopted.pid() == 0
+    ProcessRecord.of(child.pid, "job/job").write(tmp_path)
+    assert adopted.pid() == child.pid
+    assert await child.wait() == -signal.SIGKILL
+    os.close(lock)
 
 
 async def test_a_zygote_that_cannot_work_is_not_tried_for_ever(tmp_path: Path) -> None:

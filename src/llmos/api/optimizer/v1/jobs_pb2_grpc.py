@@ -138,7 +138,7 @@ class JobsServicer(object):
 
     def ResumeJob(self, request, context):
         """Queues a paused job, and those that it submitted, again; they go on where they were. Resuming
-        one that is not paused is OK.
+        one that is not paused is OK; one that is being paused is resumed when that is done.
 
         Errors: NOT_FOUND NO_SUCH_JOB. FAILED_PRECONDITION JOB_ENDED: it has ended already.
         """

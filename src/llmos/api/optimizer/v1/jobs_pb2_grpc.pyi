@@ -64,7 +64,7 @@ class JobsStub:
     """
     ResumeJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ResumeJobRequest, _jobs_pb2.ResumeJobResponse]
     """Queues a paused job, and those that it submitted, again; they go on where they were. Resuming
-    one that is not paused is OK.
+    one that is not paused is OK; one that is being paused is resumed when that is done.
 
     Errors: NOT_FOUND NO_SUCH_JOB. FAILED_PRECONDITION JOB_ENDED: it has ended already.
     """
@@ -120,7 +120,7 @@ class JobsAsyncStub(JobsStub):
     """
     ResumeJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ResumeJobRequest, _jobs_pb2.ResumeJobResponse]  # type: ignore[assignment]
     """Queues a paused job, and those that it submitted, again; they go on where they were. Resuming
-    one that is not paused is OK.
+    one that is not paused is OK; one that is being paused is resumed when that is done.
 
     Errors: NOT_FOUND NO_SUCH_JOB. FAILED_PRECONDITION JOB_ENDED: it has ended already.
     """
@@ -209,7 +209,7 @@ class JobsServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_jobs_pb2.ResumeJobResponse, _abc.Awaitable[_jobs_pb2.ResumeJobResponse]]:
         """Queues a paused job, and those that it submitted, again; they go on where they were. Resuming
-        one that is not paused is OK.
+        one that is not paused is OK; one that is being paused is resumed when that is done.
 
         Errors: NOT_FOUND NO_SUCH_JOB. FAILED_PRECONDITION JOB_ENDED: it has ended already.
         """
