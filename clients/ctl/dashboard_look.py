@@ -33,12 +33,17 @@ class Look:
 
     def rows(self, section: str) -> list[dict[str, Any]]:
         """Return the rows of a table by its name."""
-        tables = {"servers": self.servers(), "models": self.models}
-        return tables.get(section) or {"calls": self.calls, "jobs": self.jobs}.get(section, [])
+        if section == "servers":
+            return self.servers()
+        if section == "calls":  # what models are asked comes first, the OS's own watches last
+            return sorted(self.calls, key=lambda call: (not call["key"], -call["age_s"]))
+        return self.models if section == "models" else self.jobs
 
     def servers(self) -> list[dict[str, Any]]:
         """Return the processes, each with its port and its rate, if it has one."""
-        by_pid = {port.pid: port for port in self.sample.ports.ports if port.pid}
+        own_pid = {"kernel": self.sample.stats.pid}  # the kernel's own port names no process
+        pids = ((port.pid or own_pid.get(port.name, 0), port) for port in self.sample.ports.ports)
+        by_pid = {pid: port for pid, port in pids if pid}
         rows = []
         for process in self.processes:
             port = by_pid.pop(process["pid"], None)

@@ -25,14 +25,14 @@ _BAR = 30
 def view(look: Look, screen: Screen | None, height: int) -> RenderableType:
     """Return a look in about `height` lines (0 = all of it), with what `screen` has chosen."""
     room = max(12, height - _FIXED - len(look.devices)) if height else _ALL
-    share = {"servers": 0.4, "models": 0.25, "calls": 0.2, "jobs": 0.15}
+    lines = shares(room, {section: len(look.rows(section)) for section in _COLUMNS})
     parts: list[RenderableType] = [_head(look)]
     if screen is not None:
         parts.append(_prompt(screen))  # at the top, where no small screen cuts it off
     parts += [*_devices(look), _queues(look)]
     for section, columns in _COLUMNS.items():
         rows = look.rows(section)
-        shown = max(2, int(room * share[section]))
+        shown = lines[section]
         chosen = None
         if screen is not None and screen.section == section:
             chosen = min(screen.row[section], max(0, len(rows) - 1))
@@ -41,6 +41,16 @@ def view(look: Look, screen: Screen | None, height: int) -> RenderableType:
         at = None if chosen is None else chosen - first
         parts.append(_table(columns, rows[first : first + shown], at))
     return Group(*parts)
+
+
+def shares(room: int, rows: dict[str, int]) -> dict[str, int]:
+    """Return how many rows each table shows: what one does not need is for the others."""
+    shares = {"servers": 0.4, "models": 0.25, "calls": 0.2, "jobs": 0.15}
+    lines = {name: min(rows[name], max(2, int(room * share))) for name, share in shares.items()}
+    for name in shares:
+        left = max(0, room - sum(lines.values()))
+        lines[name] += min(left, rows[name] - lines[name])
+    return lines
 
 
 def _head(look: Look) -> Text:
@@ -60,7 +70,7 @@ def _devices(look: Look) -> list[Text]:
         line = Text(f"{device['name']:<7}", no_wrap=True)
         line.append("█" * full, "blue").append("░" * (_BAR - full), "dim")
         line.append(f" {size(device['granted_bytes'])} of {size(budget)} granted, ")
-        lines.append(line.append(f"{size(device['free_bytes'])} free"))
+        lines.append(line.append(f"{size(device['free_bytes'])} free on the device"))
     return lines
 
 
@@ -94,7 +104,7 @@ _COLUMNS: dict[str, Sequence[Column]] = {
         ("NAME", False, lambda r: r["name"]),
         ("PID", True, lambda r: str(r["pid"] or "-")),
         ("STATE", False, lambda r: f"{r['state']} {r['flags'].upper()}".strip()),
-        ("RESTARTS", True, lambda r: str(r["restarts"])),
+        ("RESTARTS", True, lambda r: str(r["restarts"]) if r["managed"] else "-"),
         ("RSS", True, lambda r: size(r["rss_bytes"]) if r["rss_bytes"] else "-"),
         ("UP", True, lambda r: duration(r["uptime_s"])),
         ("RUN", True, lambda r: str(r["running"])),

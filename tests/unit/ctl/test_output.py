@@ -100,3 +100,29 @@ def test_report_is_one_sentence_or_json(capsys: pytest.CaptureFixture[str]) -> N
     assert exits.report(error, json=True) == 3
     said = json.loads(capsys.readouterr().err)["error"]
     assert (said["reason"], said["message"]) == ("NO_SUCH_MODEL", "There is no model x.")
+
+
+def test_tables_of_top_share_the_lines_of_the_screen() -> None:
+    from llmos.clients.ctl.dashboard_view import shares
+
+    rows = {"servers": 10, "models": 1, "calls": 8, "jobs": 0}
+    assert shares(22, rows) == rows  # nothing is hidden while there is room
+    assert shares(12, rows) == {"servers": 9, "models": 1, "calls": 2, "jobs": 0}
+    full = shares(40, dict.fromkeys(rows, 100))
+    assert full == {"servers": 16, "models": 10, "calls": 8, "jobs": 6}
+
+
+def test_top_has_the_kernels_own_port_and_calls_of_models_first() -> None:
+    from llmos.api.kernel.v1 import admin_pb2 as pb
+    from llmos.clients.ctl import frame
+    from llmos.clients.ctl.dashboard_look import Look
+
+    ports = pb.ListPortsResponse(ports=[pb.PortInfo(port=1, name="kernel", running=4)])
+    stats, services = pb.GetStatsResponse(pid=7), pb.ListServicesResponse()
+    sample = frame.Sample(0.0, stats, ports, services, pb.ListTenantsResponse())
+    kernel = {"name": "kernel", "pid": 7, "restarts": 0, "managed": True}
+    calls = [{"id": i, "key": key, "age_s": age} for i, key, age in (("1", "", 9), ("2", "m", 1))]
+    look = Look(sample, frame.rates(None, sample), processes=[kernel], calls=calls)
+    (row,) = look.servers()
+    assert (row["port"], row["running"]) == (1, 4)
+    assert [call["id"] for call in look.rows("calls")] == ["2", "1"]
