@@ -39,7 +39,7 @@ from llmos.servers.execution.engine.torch.model import Model
 from llmos.servers.execution.engine.torch.options import NO_WISHES, Wishes, wishes
 from llmos.servers.execution.engine.torch.pooling import Pooled
 from llmos.servers.execution.engine.torch.reading import read
-from llmos.servers.execution.engine.torch.request import constraint, make_plan
+from llmos.servers.execution.engine.torch.request import constraint, is_short, make_plan
 from llmos.servers.execution.engine.torch.schedule import Job
 from llmos.servers.execution.engine.torch.sequence import Sequence as Running
 from llmos.servers.execution.engine.torch.sharing import Sharing
@@ -94,8 +94,10 @@ class TorchEngine(Engine):
 
     async def generate(self, request: Generation) -> AsyncIterator[Piece]:
         """Continue text; see Engine. Also raises InvalidArgument BAD_TOKENS for unknown ids."""
-        # A long prompt takes a while to cut into tokens: not on the event loop.
-        sequence = await asyncio.to_thread(self._prepare, request)
+        if is_short(request):  # another thread would have to wait for Python's lock and for a CPU
+            sequence = self._prepare(request)
+        else:
+            sequence = await asyncio.to_thread(self._prepare, request)
         if sequence.finish:
             yield sequence.closing()  # it had said its last token before it was resumed
             return

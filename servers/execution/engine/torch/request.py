@@ -15,6 +15,7 @@ from llmos.servers.execution.engine.torch.tokenizer import TextTokenizer
 MAX_STOPS = 16
 MAX_LOGPROBS = 20
 DEFAULT_TOKENS = 256
+_SHORT = 512  # characters or tokens, which are cut or checked in less than half a millisecond
 
 
 def make_plan(
@@ -50,6 +51,16 @@ def make_plan(
         request.tenant,
         request.prompt_logprobs,
     )
+
+
+def is_short(request: Generation) -> bool:
+    """Say whether a plan takes well under a millisecond, so that an event loop may wait for it.
+
+    Chats are not (a model's template is foreign code), nor what has to match something.
+    """
+    text = request.prompt is not None and len(request.prompt) <= _SHORT
+    given = request.tokens is not None and len(request.tokens) <= _SHORT
+    return (text or given) and len(request.resume) <= _SHORT and constraint(request) is None
 
 
 def constraint(request: Generation) -> tuple[str, str] | None:

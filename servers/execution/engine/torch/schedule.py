@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 MAX_RUNNING = 64  # sequences in a step; more wait
 PREFILL = 256  # prompt tokens in a step when nobody waits for a next token
 PREFILL_BESIDE = 64  # and when somebody does: bounds the gap between two tokens
+_BETWEEN = 96  # and with short prompts that come during a step: three of 32 tokens, for example
 _PATIENCE = 4  # steps in a row that BATCH sits out while INTERACTIVE prompts are read
 
 
@@ -141,15 +142,17 @@ class Scheduler:
         """Admit newcomers with short prompts in the middle of a step, to be read before it goes on.
 
         The first who wait, and nobody else's blocks are touched: the step is at work on them. Those
-        who decode wait for no more rows between two tokens than a step of theirs may have beside,
-        and a person whose prompt is read waits for no BATCH.
+        who decode wait for `_BETWEEN` rows of prompts at most between two tokens, and a person
+        whose prompt is read waits for no BATCH.
         """
         chunks: list[Chunk] = []
         person = any(job.rank <= INTERACTIVE and job.left > 1 for job in self.running)
         for job in sorted(self.waiting, key=lambda j: j.order):
             if person and job.rank >= BATCH:
                 break
-            if not self._apart or job.cancelled or job.left > PREFILL_BESIDE - self._beside:
+            if not self._apart or job.cancelled or job.left > PREFILL_BESIDE:
+                break
+            if job.left > _BETWEEN - self._beside:
                 break
             if not self._admit(job, drive_out=False):
                 break
