@@ -66,7 +66,8 @@ class Loads:
         try:
             await self._starter.start(worker, version, keys)
         except LLMOSError as exc:
-            self.failures[worker.ref] = exc.message
+            if exc.reason != "CRASH_LOOP":  # for some seconds: meanwhile the crashes are told
+                self.failures[worker.ref] = exc.message
             log.warning("cannot load", extra={"worker": worker.id, "cause": exc.message})
             self._tell("model.failed", model=worker.ref, cause=exc.message)
             raise
