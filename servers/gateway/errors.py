@@ -44,6 +44,7 @@ _CODES = {
 _PARAMS = {
     "NO_SUCH_MODEL": "model",
     "NO_SUCH_VERSION": "model",
+    "NO_SUCH_ALIAS": "model",
     "BAD_NAME": "model",
     "WRONG_TASK": "model",
     "BAD_CHAT": "messages",

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainValidator,
+    Tag,
+    WithJsonSchema,
+)
 from pydantic_core import PydanticCustomError
 
 from llmos.servers.gateway.media import Content, medium_of
@@ -116,6 +125,20 @@ class Choice(BaseModel):
 
     type: Literal["function"]
     function: Named
+
+
+_WORD, _OBJECT = "<word>", "<object>"
+
+
+def _kind(value: object) -> str:
+    return _OBJECT if isinstance(value, dict | Choice) else _WORD
+
+
+# By what a client gave: an error is about that, not about all that would have been taken.
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag(_WORD)] | Annotated[Choice, Tag(_OBJECT)],
+    Discriminator(_kind),
+]
 
 
 class Called(BaseModel):

@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from llmos.lib.errors import InvalidArgument
 from llmos.servers.gateway.media import Medium
-from llmos.servers.gateway.messages import Choice, Message, ResponseFormat, Tool
+from llmos.servers.gateway.messages import Choice, Message, ResponseFormat, Tool, ToolChoice
 from llmos.servers.gateway.parameters import check_extra, publish, publish_closed, refused
 
 MAX_INPUTS = 2048  # of Embed, see execution.proto
@@ -129,7 +129,7 @@ class ChatBody(GenerationBody):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | Choice | None = None
+    tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     session: Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,128}$")] | None = None
     response_format: ResponseFormat | None = None
@@ -244,7 +244,7 @@ def check_chat(body: ChatBody) -> None:
         raise refused(
             "INVALID_VALUE", "max_tokens", "and `max_completion_tokens` exclude each other"
         )
-    if body.top_logprobs is not None and not body.logprobs:
+    if body.top_logprobs and not body.logprobs:
         raise refused("INVALID_VALUE", "top_logprobs", "needs `logprobs` to be true")
     names = {tool.function.name for tool in body.tools or ()}
     chosen = body.tool_choice
@@ -285,13 +285,15 @@ def _invalid(exc: ValidationError) -> InvalidArgument:
         )
     param = ""
     for part in error["loc"]:
+        if str(part).startswith("<"):  # of a union, no member of the body
+            continue
         param += f"[{part}]" if isinstance(part, int) else f".{part}" if param else str(part)
     if not param:
         return InvalidArgument("BAD_JSON", "The body must be a JSON object.")
     if kind == "missing":
         return refused("MISSING_REQUIRED_PARAMETER", param, "is required")
-    text = text[0].lower() + text[1:]
-    if text.startswith(("input should be ", "input should ")):
-        text = "should " + text.removeprefix("input should ")
+    text = text[0].lower() + text[1:].replace(" after validation", "")
+    for subject in ("input ", "list "):
+        text = text.removeprefix(subject)
     is_type = kind.endswith("_type") or kind in ("int_from_float", "int_parsing")
     return refused("INVALID_TYPE" if is_type else "INVALID_VALUE", param, text)

@@ -76,6 +76,12 @@ def refusal(cls: Any, raw: bytes) -> InvalidArgument:
         ({"logit_bias": {"cat": 2}}, "INVALID_VALUE", "logit_bias"),
         ({"tools": [{"type": "function"}]}, "MISSING_REQUIRED_PARAMETER", "tools[0].function"),
         ({"tool_choice": "required"}, "INVALID_VALUE", "tool_choice"),
+        ({"tool_choice": "any"}, "INVALID_VALUE", "tool_choice"),
+        (
+            {"tool_choice": {"type": "function"}},
+            "MISSING_REQUIRED_PARAMETER",
+            "tool_choice.function",
+        ),
         (
             {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "x"}}},
             "INVALID_VALUE",
@@ -125,6 +131,7 @@ def test_parameters_that_ask_for_nothing_are_taken() -> None:
         tools=[],
         tool_choice="auto",
         logprobs=False,
+        top_logprobs=0,
         logit_bias={},
         frequency_penalty=0.0,
         presence_penalty=0,
