@@ -11,7 +11,8 @@ times are microseconds at the median of interleaved rounds. Buffers and handles 
 kernel, as in an LLM OS; inline is plain gRPC from here to the consumer; `empty_call` is a call over
 the kernel with nothing in it, which a transfer by handle cannot be below. In every transfer the
 sender's bytes start in its private memory, and the consumer touches each page of what it got before
-it answers.
+it answers. `there_and_back`: the consumer answers with 4 MiB of its own, too: inline in its
+message, by handle copied into a buffer that was lent to it; the sender touches each page of them.
 """
 
 from __future__ import annotations
@@ -75,12 +76,29 @@ async def consume(kernel: str, address: str) -> None:
     async def empty(message: bytes, context: Any) -> bytes:
         return b""
 
-    methods = (fresh, reused, empty)
+    answer = os.urandom(SIZE)
+
+    async def inline_back(data: bytes, context: Any) -> bytes:
+        touch(data)
+        return answer
+
+    async def lent(message: bytes, context: Any) -> bytes:
+        kept["answer"] = await buffers.open(BufferHandle.FromString(message), write=True)
+        return b""
+
+    async def reused_back(message: bytes, context: Any) -> bytes:
+        await reused(message, context)
+        kept["answer"].view[:] = answer
+        return b""
+
+    methods = (fresh, reused, empty, lent, reused_back)
     by_handle: Any = {f.__name__: grpc.unary_unary_rpc_method_handler(f) for f in methods}
     port.serve(ExportSpec("Bench"), by_handle)
     await port.start()
     server = grpc.aio.server(options=OPTIONS)
-    by_value: Any = {"inline": grpc.unary_unary_rpc_method_handler(inline)}
+    by_value: Any = {
+        f.__name__: grpc.unary_unary_rpc_method_handler(f) for f in (inline, inline_back)
+    }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("Bench", by_value),))
     server.add_insecure_port(address)
     await server.start()
@@ -167,6 +185,14 @@ async def measure(kernel: str, consumer: str) -> dict[str, float]:
             held.view[:] = data
             return await send(port.channel, "reused", held.handle.SerializeToString())
 
+        async def inline_back() -> bytes:
+            return touch(await send(other, "inline_back", data))
+
+        async def reused_back() -> bytes:
+            held.view[:] = data
+            await send(port.channel, "reused_back", held.handle.SerializeToString())
+            return touch(lent.view)
+
         async def in_place() -> bytes:
             return await send(port.channel, "reused", held.handle.SerializeToString())
 
@@ -184,6 +210,9 @@ async def measure(kernel: str, consumer: str) -> dict[str, float]:
 
         answers = {await inline(), await fresh(), await reused()}
         assert len(answers) == 1, "the consumer saw different bytes"
+        lent = await buffers.create(SIZE)
+        await send(port.channel, "lent", lent.handle.SerializeToString())
+        assert await inline_back() == await reused_back(), "different answers"
         found = await medians_us(
             {
                 # What gives memory back or allocates ahead comes first, memcpy where all is calm.
@@ -191,8 +220,10 @@ async def measure(kernel: str, consumer: str) -> dict[str, float]:
                 "4MiB_handle_fresh_buffer": fresh,
                 "create_map_free_4KiB": cycle(PAGE),
                 "4MiB_inline_grpc": inline,
+                "4MiB_inline_there_and_back": inline_back,
                 "4MiB_inline_8_at_once": lambda: eight(lambda i: inline()),
                 "4MiB_handle_8_at_once": lambda: eight(one_of_eight),
+                "4MiB_handle_there_and_back": reused_back,
                 "4MiB_handle_in_place": in_place,
                 "empty_call": empty,
                 "4MiB_handle_reused_buffer": reused,
@@ -246,6 +277,12 @@ def main() -> None:
         "buffer_cycle_ms": round(results["create_map_free_4MiB"] / 1e3, 3),
         "handle_vs_inline_4mib": round(results["4MiB_inline_grpc"] / handle, 2),
         "handle_vs_memcpy_4mib": round(results["4MiB_memcpy"] / handle, 3),
+        "handle_vs_inline_4mib_there_and_back": round(
+            results["4MiB_inline_there_and_back"] / results["4MiB_handle_there_and_back"], 2
+        ),
+        "handle_vs_memcpy_4mib_there_and_back": round(  # two copies of 4 MiB
+            2 * results["4MiB_memcpy"] / results["4MiB_handle_there_and_back"], 3
+        ),
         "handle_vs_inline_4mib_8": round(
             results["4MiB_inline_8_at_once"] / results["4MiB_handle_8_at_once"], 2
         ),
