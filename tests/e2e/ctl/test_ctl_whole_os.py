@@ -96,6 +96,8 @@ def test_models(os_up: WholeOS) -> None:
     assert "Apache-2.0" in shown and "8192 tokens" in shown
     assert os_up.ok("model", "unload", "smollm2") == "smollm2 is unloaded.\n"
     assert os_up.ok("model", "unload", "smollm2") == "smollm2 was not loaded.\n"
+    told = [c["kind"] for c in os_up.json("mem", "history") if c["id"].startswith("smollm2@")]
+    assert told[0] == "released" and "granted" in told
 
 
 def test_looking_into_the_kernel(os_up: WholeOS) -> None:

@@ -5,7 +5,7 @@ import { bytes, duration, percent } from "../lib/format";
 import { usePoll } from "../lib/hooks";
 import { t } from "../lib/i18n";
 import { useLive } from "../lib/system";
-import type { Device, Grant } from "../lib/types";
+import type { Device, Grant, News } from "../lib/types";
 import { DoButton } from "../ui/actions";
 import { Badge, Panel, Table, Trouble } from "../ui/parts";
 import { NewsList } from "./system";
@@ -13,21 +13,46 @@ import { NewsList } from "./system";
 type Buffer = {
   id: string; size: number; owner: string; leases: number; sealed: boolean; age_s: number; label: string;
 };
-type Held = { devices: Device[]; grants: Grant[]; buffers: Buffer[] };
+type Change = {
+  unix_s: number; kind: string; id: string; device: string; bytes: number; wanted_by: string; tenant: string;
+};
+type Held = { devices: Device[]; grants: Grant[]; buffers: Buffer[]; changes: Change[] };
 
 async function held(signal: AbortSignal): Promise<Held> {
-  const [devices, grants, buffers] = await Promise.all([
+  const [devices, grants, buffers, changes] = await Promise.all([
     get<{ devices: Device[] }>("/memory/devices", signal),
     get<{ grants: Grant[] }>("/memory/grants", signal),
     get<{ buffers: Buffer[] }>("/memory/buffers", signal),
+    get<{ changes: Change[] }>("/memory/changes?limit=40", signal),
   ]);
-  return { ...devices, ...grants, ...buffers };
+  return { ...devices, ...grants, ...buffers, ...changes };
 }
+
+/** What the memory server remembers of before this page was opened, as news. */
+function asNews(change: Change, index: number): News {
+  return {
+    id: index,
+    topic: `grant.${change.kind}`,
+    publisher: `memory ${change.unix_s}`,
+    missed: 0,
+    payload: {
+      at: change.unix_s,
+      id: change.id,
+      device: change.device,
+      size: bytes(change.bytes),
+      for: change.wanted_by,
+      tenant: change.tenant,
+    },
+  };
+}
+
+const timeOf = (item: News): number => (typeof item.payload === "string" ? 0 : (item.payload.at ?? 0));
 
 export function MemoryPage(): JSX.Element {
   const live = useLive();
   const polled = usePoll(held, 2);
-  const news = live.news.filter((item) => /^(model|memory|grant|residency)\./.test(item.topic));
+  const heard = live.news.filter((item) => /^(model|memory|grant|residency)\./.test(item.topic));
+  const news = [...heard, ...(polled.value?.changes ?? []).map(asNews)].sort((a, b) => timeOf(b) - timeOf(a));
   return (
     <>
       <Trouble error={polled.error} />
