@@ -121,7 +121,8 @@ def ls(
     try:
         states = _states(session)
     except grpc.RpcError as exc:
-        note(f"Which are loaded is not known: {from_rpc_error(exc)}")
+        if exc.code() is not grpc.StatusCode.UNIMPLEMENTED:  # storage alone loads nothing
+            note(f"Which are loaded is not known: {from_rpc_error(exc)}")
     rows, value = [], []
     for version in versions:
         fields = version.DESCRIPTOR.fields_by_name
