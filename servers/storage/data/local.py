@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
+import functools
 from collections.abc import AsyncGenerator, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,8 +16,7 @@ from llmos.servers.storage.data.model import Chunk, Dataset, Imported, Order, Pa
 from llmos.servers.storage.db.engine import Database
 from llmos.servers.storage.importer import Watch
 from llmos.servers.storage.model import Progress
-
-_TICK_S = 0.1
+from llmos.servers.storage.watched import watched
 
 
 class LocalDatasets(Datasets):
@@ -36,24 +35,9 @@ class LocalDatasets(Datasets):
         """Wait for running imports. Calls must have ended or been cancelled."""
         self._imports.shutdown(wait=True, cancel_futures=True)
 
-    async def import_dataset(self, order: Order) -> AsyncGenerator[Progress | Imported, None]:
+    def import_dataset(self, order: Order) -> AsyncGenerator[Progress | Imported, None]:
         """See Datasets. When the caller goes away, the import stops before this returns."""
-        watch = Watch()
-        job = self._imports.submit(contextvars.copy_context().run, self._import, order, watch)
-        running = asyncio.wrap_future(job)
-        try:
-            last = None
-            while not running.done():
-                await asyncio.wait([running], timeout=_TICK_S)
-                if last != (last := watch.progress):
-                    yield last
-            yield running.result()
-        finally:
-            watch.cancel()
-            if not job.cancel():
-                await asyncio.wait([running])
-            if running.done() and not running.cancelled():
-                running.exception()  # when the caller is gone, nobody else fetches it
+        return watched(self._imports, functools.partial(self._import, order))
 
     def _import(self, order: Order, watch: Watch) -> Imported:
         # Arrow takes a while to import: at the first import of a data set, not at the start.
