@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -94,11 +93,9 @@ async def test_metadata_travels_both_ways(world: World) -> None:
 
 
 async def test_a_deadline_stops_the_work(world: World) -> None:
-    started = time.monotonic()
     error = await failing(world.stub.StatBlobs(stat("sleep"), timeout=0.2))
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    await asyncio.wait_for(world.echo.cancelled.wait(), 5)
-    assert time.monotonic() - started < 5
+    await asyncio.wait_for(world.echo.cancelled.wait(), 30)  # it would sleep for a minute
 
 
 async def test_cancelling_stops_the_work(world: World) -> None:
