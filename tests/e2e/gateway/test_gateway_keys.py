@@ -43,7 +43,7 @@ def ctl(running: Stack, *words: str) -> Any:
     return json.loads(done.stdout)
 
 
-def until(condition: Callable[[], bool], timeout_s: float = 20) -> None:
+def until(condition: Callable[[], bool], timeout_s: float = 60) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline
