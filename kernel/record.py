@@ -84,16 +84,12 @@ def _messages(path: Path) -> Iterator[bytes]:
 
 
 def _event(record: pb.RecordedEvent) -> Event:
-    subject = record.subject
-    if record.what == What.WHAT_RECEIVED:
-        return Received(subject, record.envelopes)
-    if record.what == What.WHAT_ATTACHED:
-        return Attached(subject, record.own)
     if record.what == What.WHAT_LIMITS_CHANGED:
         return LimitsChanged(record.limits)
     if record.what == What.WHAT_TICK:
         return Tick()
-    event: Event = _KIND[record.what](subject)
+    more = {What.WHAT_RECEIVED: (record.envelopes,), What.WHAT_ATTACHED: (record.own,)}
+    event: Event = _KIND[record.what](record.subject, *more.get(record.what, ()))
     return event
 
 

@@ -7,6 +7,8 @@ they wait for a server, for a while.
 from __future__ import annotations
 
 import heapq
+import itertools
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from llmos.api.kernel.v1 import admin_pb2
@@ -31,25 +33,17 @@ class Absence:
         self._limits = limits
         self._stats = stats
         self._timers: list[tuple[float, int, Service, KeyQueue]] = []
-        self._timer_seq = 0
+        self._order = itertools.count()
 
     def look(self, service: Service, queue: KeyQueue, now: float) -> None:
         """Calls wait for a key that no port serves: fault it once, or wait for a server."""
-        handler = next(
-            (e for e in service.exports.values() if e.fault_handler and takes_calls(e)), None
-        )
-        if queue.key and handler is not None:
+        handlers = (e for e in service.exports.values() if e.fault_handler and served([e]))
+        if queue.key and (handler := next(handlers, None)) is not None:
             if queue.fault_tries >= self._limits.max_fault_tries:
                 queue.fault_tries = 0
-                self._fail_all(
-                    service,
-                    queue,
-                    Unavailable(
-                        "FAULT_WITHOUT_EFFECT",
-                        f"{handler.port.name} answered that {queue.key!r} is ready, but no "
-                        f"process exports {service.name} for it.",
-                    ),
-                )
+                said = f"{handler.port.name} answered that {queue.key!r} is ready, but no process"
+                said += f" exports {service.name} for it."
+                self._fail_all(queue, Unavailable("FAULT_WITHOUT_EFFECT", said))
             else:
                 self._raise_fault(service, queue, handler, now)
         elif queue.timer_at is None:
@@ -57,63 +51,47 @@ class Absence:
 
     def _raise_fault(self, service: Service, queue: KeyQueue, handler: Export, now: float) -> None:
         first = queue.first()
-        fault = Call(self._scheduler.next_call, None, 0, FAULT, now)
-        self._scheduler.next_call += 1
-        fault.service = service
-        fault.key = queue.key
-        fault.call_class = first.call_class
-        fault.tenant = first.tenant
-        fault.payer = first.payer
+        fault = Call(next(self._scheduler.call_ids), None, 0, FAULT, now)
+        fault.service, fault.key, fault.call_class = service, queue.key, first.call_class
+        fault.tenant, fault.payer = first.tenant, first.payer
         request = admin_pb2.FaultRequest(service=service.name, key=queue.key)
-        opened = pb.Open(method=FAULT, key=queue.key)
         fault.first = pb.Envelope(
             kind=pb.KIND_OPEN,
             payload=request.SerializeToString(),
             flags=pb.FLAG_MESSAGE | pb.FLAG_HALF_CLOSE,
-            open=opened,
+            open=pb.Open(method=FAULT, key=queue.key),
         )
         queue.fault = fault
         queue.fault_tries += 1
         self._stats.faults += 1
         self._scheduler.deliver(fault, handler, now)
 
-    def ended(self, fault: Call, error: LLMOSError | None, now: float) -> None:
-        """Take the answer of a fault handler: an error ends the calls that wait."""
+    def ended(self, fault: Call, error: LLMOSError | None, now: float, died: bool = False) -> None:
+        """Take the answer of a fault handler: an error ends the calls that wait; or it `died`."""
         service = fault.service
-        assert service is not None
         queue = service.queues.get(fault.key)
         if queue is None or queue.fault is not fault:
             return
         queue.fault = None
         if error is not None:
-            self._fail_all(service, queue, error)
+            self._fail_all(queue, error)
+        elif died:
+            queue.fault_tries -= 1
         elif served(service.hot.get(fault.key, [])):
             queue.fault_tries = 0
         self._scheduler.serve_queue(service, queue, now)
 
-    def lost(self, fault: Call, now: float) -> None:
-        """The fault handler died: ask another, or wait for it to come back."""
-        service = fault.service
-        assert service is not None
-        queue = service.queues.get(fault.key)
-        if queue is not None and queue.fault is fault:
-            queue.fault = None
-            queue.fault_tries -= 1
-            self._scheduler.serve_queue(service, queue, now)
-
-    def _fail_all(self, service: Service, queue: KeyQueue, error: LLMOSError) -> None:
-        while (call := queue.pop_any()) is not None:
-            self._scheduler.queued -= 1
-            self._scheduler.fail(call, error)
-        self._scheduler.tidy(service, queue)
+    def _fail_all(self, queue: KeyQueue, error: LLMOSError) -> None:
+        for call in queue.calls():
+            if call.queue is queue:  # it may have ended with one before it
+                self._scheduler.fail(call, error)
 
     # Servers that are away.
 
     def _arm(self, service: Service, queue: KeyQueue, now: float) -> None:
         oldest = min(call.queued_at for call in queue.calls())
         queue.timer_at = max(now, oldest + self._grace(service, queue.key))
-        self._timer_seq += 1
-        heapq.heappush(self._timers, (queue.timer_at, self._timer_seq, service, queue))
+        heapq.heappush(self._timers, (queue.timer_at, next(self._order), service, queue))
 
     def _grace(self, service: Service, key: str) -> float:
         limits = self._limits
@@ -131,27 +109,19 @@ class Absence:
             queue.timer_at = None
             if service.queues.get(queue.key) is not queue or queue.fault is not None:
                 continue
-            hot = service.hot.get(queue.key, [])
-            if served(hot):
+            if served(service.hot.get(queue.key, [])):
                 continue
             grace = self._grace(service, queue.key)
-            for call in [c for c in queue.calls() if c.queued_at + grace <= now]:
-                queue.take(call)
-                self._scheduler.queued -= 1
-                self._scheduler.fail(call, _nobody(service, call, grace))
-            self._scheduler.tidy(service, queue)
+            for call in queue.calls():
+                if call.queued_at + grace <= now and call.queue is queue:
+                    self._scheduler.fail(call, _nobody(service, call, grace))
             if queue.count:
                 self._arm(service, queue, now)
 
 
-def takes_calls(export: Export) -> bool:
-    """Return whether a port takes new calls."""
-    return not export.port.draining and not export.port.stalled
-
-
-def served(hot: list[Export]) -> bool:
-    """Return whether one of the ports that have a key takes new calls."""
-    return any(takes_calls(export) for export in hot)
+def served(exports: Iterable[Export]) -> bool:
+    """Return whether one of the ports takes new calls."""
+    return any(not e.port.draining and not e.port.stalled for e in exports)
 
 
 def knows(service: Service, key: str) -> bool:
@@ -159,18 +129,20 @@ def knows(service: Service, key: str) -> bool:
     return not key or key in service.known_keys or service.handled
 
 
-def no_such_key(service: Service, key: str) -> LLMOSError:
-    """Return the error of a call for a key that nobody knows."""
-    return NotFound("NO_SUCH_KEY", f"No process exports {service.name} for the key {key!r}.")
+def unknown(service: Service, key: str) -> LLMOSError | None:
+    """Return the error of a call for a service or a key that nobody knows, if nobody does."""
+    name = service.name
+    if not service.seen:
+        cure = "`llmos-ctl kernel services` lists those there are."
+        return Unimplemented("NO_SUCH_SERVICE", f"No process exports the service {name}; {cure}")
+    if not knows(service, key):
+        return NotFound("NO_SUCH_KEY", f"No process exports {name} for the key {key!r}.")
+    return None
 
 
 def _nobody(service: Service, call: Call, grace: float) -> LLMOSError:
-    if not service.seen:
-        return Unimplemented("NO_SUCH_SERVICE", f"No process exports the service {service.name}.")
-    if not knows(service, call.key):
-        return no_such_key(service, call.key)
     what = f"{service.name} for {call.key!r}" if call.key else service.name
-    return Unavailable(
+    return unknown(service, call.key) or Unavailable(
         "NO_SERVER",
         f"The server of {what} is away and did not come back within {grace:.0f} s; the call "
         f"{'may have run on its last one' if call.attempts else 'has not run'}.",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
 from llmos.api.kernel.v1 import events_pb2 as pb
 from llmos.lib.errors import AlreadyExists, InvalidArgument, NotFound, ResourceExhausted
@@ -14,12 +14,6 @@ MAX_PAYLOAD = 64 << 10
 MAX_PENDING = 10_000
 KEPT_S = 60.0  # how long a named subscription without a stream is kept
 _PATTERN_CHARACTERS = frozenset("*?[]")
-
-
-@dataclass(slots=True)
-class _Sent:
-    event: pb.SubscribeResponse
-    again_at: float
 
 
 class Subscription:
@@ -36,7 +30,8 @@ class Subscription:
         self._limit = min(request.max_pending or 1000, MAX_PENDING)
         self._ack_s = request.ack_timeout_s or 10.0
         self._pending: deque[pb.SubscribeResponse] = deque()
-        self._sent: dict[int, _Sent] = {}  # not acknowledged, oldest first
+        # Not acknowledged, oldest first; with the time when to send it again.
+        self._sent: dict[int, tuple[pb.SubscribeResponse, float]] = {}
         self._missed = 0
         self._next = 1
 
@@ -61,9 +56,8 @@ class Subscription:
 
     def take(self, now: float) -> pb.SubscribeResponse | None:
         """Return the next event to send: one that is due again, or a new one."""
-        due = next(iter(self._sent.values()), None)
-        if due is not None and due.again_at <= now:
-            event = due.event
+        event, again_at = next(iter(self._sent.values()), (None, 0.0))
+        if event is not None and again_at <= now:
             del self._sent[event.id]
             event.redelivered += 1
         elif self._pending:
@@ -72,15 +66,14 @@ class Subscription:
         else:
             return None
         if self.name:
-            self._sent[event.id] = _Sent(event, now + self._ack_s)
+            self._sent[event.id] = event, now + self._ack_s
         return event
 
     def next_due(self) -> float | None:
         """Return when something not acknowledged is due again."""
-        due = next(iter(self._sent.values()), None)
-        return None if due is None else due.again_at
+        return next((again_at for _, again_at in self._sent.values()), None)
 
-    def acknowledge(self, ids: list[int]) -> None:
+    def acknowledge(self, ids: Iterable[int]) -> None:
         """Forget events."""
         for number in ids:
             self._sent.pop(number, None)
@@ -88,16 +81,14 @@ class Subscription:
     def resume(self, wake: Callable[[], None]) -> None:
         """Take a new stream: what was not acknowledged is due at once."""
         self.wake = wake
-        for sent in self._sent.values():
-            sent.again_at = 0.0
+        self._sent = {number: (event, 0.0) for number, (event, _) in self._sent.items()}
 
 
+@dataclass
 class Board:
     """All subscriptions."""
 
-    def __init__(self) -> None:
-        """Start without any."""
-        self._all: list[Subscription] = []
+    _all: list[Subscription] = field(default_factory=list)
 
     def publish(self, topic: str, payload: bytes, publisher: str, now: float) -> int:
         """Give an event to whoever wants it; return how many that are.
@@ -119,7 +110,7 @@ class Board:
         Raises InvalidArgument BAD_PATTERN, AlreadyExists NAME_TAKEN.
         """
         fresh = Subscription(request, wake)
-        old = next((s for s in self._all if request.name and s.name == request.name), None)
+        old = self._named(request.name)
         if old is None:
             self._all.append(fresh)
             return fresh
@@ -135,10 +126,11 @@ class Board:
         if not subscription.name:
             self._all.remove(subscription)
 
-    def acknowledge(self, name: str, ids: list[int]) -> None:
+    def acknowledge(self, name: str, ids: Iterable[int]) -> None:
         """Forget events of a named subscription. Raises NotFound NO_SUCH_SUBSCRIPTION."""
-        for subscription in self._all:
-            if name and subscription.name == name:
-                subscription.acknowledge(ids)
-                return
-        raise NotFound("NO_SUCH_SUBSCRIPTION", f"There is no subscription called {name!r}.")
+        if (subscription := self._named(name)) is None:
+            raise NotFound("NO_SUCH_SUBSCRIPTION", f"There is no subscription called {name!r}.")
+        subscription.acknowledge(ids)
+
+    def _named(self, name: str) -> Subscription | None:
+        return next((s for s in self._all if name and s.name == name), None)

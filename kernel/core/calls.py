@@ -28,41 +28,37 @@ _MAX_COST = 1e15
 
 
 class Calls:
-    """Owns the call table. Envelopes leave through `frames`, which the core sets per event."""
+    """Owns the call table. The core sets per event: `now`, and `frames` for what leaves."""
 
     def __init__(self, limits: Limits, stats: Stats) -> None:
         """Start without calls."""
         self.table: dict[int, Call] = {}
-        self.scheduler = Scheduler(limits, stats, self._deliver, self._fail)
+        self.scheduler = Scheduler(limits, stats, self._deliver, self.fail)
         self._limits = limits
         self._stats = stats
         self.frames: dict[int, list[pb.Envelope]] = {}
         self._intake = Intake(self.scheduler, limits)
         self._next_server_id = 2
         self._deadlines: list[tuple[float, int]] = []
-        self._now = 0.0
+        self.now = 0.0
 
     # From the opener.
 
-    def open(self, port: PortState, envelope: pb.Envelope, now: float) -> None:
+    def open(self, port: PortState, envelope: pb.Envelope) -> None:
         """Take OPEN. Raises InvalidArgument BAD_FRAME when the port breaks the protocol."""
-        self._now = now
+        now = self.now
         call_id = envelope.call
         if not call_id & 1 or call_id <= port.last_opened:
-            raise InvalidArgument(
-                "BAD_FRAME", f"OPEN with call id {call_id}: ids of a port are odd and only grow."
-            )
+            raise InvalidArgument("BAD_FRAME", f"OPEN with id {call_id}: ids are odd and grow.")
         port.last_opened = call_id
         scheduler = self.scheduler
         opened = envelope.open
-        call = Call(scheduler.next_call, port, call_id, opened.method, now)
-        scheduler.next_call += 1
+        call = Call(next(scheduler.call_ids), port, call_id, opened.method, now)
         self._stats.opened += 1
         self.table[call.id] = call
         port.opened[call_id] = call
         call.first = envelope
-        payload = envelope.payload
-        call.kept_bytes = len(payload)
+        call.kept_bytes = len(envelope.payload)
         if envelope.cookie:
             call.cookie = envelope.cookie
         try:
@@ -70,15 +66,14 @@ class Calls:
             self._intake.inherit(call, port, opened, now)
             if call.deadline is not None:
                 self._remember(call.deadline, call.id)
-            payer = call.payer = scheduler.tenants.get(call.tenant)
+            payer = call.payer = scheduler.tenant(call.tenant)
             if call.parent is None:
                 payer.admit(now)
                 call.counted = True
             scheduler.submit(call, now)
         except LLMOSError as err:
-            self._fail(call, err)
-            if call.service is not None:
-                scheduler.forget(call.service)
+            self.fail(call, err)
+            scheduler.forget(call.service)
 
     def _remember(self, deadline: float, call_id: int) -> None:
         heapq.heappush(self._deadlines, (deadline, call_id))
@@ -86,12 +81,8 @@ class Calls:
             self._deadlines = [(d, i) for d, i in self._deadlines if i in self.table]
             heapq.heapify(self._deadlines)
 
-    def described(self, service: Service, now: float) -> None:
-        """The methods of a service became known: look again at calls that came before that.
-
-        A kernel that has just started gets calls before the servers that describe them.
-        """
-        self._now = now
+    def described(self, service: Service) -> None:
+        """The methods of a service became known: look again at calls that came before that."""
         self._intake.forget()
         if not service.methods:
             return
@@ -100,9 +91,9 @@ class Calls:
             self.scheduler.withdraw(call)
             try:
                 self._intake.describe(call, call.opening(), call.opening().open)
-                self.scheduler.submit(call, now)
+                self.scheduler.submit(call, self.now)
             except LLMOSError as err:
-                self._fail(call, err)
+                self.fail(call, err)
 
     def from_opener(self, call: Call, envelope: pb.Envelope) -> None:
         """Take DATA or WINDOW of the client's side."""
@@ -113,12 +104,8 @@ class Calls:
             call.kept_bytes += len(envelope.payload)
             if call.kept_bytes > self._limits.max_kept_bytes:
                 if call.export is None:
-                    self._fail(
-                        call,
-                        ResourceExhausted(
-                            "REQUEST_TOO_LARGE", "Too much was sent before a server took the call."
-                        ),
-                    )
+                    what = "Too much was sent before a server took the call."
+                    self.fail(call, ResourceExhausted("REQUEST_TOO_LARGE", what))
                     return
                 call.replayable = False
                 call.first = call.more = None
@@ -126,27 +113,22 @@ class Calls:
             envelope.call = call.server_id
             self.frames[call.export.port.id].append(envelope)
 
-    def cancel(self, call: Call, now: float) -> None:
+    def cancel(self, call: Call) -> None:
         """The opener gave up, or is gone."""
-        self._now = now
         self._stop_server(call)
         self._remove(call, 1)
 
     # From the server.
 
-    def from_server(self, port: PortState, envelope: pb.Envelope, now: float) -> None:
+    def from_server(self, port: PortState, envelope: pb.Envelope) -> None:
         """Take DATA, HEADERS, WINDOW or END of the server's side."""
         call = port.serving.get(envelope.call)
         if call is None:
             if envelope.call >= self._next_server_id:
                 raise InvalidArgument("BAD_FRAME", f"Call id {envelope.call} was never given out.")
             return
-        self._now = now
         kind = envelope.kind
-        port.last_progress = now
-        if port.stalled:
-            port.stalled = False
-            self.scheduler.port_changed(port, now)
+        self.scheduler.progress(port, self.now)
         live = call.server_id == envelope.call
         if kind == pb.KIND_END:
             self._ended(port, call, envelope, live)
@@ -164,7 +146,7 @@ class Calls:
             self.frames[call.opener.id].append(envelope)
 
     def _ended(self, port: PortState, call: Call, envelope: pb.Envelope, live: bool) -> None:
-        code, cost = 0, 0.0
+        code, cost, error = 0, 0.0, None
         if envelope.HasField("status"):
             code, cost = envelope.status.code, envelope.status.cost
             if not 0 <= cost <= _MAX_COST:
@@ -172,36 +154,25 @@ class Calls:
         del port.serving[envelope.call]
         port.served += 1
         port.failed += bool(code)
-        if not live:  # cancelled before; only now has the work stopped
-            self._return_credit(port, call)
-            return
-        if not code:
-            latency.count(port.latency, self._now - call.opened_at)
-        self.scheduler.ended(call, cost, self._now)
         opener = call.opener
-        if opener is None:
-            status = envelope.status
-            error = None
-            if code:
-                trailers = [(t.key, t.value) for t in status.trailers]
-                error = from_wire(code, status.message, trailers)
+        if live:  # else it was cancelled before; only now has the work stopped
+            if not code:
+                latency.count(port.latency, self.now - call.opened_at)
+            self.scheduler.ended(call, cost, self.now)
+            if opener is not None:
+                envelope.call = call.opener_id
+                self.frames[opener.id].append(envelope)
+            elif code:
+                trailers = [(t.key, t.value) for t in envelope.status.trailers]
+                error = from_wire(code, envelope.status.message, trailers)
             self._remove(call, code)
-            self._return_credit(port, call)
-            self.scheduler.absence.ended(call, error, self._now)
-            return
-        envelope.call = call.opener_id
-        self.frames[opener.id].append(envelope)
-        self._remove(call, code)
-        self._return_credit(port, call)
-
-    def _return_credit(self, port: PortState, call: Call) -> None:
-        """Count one call less; faults are outside the credits."""
-        if call.opener is not None:
-            assert call.service is not None
+        if opener is not None:
             export = port.exports[call.service.name]
             export.running -= 1
             export.work = max(0.0, export.work - call.expected) if export.running else 0.0
-            self.scheduler.credit_returned(export, self._now)
+            self.scheduler.credit_returned(export, self.now)
+        elif live:  # a fault: outside the credits
+            self.scheduler.absence.ended(call, error, self.now)
 
     # Dispatch.
 
@@ -254,32 +225,30 @@ class Calls:
         if not call.replayable:
             call.first = call.more = None
 
-    def move_away(self, port: PortState, now: float) -> None:
+    def move_away(self, port: PortState) -> None:
         """`port` hangs: give the calls that it runs and that can be repeated to others."""
-        self._now = now
         running = [c for i, c in port.serving.items() if c.server_id == i and c.opener is not None]
         for call in reversed(running):
             if self._repeatable(call):
                 self._stop_server(call)
                 self._again(call)
 
-    def server_died(self, port: PortState, now: float) -> None:
+    def server_died(self, port: PortState) -> None:
         """Give the calls that `port` ran to others, or end them truthfully."""
-        self._now = now
         calls = [c for i, c in port.serving.items() if c.server_id == i]
         port.serving.clear()
         for call in reversed(calls):  # each goes to the head of its queue: oldest first again
             call.export = None
             call.server_id = 0
-            self.scheduler.ended(call, 0.0, now, finished=False)
+            self.scheduler.ended(call, 0.0, self.now, finished=False)
             if call.opener is None:
                 self._remove(call, 14)
-                self.scheduler.absence.lost(call, now)
+                self.scheduler.absence.ended(call, None, self.now, died=True)
             elif not self._again(call):
                 error = Unavailable("SERVER_DIED", _SAFE_AFTER_DEATH, retry_after_s=0.5)
                 if not call.method.idempotent:
                     error = Unavailable("SERVER_DIED_MAY_HAVE_RUN", _MAY_HAVE_RUN)
-                self._fail(call, error)
+                self.fail(call, error)
 
     def _repeatable(self, call: Call) -> bool:
         return (
@@ -296,14 +265,15 @@ class Calls:
         self._cancel_children(call)
         self._stats.redispatched += 1
         try:
-            self.scheduler.submit(call, self._now)
+            self.scheduler.submit(call, self.now)
         except LLMOSError as err:
-            self._fail(call, err)
+            self.fail(call, err)
         return True
 
     # Ends.
 
-    def _fail(self, call: Call, err: LLMOSError) -> None:
+    def fail(self, call: Call, err: LLMOSError) -> None:
+        """End a call with an error of the kernel's."""
         self._stop_server(call)
         opener = call.opener
         if opener is not None:
@@ -311,7 +281,7 @@ class Calls:
             self.frames[opener.id].append(end)
         self._remove(call, err.code)
         if opener is None:
-            self.scheduler.absence.ended(call, err, self._now)
+            self.scheduler.absence.ended(call, err, self.now)
 
     def _stop_server(self, call: Call) -> None:
         if call.export is not None and call.server_id:
@@ -319,7 +289,7 @@ class Calls:
             self.frames[call.export.port.id].append(cancel)
             call.server_id = 0  # what the server still says is not passed on
             call.export = None
-            self.scheduler.ended(call, 0.0, self._now, finished=False)
+            self.scheduler.ended(call, 0.0, self.now, finished=False)
         else:
             self.scheduler.withdraw(call)
 
@@ -341,24 +311,18 @@ class Calls:
         if call.children:
             gone = Cancelled("PARENT_ENDED", "The call that this one was made for has ended.")
             for child in list(call.children):
-                self._fail(child, gone)
-
-    def fail(self, call: Call, err: LLMOSError, now: float) -> None:
-        """End a call with an error of the kernel's."""
-        self._now = now
-        self._fail(call, err)
+                self.fail(child, gone)
 
     def next_deadline(self) -> float | None:
         """Return when `expire` has something to do."""
         return self._deadlines[0][0] if self._deadlines else None
 
-    def expire(self, now: float) -> None:
+    def expire(self) -> None:
         """End calls whose deadline has passed, and stop their work."""
-        self._now = now
-        while self._deadlines and self._deadlines[0][0] <= now:
-            _, call_id = heapq.heappop(self._deadlines)
-            call = self.table.get(call_id)
-            if call is None:
-                continue
-            where = "while it ran" if call.export is not None else "while it waited for a server"
-            self._fail(call, DeadlineExceeded("DEADLINE", f"The deadline passed {where}."))
+        while self._deadlines and self._deadlines[0][0] <= self.now:
+            call = self.table.get(heapq.heappop(self._deadlines)[1])
+            if call is not None:
+                where = "ran" if call.export is not None else "waited for a server"
+                self.fail(
+                    call, DeadlineExceeded("DEADLINE", f"The deadline passed while it {where}.")
+                )

@@ -1,14 +1,12 @@
 """The kernel's state machine: `handle(event, now) -> actions`.
 
-It has no clock: `now` is whatever the caller says, in seconds, and never goes back. It does no
-I/O: what must be done comes back as `Actions`. So it runs the same under the real transport, under
-a virtual clock in tests, and when a recorded run is replayed.
+It has no clock (`now` is what the caller says, in seconds, and never goes back) and does no I/O, so
+it runs the same under the real transport, a virtual clock, and when a recording is replayed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 from google.protobuf import descriptor_pb2
 from google.protobuf.message import DecodeError
@@ -33,41 +31,32 @@ from llmos.kernel.core.state import Export, Identity, PortState, Stats
 from llmos.lib import methods
 from llmos.lib.errors import Cancelled, FailedPrecondition, InvalidArgument, LLMOSError
 from llmos.lib.status import make_status
+from llmos.lib.values import like
 
 PROTOCOL = 1
 WatchEvent = admin_pb2.WatchPortsResponse.Event
 
 
-class Gatekeeper(Protocol):
-    """Checks credentials; the only place that knows what they look like."""
-
-    def admit(self, hello: pb.Hello) -> Identity:
-        """Return who attaches. Raises Unauthenticated BAD_CREDENTIAL."""
+Admit = Callable[[pb.Hello], Identity]  # who attaches; raises Unauthenticated BAD_CREDENTIAL
 
 
-class SingleUser:
-    """Everybody who reaches the socket is the one user; the directory's mode guards it."""
-
-    def admit(self, hello: pb.Hello) -> Identity:
-        """Return the one identity there is, which may act for tenants of its own making."""
-        return Identity(delegates=True)
+def _single_user(hello: pb.Hello) -> Identity:
+    # Everybody who reaches the socket is the one user, as the directory's mode guards it, and may
+    # act for tenants of its own making.
+    return Identity(delegates=True)
 
 
 class Core:
     """All state of one kernel life. Nothing in it is durable."""
 
     def __init__(
-        self,
-        kernel: str,
-        host: str,
-        limits: Limits | None = None,
-        gatekeeper: Gatekeeper | None = None,
+        self, kernel: str, host: str, limits: Limits | None = None, admit: Admit = _single_user
     ) -> None:
         """Start empty. kernel: random id of this life; host: identity of this host."""
         self.kernel = kernel
         self.host = host
         self.limits = limits or Limits()
-        self.gatekeeper: Gatekeeper = gatekeeper or SingleUser()
+        self._admit = admit
         self.stats = Stats()
         self.ports: dict[int, PortState] = {}
         self._actions = Actions()
@@ -86,12 +75,11 @@ class Core:
     def handle(self, event: Event, now: float) -> Actions:
         """Take one event; return what is to be done about it."""
         actions = self._actions = Actions()
-        self.calls.frames = actions.frames
+        self.calls.frames, self.calls.now = actions.frames, now
         if self.scheduler.started is None:
             self.scheduler.started = now
         if type(event) is Received:
-            port = self.ports.get(event.port)
-            if port is not None:
+            if (port := self.ports.get(event.port)) is not None:
                 self._received(port, event.envelopes, now)
         elif type(event) is Attached:
             self.ports[event.port] = PortState(event.port, now, event.own, now)
@@ -100,17 +88,16 @@ class Core:
         elif type(event) is CancelRequested:
             if (call := self.calls.table.get(event.call)) is not None:
                 gone = Cancelled("CANCELLED_BY_OPERATOR", "An operator cancelled the call.")
-                self.calls.fail(call, gone, now)
+                self.calls.fail(call, gone)
         elif type(event) is DrainRequested:
             if (port := self.ports.get(event.port)) is not None:
-                port.draining = True
-                self.scheduler.port_changed(port, now)
+                self._drained(port, now)
         elif type(event) is LimitsChanged:
             apply(event.request.limits, self.limits)
             for change in event.request.tenants:
-                apply(change, self.scheduler.tenants.get(change.tenant).limits)
+                apply(change, self.scheduler.tenant(change.tenant).limits)
         elif type(event) is Tick:
-            self.calls.expire(now)
+            self.calls.expire()
             self.scheduler.absence.expire(now)
             self._check_stalls(now)
         times = (self.calls.next_deadline(), self.scheduler.absence.next_timer(), self._stall_check)
@@ -136,7 +123,7 @@ class Core:
                     port.last_progress = now
                     continue
                 port.stalled = True
-                self.calls.move_away(port, now)
+                self.calls.move_away(port)
                 self.scheduler.port_changed(port, now)
                 self._changed(port, WatchEvent.EVENT_STALLED)
 
@@ -155,16 +142,16 @@ class Core:
         if port.hello is None:
             self._hello(port, envelope, now)
         elif kind == pb.KIND_OPEN:
-            self.calls.open(port, envelope, now)
+            self.calls.open(port, envelope)
         elif kind in _ABOUT_CALLS:
             call_id = envelope.call
             if not call_id & 1:
                 if kind == pb.KIND_CANCEL:
                     raise InvalidArgument("BAD_FRAME", "CANCEL of a call that the port serves.")
-                self.calls.from_server(port, envelope, now)
+                self.calls.from_server(port, envelope)
             elif (call := port.opened.get(call_id)) is not None:
                 if kind == pb.KIND_CANCEL:
-                    self.calls.cancel(call, now)
+                    self.calls.cancel(call)
                 elif kind in (pb.KIND_DATA, pb.KIND_WINDOW):
                     self.calls.from_opener(call, envelope)
                 else:
@@ -183,27 +170,19 @@ class Core:
         if envelope.kind != pb.KIND_HELLO:
             raise InvalidArgument("BAD_FRAME", "The first envelope of a port must be HELLO.")
         if hello.protocol != PROTOCOL:
-            raise FailedPrecondition(
-                "PROTOCOL_VERSION",
-                f"This kernel speaks port protocol {PROTOCOL}, not {hello.protocol}; "
-                "use the llmos version of the kernel.",
-            )
+            text = f"This kernel speaks port protocol {PROTOCOL}, not {hello.protocol}; "
+            text += "use the llmos version of the kernel."
+            raise FailedPrecondition("PROTOCOL_VERSION", text)
         if not hello.name or len(hello.name) > 256 or not 8 <= len(hello.instance) <= 64:
             raise InvalidArgument("BAD_FRAME", "HELLO needs a name and an instance id.")
-        port.identity = self.gatekeeper.admit(hello)
+        port.identity = self._admit(hello)
         port.hello = hello
-        port.instance, port.host = hello.instance, hello.host
-        for old in [p for p in self.ports.values() if p is not port and p.hello is not None]:
-            if old.hello is not None and old.hello.instance == hello.instance:
-                # The process came back before its old stream was seen to end.
-                self._disconnect(old, Cancelled("REPLACED", "The process attached again."), now)
-        welcome = pb.Welcome(
-            port=port.id,
-            kernel=self.kernel,
-            host=self.host,
-            max_frame_bytes=self.limits.max_frame_bytes,
-            initial_window=self.limits.initial_window,
-        )
+        port.name, port.instance, port.host = hello.name, hello.instance, hello.host
+        for old in [p for p in self.ports.values() if p.instance == port.instance and p != port]:
+            # The process came back before its old stream was seen to end.
+            self._disconnect(old, Cancelled("REPLACED", "The process attached again."), now)
+        # The limits are those of frame and window.
+        welcome = like(pb.Welcome, self.limits, port=port.id, kernel=self.kernel, host=self.host)
         self._send(port, pb.Envelope(kind=pb.KIND_WELCOME, welcome=welcome))
         self._changed(port, WatchEvent.EVENT_ATTACHED)
 
@@ -215,13 +194,12 @@ class Core:
         port = self.ports.pop(port_id, None)
         if port is None:
             return
-        self._actions.frames.pop(port_id, None)
         for call in list(port.opened.values()):
-            self.calls.cancel(call, now)
+            self.calls.cancel(call)
         for export in port.exports.values():
             keys, export.keys = export.keys, ()
             self.scheduler.export_changed(export, keys, now)
-        self.calls.server_died(port, now)
+        self.calls.server_died(port)
         self._actions.frames.pop(port_id, None)
         port.exports.clear()  # they lead back to it, which is to go now
         if port.hello is not None:
@@ -229,6 +207,10 @@ class Core:
 
     def _send(self, port: PortState, envelope: pb.Envelope) -> None:
         self._actions.frames[port.id].append(envelope)
+
+    def _drained(self, port: PortState, now: float) -> None:
+        port.draining = True
+        self.scheduler.port_changed(port, now)
 
     def _changed(self, port: PortState, what: int) -> None:
         self._actions.changes.append(PortChange(what, port))
@@ -246,7 +228,7 @@ class Core:
         self._send(port, answer)
         service = self.scheduler.service(export.service)
         service.seen = service.seen or bool(export.keys)
-        self.calls.described(service, now)
+        self.calls.described(service)
         if export.stall_s:
             self._watched[export] = None
             check = now + export.stall_s / 4
@@ -280,9 +262,7 @@ class Core:
         try:
             parsed = [descriptor_pb2.FileDescriptorProto.FromString(f) for f in files]
         except DecodeError:
-            raise InvalidArgument(
-                "BAD_EXPORT", f"The descriptors of {name} do not parse."
-            ) from None
+            raise InvalidArgument("BAD_EXPORT", f"Descriptors of {name} do not parse.") from None
         service = self.scheduler.service(name)
         for file in parsed:
             for found, listed in methods.of_file(file):
@@ -299,15 +279,11 @@ class Core:
         self.scheduler.credit_returned(export, now)
 
     def _drain(self, port: PortState, envelope: pb.Envelope, now: float) -> None:
-        port.draining = True
         self._send(port, pb.Envelope(kind=pb.KIND_DRAIN))
-        self.scheduler.port_changed(port, now)
+        self._drained(port, now)
 
     def _alive(self, port: PortState, envelope: pb.Envelope, now: float) -> None:
-        port.last_progress = now
-        if port.stalled:
-            port.stalled = False
-            self.scheduler.port_changed(port, now)
+        self.scheduler.progress(port, now)
 
 
 _ABOUT_CALLS = frozenset(

@@ -77,13 +77,10 @@ class PortChange:
 
 @dataclass(slots=True)
 class Actions:
-    """What the transport must do.
+    """What the transport must do."""
 
-    frames: envelopes per port, in order. close: ports whose stream must be ended with an error.
-    changes: for watchers. wake: when to send the next Tick; None = no need.
-    """
-
+    # Envelopes per port, in order.
     frames: dict[int, list[pb.Envelope]] = field(default_factory=lambda: defaultdict(list))
-    close: list[tuple[int, LLMOSError]] = field(default_factory=list)
-    changes: list[PortChange] = field(default_factory=list)
-    wake: float | None = None
+    close: list[tuple[int, LLMOSError]] = field(default_factory=list)  # ports whose stream ends
+    changes: list[PortChange] = field(default_factory=list)  # for watchers
+    wake: float | None = None  # when to send the next Tick; None = no need

@@ -15,6 +15,7 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from llmos.api.kernel.v1 import port_pb2 as pb
@@ -22,12 +23,7 @@ from llmos.api.kernel.v1 import port_pb2 as pb
 if TYPE_CHECKING:
     from llmos.kernel.core.state import Call
 
-CLASSES = (
-    pb.CALL_CLASS_SYSTEM,
-    pb.CALL_CLASS_INTERACTIVE,
-    pb.CALL_CLASS_NORMAL,
-    pb.CALL_CLASS_BATCH,
-)
+CLASSES = range(pb.CALL_CLASS_SYSTEM, pb.CALL_CLASS_BATCH + 1)  # the best first
 AGED_EVERY = 4
 _MAX_FLOWS = 1000  # idle tenants remembered per class before those without debt are dropped
 _MAX_TIMES = 1000  # methods whose service time is remembered
@@ -37,16 +33,13 @@ _FIRST_COST = 0.01  # charged before anything was measured
 _GAIN = 1 / 8  # of the running means, as TCP's round-trip estimator (RFC 6298)
 
 
+@dataclass(slots=True)
 class Estimate:
     """Running mean and mean deviation of a measured quantity."""
 
-    __slots__ = ("count", "deviation", "mean")
-
-    def __init__(self) -> None:
-        """Start without a measurement."""
-        self.count = 0
-        self.mean = 0.0
-        self.deviation = 0.0
+    count: int = 0
+    mean: float = 0.0
+    deviation: float = 0.0
 
     def add(self, value: float) -> None:
         """Take a measurement."""
@@ -71,26 +64,17 @@ class Estimate:
         return max(0.0, self.mean - 4 * self.deviation) if self.count >= 8 else 0.0
 
 
+@dataclass(slots=True, eq=False)
 class Flow:
     """One tenant's calls in one class of one queue."""
 
-    __slots__ = ("calls", "cost", "count", "finish", "owner", "start", "weight")
-
-    def __init__(self, owner: ClassQueue, weight: float) -> None:
-        """Start without debt."""
-        virtual = owner.virtual
-        self.owner = owner
-        self.calls: list[tuple[float, int, Call]] = []  # heap by deadline, then arrival
-        self.count = 0
-        self.start = virtual
-        self.finish = virtual
-        self.weight = weight
-        self.cost = Estimate()
-
-    def compact(self) -> None:
-        """Forget calls that no longer wait."""
-        self.calls = [entry for entry in self.calls if entry[2].ticket == entry[1]]
-        heapq.heapify(self.calls)
+    owner: ClassQueue
+    weight: float
+    start: float  # tags
+    finish: float
+    calls: list[tuple[float, int, Call]] = field(default_factory=list)  # heap: deadline, arrival
+    count: int = 0
+    cost: Estimate = field(default_factory=Estimate)
 
     def first(self) -> Call:
         """Return the call with the earliest deadline."""
@@ -99,35 +83,34 @@ class Flow:
         return self.calls[0][2]
 
 
+@dataclass(slots=True, eq=False)
 class ClassQueue:
     """The tenants of one class."""
 
-    __slots__ = ("_arrivals", "_heap", "_seq", "count", "flows", "virtual")
+    flows: dict[str, Flow] = field(default_factory=dict)
+    count: int = 0
+    virtual: float = 0.0  # start tag of the last dispatched call
+    _heap: list[tuple[float, int, Flow]] = field(default_factory=list)  # old tags are skipped
+    _arrivals: deque[tuple[int, Call]] = field(default_factory=deque)
+    _seq: int = 0
 
-    def __init__(self) -> None:
-        """Start empty."""
-        self.flows: dict[str, Flow] = {}
-        self.count = 0
-        self.virtual = 0.0  # start tag of the last dispatched call
-        self._heap: list[tuple[float, int, Flow]] = []  # entries with an old tag are skipped
-        self._arrivals: deque[tuple[int, Call]] = deque()
-        self._seq = 0
-
-    def flow(self, tenant: str, weight: float) -> Flow:
-        """Return the flow of a tenant."""
+    def flow(self, call: Call) -> Flow:
+        """Return the flow of a call's tenant, with its weight of now."""
+        payer, tenant = call.payer, call.tenant
+        assert payer is not None
         flow = self.flows.get(tenant)
         if flow is None:
             if len(self.flows) >= _MAX_FLOWS:
                 self.flows = {
                     t: f for t, f in self.flows.items() if f.count or f.finish > self.virtual
                 }
-            flow = self.flows[tenant] = Flow(self, weight)
-        flow.weight = weight
+            flow = self.flows[tenant] = Flow(self, 1.0, self.virtual, self.virtual)
+        flow.weight = payer.limits.weight
         return flow
 
-    def push(self, call: Call, weight: float) -> None:
+    def push(self, call: Call) -> None:
         """Queue a call; one that was running before goes to the head of its tenant."""
-        flow = self.flow(call.tenant, weight)
+        flow = self.flow(call)
         ticket = call.ticket = next(_tickets)  # entries with another one are of earlier waits
         urgency = -1.0 if call.attempts else math.inf if call.deadline is None else call.deadline
         heapq.heappush(flow.calls, (urgency, ticket, call))
@@ -150,7 +133,8 @@ class ClassQueue:
         if not flow.count:
             flow.calls.clear()
         elif len(flow.calls) > _SLACK + 2 * flow.count:
-            flow.compact()
+            flow.calls = [entry for entry in flow.calls if entry[2].ticket == entry[1]]
+            heapq.heapify(flow.calls)
         if not self.count:
             self._arrivals.clear()
             self._heap.clear()
@@ -199,47 +183,34 @@ class ClassQueue:
         return (call for ticket, call in self._arrivals if call.ticket == ticket)
 
 
+def _class_queues() -> dict[int, ClassQueue]:
+    return {number: ClassQueue() for number in CLASSES}
+
+
+@dataclass(slots=True, eq=False)
 class KeyQueue:
     """Everything that waits for one key of a service."""
 
-    __slots__ = (
-        "_last_end",
-        "_pace",
-        "classes",
-        "count",
-        "fault",
-        "fault_tries",
-        "key",
-        "served",
-        "timer_at",
-        "times",
-    )
+    key: str
+    classes: dict[int, ClassQueue] = field(default_factory=_class_queues)
+    count: int = 0
+    fault: Call | None = None  # the fault being handled
+    fault_tries: int = 0
+    timer_at: float | None = None  # when absence is looked at again
+    times: dict[str, Estimate] = field(default_factory=dict)  # service time by method
+    served: int = 0  # number of the last dispatch from here
+    _pace: Estimate = field(default_factory=Estimate)  # of ends of calls while others wait, in s
+    _last_end: float = 0.0
 
-    def __init__(self, key: str) -> None:
-        """Start empty."""
-        self.key = key
-        self.classes: dict[int, ClassQueue] = {c: ClassQueue() for c in CLASSES}
-        self.count = 0
-        self.fault: Call | None = None  # the fault being handled
-        self.fault_tries = 0
-        self.timer_at: float | None = None  # when absence is looked at again
-        self.times: dict[str, Estimate] = {}  # service time by method
-        self.served = 0  # number of the last dispatch from here
-        self._pace = Estimate()  # seconds between ends of calls while others wait
-        self._last_end = 0.0
-
-    def push(self, call: Call, weight: float) -> None:
+    def push(self, call: Call) -> None:
         """Queue a call."""
         call.queue = self
-        self.classes[call.call_class].push(call, weight)
+        self.classes[call.call_class].push(call)
         self.count += 1
 
     def first(self) -> Call:
         """Return the next call: the best class, in fair order; there must be one."""
-        for waiting in self.classes.values():
-            if waiting.count:
-                return waiting.first()
-        raise LookupError("the queue is empty")
+        return next(waiting for waiting in self.classes.values() if waiting.count).first()
 
     def oldest(self) -> Call:
         """Return the call that has waited longest; there must be one."""
@@ -251,16 +222,16 @@ class KeyQueue:
         self.classes[call.call_class].pop(call)
         self.count -= 1
 
-    def raise_class(self, call: Call, call_class: int, weight: float) -> None:
+    def raise_class(self, call: Call, call_class: int) -> None:
         """Let a waiting call wait in a better class."""
         self.take(call)
         call.call_class = call_class
-        self.push(call, weight)
+        self.push(call)
 
-    def charge(self, call: Call, weight: float) -> None:
+    def charge(self, call: Call) -> None:
         """Charge the tenant of a call that is being dispatched."""
         waiting = self.classes[call.call_class]
-        call.flow = waiting.flow(call.tenant, weight)
+        call.flow = waiting.flow(call)
         call.charged = waiting.charge(call.flow)
 
     def finished(self, now: float) -> None:
@@ -289,12 +260,3 @@ class KeyQueue:
     def calls(self) -> list[Call]:
         """Return the waiting calls by class and arrival."""
         return [call for waiting in self.classes.values() for call in waiting.calls()]
-
-    def pop_any(self) -> Call | None:
-        """Take out some call."""
-        for waiting in self.classes.values():
-            if waiting.count:
-                call = waiting.oldest()
-                self.take(call)
-                return call
-        return None

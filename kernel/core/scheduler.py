@@ -6,16 +6,17 @@ affinity (rendezvous hashing), least expected work.
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Callable
 
 from llmos.api.kernel.v1 import port_pb2 as pb
-from llmos.kernel.core.absence import Absence, knows, no_such_key, served
+from llmos.kernel.core.absence import Absence, served, unknown
 from llmos.kernel.core.limits import Limits
 from llmos.kernel.core.queues import AGED_EVERY, KeyQueue
 from llmos.kernel.core.state import Call, Export, PortState, Service, Stats
-from llmos.kernel.core.tenants import Tenants
-from llmos.lib.errors import DeadlineExceeded, LLMOSError, ResourceExhausted, Unimplemented
+from llmos.kernel.core.tenants import Tenant
+from llmos.lib.errors import DeadlineExceeded, LLMOSError, ResourceExhausted
 
 _PACK_FROM = 1000  # calls that wait; what comes on top keeps its OPEN encoded
 
@@ -32,10 +33,10 @@ class Scheduler:
     ) -> None:
         """Start without services."""
         self.services: dict[str, Service] = {}
-        self.tenants = Tenants()
+        self.tenants: dict[str, Tenant] = {}  # all seen or limited
         self.queued = 0
         self.started: float | None = None
-        self.next_call = 1
+        self.call_ids = itertools.count(1)
         self._limits = limits
         self._stats = stats
         self.deliver = deliver
@@ -48,10 +49,11 @@ class Scheduler:
     def submit(self, call: Call, now: float) -> None:
         """Dispatch a call or queue it. Raises what it must be refused with."""
         service = call.service
-        assert service is not None
         queue = service.queues.get(call.key)
         if queue is None:
-            self._refuse_unknown(service, call, now)
+            refused = unknown(service, call.key)  # but servers may still attach to a new kernel
+            if refused and now - (self.started or now) >= self._limits.startup_grace_s:
+                raise refused
             queue = service.queues[call.key] = KeyQueue(call.key)
         call.queued_at = now
         if not queue.count:
@@ -73,7 +75,7 @@ class Scheduler:
             need = queue.wait_s(call.call_class) + queue.estimate(call.path).likely()
             if now + need > call.deadline:
                 raise _too_late(call, need, now)
-        queue.push(call, call.payer.limits.weight if call.payer else 1.0)
+        queue.push(call)
         self.queued += 1
         if self.queued > _PACK_FROM:
             call.pack()
@@ -83,8 +85,7 @@ class Scheduler:
             self._hurry(self._awaited(service, queue, call), call.call_class, now)
 
     def _awaited(self, service: Service, queue: KeyQueue, call: Call) -> list[Call]:
-        """Return what a waiting call waits for: the fault of its key, or a call of a worse class
-        that has the credit it needs."""
+        """Return what a call waits for: its key's fault, or a worse call with its credit."""
         if queue.fault is not None:
             return [queue.fault]
         for export in service.hot.get(queue.key, ()):
@@ -109,14 +110,13 @@ class Scheduler:
             call = calls.pop()
             if call_class >= call.call_class:
                 continue
-            queue, service = call.queue, call.service
-            if queue is None or service is None:
+            if (queue := call.queue) is None:
                 call.call_class = call_class
             else:
-                queue.raise_class(call, call_class, call.payer.limits.weight if call.payer else 1.0)
-                self.serve_queue(service, queue, now)  # credits may be reserved for its new class
+                queue.raise_class(call, call_class)
+                self.serve_queue(call.service, queue, now)  # its class may have credits reserved
                 if call.queue is not None:
-                    calls += self._awaited(service, queue, call)
+                    calls += self._awaited(call.service, queue, call)
             calls += call.children or ()
 
     def _dispatch(self, queue: KeyQueue, call: Call, export: Export, now: float) -> None:
@@ -127,9 +127,7 @@ class Scheduler:
             if now + need > call.deadline:
                 self.fail(call, _too_late(call, need, now))
                 return
-        payer = call.payer
-        assert payer is not None
-        queue.charge(call, payer.limits.weight)
+        queue.charge(call)
         export.turn += 1
         export.worst = max(export.worst, call.call_class)
         self._dispatched += 1
@@ -138,24 +136,10 @@ class Scheduler:
         call.expected = times.mean
         self.deliver(call, export, now)
 
-    def _refuse_unknown(self, service: Service, call: Call, now: float) -> None:
-        if not service.seen:
-            if now - (self.started or now) < self._limits.startup_grace_s:
-                return  # servers may still be attaching to a kernel that has just started
-            raise Unimplemented(
-                "NO_SUCH_SERVICE",
-                f"No process exports the service {service.name}; `llmos-ctl kernel services` "
-                "lists those there are.",
-            )
-        started = now - (self.started or now) >= self._limits.startup_grace_s
-        if started and not knows(service, call.key):
-            raise no_such_key(service, call.key)
-
     def withdraw(self, call: Call) -> None:
         """Take a waiting call out of its queue."""
         queue = call.queue
         if queue is not None:
-            assert call.service is not None
             queue.take(call)
             self.queued -= 1
             self.tidy(call.service, queue)
@@ -180,25 +164,15 @@ class Scheduler:
     def _pick(self, hot: list[Export], call: Call, call_class: int) -> Export | None:
         best: Export | None = None
         for export in hot:
-            if (
-                export.admits(call_class)
-                and not export.port.draining
-                and not export.port.stalled
-                and (best is None or (export.work, export.running) < (best.work, best.running))
+            if export.admits(call_class) and (
+                best is None or (export.work, export.running) < (best.work, best.running)
             ):
                 best = export
         if best is None or not call.affinity or len(hot) == 1:
             return best
         # Highest random weight (Thaler and Ravishankar 1998): the same hint goes to the same port
         # as long as that port is not clearly busier than the least busy one.
-        near = [
-            e
-            for e in hot
-            if e.admits(call_class)
-            and not e.port.draining
-            and not e.port.stalled
-            and e.running <= best.running + 2
-        ]
+        near = [e for e in hot if e.admits(call_class) and e.running <= best.running + 2]
         return max(near, key=lambda e: zlib.crc32(f"{call.affinity}/{e.port.id}".encode()))
 
     def serve_queue(self, service: Service, queue: KeyQueue, now: float) -> None:
@@ -235,9 +209,8 @@ class Scheduler:
     def _next(
         self, queues: list[KeyQueue], exports: list[Export], now: float
     ) -> tuple[Call, Export | None]:
-        """Return the next call and who takes it: the best class; between keys, the one served
-        longest ago; but every AGED_EVERY-th turn of an export is for the call that has waited
-        longest over the ageing bound."""
+        """Return the next call and who takes it: the best class, from the key served longest ago;
+        but every AGED_EVERY-th turn of an export is for the call longest over the ageing bound."""
         due = [e for e in exports if e.turn % AGED_EVERY == 0]
         if due:
             call = min((q.oldest() for q in queues), key=lambda c: c.queued_at)
@@ -274,10 +247,14 @@ class Scheduler:
 
     def service(self, name: str) -> Service:
         """Return the service called `name`, known from now on."""
-        service = self.services.get(name)
-        if service is None:
-            service = self.services[name] = Service(name)
-        return service
+        return self.services.setdefault(name, Service(name))
+
+    def tenant(self, name: str) -> Tenant:
+        """Return a tenant, known from now on."""
+        tenant = self.tenants.get(name)
+        if tenant is None:
+            tenant = self.tenants[name] = Tenant(name)
+        return tenant
 
     def export_changed(self, export: Export, old_keys: tuple[str, ...], now: float) -> None:
         """Take new keys, credits or flags of an export; without keys it is withdrawn."""
@@ -306,6 +283,13 @@ class Scheduler:
             queue.fault_tries = 0 if queue.fault is None else queue.fault_tries
         self.changed(service, now)
         self.forget(service)
+
+    def progress(self, port: PortState, now: float) -> None:
+        """`port` does its work; if it was thought to hang, it takes calls again."""
+        port.last_progress = now
+        if port.stalled:
+            port.stalled = False
+            self.port_changed(port, now)
 
     def port_changed(self, port: PortState, now: float) -> None:
         """Look at the queues again, because `port` takes no new calls any more, or does again."""

@@ -28,7 +28,8 @@ class PortState:
     own: bool
     last_progress: float
     hello: pb.Hello | None = None
-    instance: str = ""  # of `hello`: a field of a message is made anew at every look at it
+    name: str = ""  # of `hello`, as the next: a field of a message is made anew at every look at it
+    instance: str = ""
     host: str = ""
     identity: Identity = Identity()
     exports: dict[str, Export] = field(default_factory=dict)
@@ -41,11 +42,6 @@ class PortState:
     served: int = 0
     failed: int = 0
     latency: list[int] = field(default_factory=list)  # see latency.count
-
-    @property
-    def name(self) -> str:
-        """Return the process's name."""
-        return self.hello.name if self.hello is not None else ""
 
 
 @dataclass(slots=True, eq=False)
@@ -72,25 +68,24 @@ class Export:
 
     def late(self, now: float) -> bool:
         """Return whether work is in progress and none was finished within the stall time."""
-        return (
-            self.stall_s > 0 and self.running > 0 and now - self.port.last_progress > self.stall_s
-        )
+        return self.running > 0 and 0 < self.stall_s < now - self.port.last_progress
 
     def waits(self) -> bool:
         """Return whether each of its running calls has made calls that others have not finished."""
         return all(
             call.children and call.server_id == id
             for id, call in self.port.serving.items()
-            if call.opener is not None and call.service and call.service.name == self.service
+            if call.opener is not None and call.service.name == self.service
         )
 
     def admits(self, call_class: int) -> bool:
         """Return whether the port takes one more call of a class.
 
-        Credits are held back for better classes, so that a port full of BATCH work still takes an
-        INTERACTIVE call at once: of c credits BATCH leaves c/4 free (at least one when c > 1), and
-        NORMAL c/8.
+        Credits are held back for better classes, which a port full of BATCH work then takes at
+        once: of c credits BATCH leaves c/4 free (at least one when c > 1), and NORMAL c/8.
         """
+        if self.port.draining or self.port.stalled:
+            return False
         credits = self.credits
         if not credits:
             return True
@@ -118,6 +113,9 @@ class Service:
     files: tuple[bytes, ...] = ()
 
 
+NOWHERE = Service("")  # of calls that are not described yet
+
+
 @dataclass(slots=True, eq=False)
 class Call:
     """One call, from OPEN to END."""
@@ -128,7 +126,7 @@ class Call:
     path: str
     opened_at: float
     method: Method = UNKNOWN
-    service: Service | None = None
+    service: Service = NOWHERE
     key: str = ""
     call_class: int = pb.CALL_CLASS_NORMAL
     tenant: str = ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from llmos.lib.errors import ResourceExhausted
 
@@ -19,14 +19,12 @@ class TenantLimits:
     cost_per_s: float = 0.0
 
 
+@dataclass(slots=True)
 class _Bucket:
     """A token bucket that may go into debt: cost is known only afterwards."""
 
-    __slots__ = ("level", "when")
-
-    def __init__(self) -> None:
-        self.level = 0.0  # used, leaks away at the rate
-        self.when = 0.0
+    level: float = 0.0  # used, leaks away at the rate
+    when: float = 0.0
 
     def wait_s(self, rate: float, now: float) -> float:
         """Return in how many seconds one more may come; 0 = now."""
@@ -35,20 +33,17 @@ class _Bucket:
         return max(0.0, (self.level - rate * _BURST_S) / rate)
 
 
+@dataclass(slots=True, eq=False)
 class Tenant:
     """One tenant's limits and use."""
 
-    __slots__ = ("calls", "cost", "ended", "limits", "name", "open", "spent")
-
-    def __init__(self, name: str) -> None:
-        """Start unlimited and unused."""
-        self.name = name
-        self.limits = TenantLimits()
-        self.open = 0  # calls queued or running, nested ones not counted
-        self.ended = 0
-        self.cost = 0.0  # sum over all ended calls, nested ones included
-        self.calls = _Bucket()
-        self.spent = _Bucket()
+    name: str
+    limits: TenantLimits = field(default_factory=TenantLimits)
+    open: int = 0  # calls queued or running, nested ones not counted
+    ended: int = 0
+    cost: float = 0.0  # sum over all ended calls, nested ones included
+    calls: _Bucket = field(default_factory=_Bucket)
+    spent: _Bucket = field(default_factory=_Bucket)
 
     def admit(self, now: float) -> None:
         """Count a new call. Raises ResourceExhausted QUOTA_CALLS, QUOTA_RATE, QUOTA_COST."""
@@ -79,18 +74,3 @@ class Tenant:
         self.ended += 1
         self.cost += cost
         self.spent.level += cost
-
-
-class Tenants:
-    """All tenants seen or limited."""
-
-    def __init__(self) -> None:
-        """Start with none."""
-        self.table: dict[str, Tenant] = {}
-
-    def get(self, name: str) -> Tenant:
-        """Return a tenant, known from now on."""
-        tenant = self.table.get(name)
-        if tenant is None:
-            tenant = self.table[name] = Tenant(name)
-        return tenant

@@ -2,43 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from llmos.api.kernel.v1 import admin_pb2 as admin
 from llmos.kernel.core.core import Core
 from llmos.kernel.core.state import Call, PortState
+from llmos.lib.values import like
 
 
 def port_info(port: PortState, now: float) -> admin.PortInfo:
     """Return one port."""
-    hello = port.hello
-    assert hello is not None
-    exports = list(port.exports.values())
-    return admin.PortInfo(
+    return like(
+        admin.PortInfo,
+        port,
         port=port.id,
-        name=hello.name,
-        instance=hello.instance,
-        pid=hello.pid,
-        host=hello.host,
+        pid=port.hello.pid if port.hello is not None else 0,
         attached_s=now - port.attached_at,
-        exports=[
-            admin.ExportInfo(
-                service=e.service,
-                keys=e.keys,
-                credits=e.credits,
-                running=e.running,
-                fault_handler=e.fault_handler,
-            )
-            for e in exports
-            if e.keys
-        ],
+        exports=[like(admin.ExportInfo, e) for e in port.exports.values() if e.keys],
         running=len(port.serving),
         opened=len(port.opened),
-        served=port.served,
-        failed=port.failed,
-        draining=port.draining,
-        stalled=port.stalled,
-        latency=port.latency,
     )
 
 
@@ -74,12 +54,11 @@ def services(core: Core, now: float) -> list[admin.ServiceInfo]:
 def call_info(call: Call, core: Core, now: float) -> admin.CallInfo:
     """Return one call."""
     opener = call.opener
-    return admin.CallInfo(
+    return like(
+        admin.CallInfo,
+        call,
         id=f"{call.id:x}",
         method=call.path,
-        key=call.key,
-        call_class=call.call_class,  # type: ignore[arg-type]
-        tenant=call.tenant,
         caller=(call.caller if opener is None or opener.own else opener.name) or "kernel",
         server=call.export.port.id if call.export is not None else 0,
         age_s=now - call.opened_at,
@@ -91,10 +70,7 @@ def call_info(call: Call, core: Core, now: float) -> admin.CallInfo:
 
 def calls(core: Core, service: str, limit: int, now: float) -> admin.ListCallsResponse:
     """Return at most `limit` calls, oldest first."""
-    found: Iterable[Call] = core.calls.table.values()
-    if service:
-        found = [c for c in found if c.service is not None and c.service.name == service]
-    listed = list(found)
+    listed = [c for c in core.calls.table.values() if service in ("", c.service.name)]
     return admin.ListCallsResponse(
         calls=[call_info(c, core, now) for c in listed[:limit]], total=len(listed)
     )
@@ -102,17 +78,12 @@ def calls(core: Core, service: str, limit: int, now: float) -> admin.ListCallsRe
 
 def stats(core: Core, started: float, pid: int, now: float) -> admin.GetStatsResponse:
     """Return the counters."""
-    s = core.stats
     queued = core.scheduler.queued
-    return admin.GetStatsResponse(
+    return like(
+        admin.GetStatsResponse,
+        core.stats,
         kernel=core.kernel,
         uptime_s=now - started,
-        opened=s.opened,
-        ended=s.ended,
-        redispatched=s.redispatched,
-        faults=s.faults,
-        envelopes=s.envelopes,
-        frames=s.frames,
         queued=queued,
         running=len(core.calls.table) - queued,
         ports=sum(p.hello is not None for p in core.ports.values()),
@@ -122,28 +93,10 @@ def stats(core: Core, started: float, pid: int, now: float) -> admin.GetStatsRes
 
 def tenants(core: Core) -> admin.ListTenantsResponse:
     """Return the tenants by name, and the kernel's limits."""
-    limits = core.limits
     return admin.ListTenantsResponse(
         tenants=[
-            admin.TenantInfo(
-                limits=admin.TenantLimits(
-                    tenant=t.name,
-                    weight=t.limits.weight,
-                    max_calls=t.limits.max_calls,
-                    calls_per_s=t.limits.calls_per_s,
-                    cost_per_s=t.limits.cost_per_s,
-                ),
-                open=t.open,
-                ended=t.ended,
-                cost=t.cost,
-            )
-            for _, t in sorted(core.scheduler.tenants.table.items())
+            like(admin.TenantInfo, t, limits=like(admin.TenantLimits, t.limits, tenant=t.name))
+            for _, t in sorted(core.scheduler.tenants.items())
         ],
-        limits=admin.KernelLimits(
-            max_queued=limits.max_queued,
-            max_queued_per_key=limits.max_queued_per_key,
-            ageing_s=limits.ageing_s,
-            absence_grace_s=limits.absence_grace_s,
-            max_attempts=limits.max_attempts,
-        ),
+        limits=like(admin.KernelLimits, core.limits),
     )

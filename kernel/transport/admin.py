@@ -1,4 +1,4 @@
-"""The kernel's own services: Admin and Introspection."""
+"""The kernel's own service: Admin."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator
-from importlib.metadata import version
 from typing import Any
 
 from llmos.api.kernel.v1 import admin_pb2, admin_pb2_grpc
@@ -40,8 +39,8 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     async def ListCalls(self, request: Any, context: Any) -> admin_pb2.ListCallsResponse:
         if request.page_size > MAX_PAGE:
             raise InvalidArgument("BAD_PAGE", f"page_size is at most {MAX_PAGE}.")
-        limit = request.page_size or 1000
-        return view.calls(self._core, request.service, limit, time.monotonic())
+        size = request.page_size or 1000
+        return view.calls(self._core, request.service, size, time.monotonic())
 
     async def GetStats(self, request: Any, context: Any) -> admin_pb2.GetStatsResponse:
         return view.stats(self._core, self._hub.started, os.getpid(), time.monotonic())
@@ -110,21 +109,3 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             raise ResourceExhausted("SLOW_WATCHER", f"{MAX_BEHIND} events behind; watch again.")
         finally:
             self._hub.watchers.discard(watch)
-
-
-class IntrospectionService(admin_pb2_grpc.IntrospectionServicer):
-    """Says what the kernel is."""
-
-    def __init__(self, hub: Hub, services: list[str]) -> None:
-        """Answer for `services`."""
-        self._hub = hub
-        self._services = services
-
-    async def Introspect(self, request: Any, context: Any) -> admin_pb2.IntrospectResponse:
-        return admin_pb2.IntrospectResponse(
-            name="kernel",
-            version=version("llmos"),
-            services=self._services,
-            pid=os.getpid(),
-            uptime_s=time.monotonic() - self._hub.started,
-        )

@@ -13,7 +13,7 @@ from llmos.lib import cargo
 from llmos.lib.errors import Cancelled, Internal, LLMOSError, ResourceExhausted
 from llmos.lib.h2.stream import Stream as HttpStream
 from llmos.lib.metadata import apply_metadata
-from llmos.lib.methods import UNKNOWN
+from llmos.lib.methods import UNKNOWN, Method
 from llmos.lib.session import metadata_from_wire
 from llmos.lib.status import make_status, to_wire
 from llmos.lib.stream import CHUNK, HALF_CLOSE, MESSAGE, MORE, ClientStream
@@ -35,7 +35,6 @@ class Entry:
         """Take a call."""
         service = self._services.get(http.path[1:].rpartition("/")[0])
         method = service.methods.get(http.path, UNKNOWN) if service is not None else UNKNOWN
-        known = method is not UNKNOWN
         opened = pb.Open(method=http.path, caller=f"grpc:{http.connection.peer}")
         if http.connection.peer == "unix:":
             opened.caller_host = HOST
@@ -47,29 +46,20 @@ class Entry:
         except LLMOSError as err:
             http.finish(*to_wire(err))
             return
-        EntryCall(
-            self._port,
-            opened,
-            http,
-            one_request=known and not method.client_streaming,
-            one_reply=known and not method.server_streaming,
-        )
+        EntryCall(self._port, opened, http, method)
 
 
 class EntryCall(ClientStream):
     """One call: what comes on one side leaves on the other at once, as far as there is room."""
 
-    __slots__ = ("_backlog", "_backlog_bytes", "_http", "_one", "_one_reply", "_started")
+    __slots__ = ("_backlog", "_backlog_bytes", "_http", "_one", "_one_reply")
 
-    def __init__(
-        self, port: OwnPort, opened: pb.Open, http: HttpStream, one_request: bool, one_reply: bool
-    ) -> None:
+    def __init__(self, port: OwnPort, opened: pb.Open, http: HttpStream, method: Method) -> None:
         """Wait for the first message: it may hold the key that the call is routed by."""
         super().__init__(port.session, 0, opened, False)
         self._http = http
-        self._one = one_request
-        self._one_reply = one_reply
-        self._started = False
+        self._one = method is not UNKNOWN and not method.client_streaming
+        self._one_reply = method is not UNKNOWN and not method.server_streaming
         self._backlog: deque[tuple[memoryview, int]] = deque()
         self._backlog_bytes = 0
         http.on_message = self._request
@@ -80,13 +70,8 @@ class EntryCall(ClientStream):
 
     # From the client.
 
-    def start(self, message: bytes | None, half_close: bool) -> int:
-        """Send OPEN."""
-        self.session.renumber(self)  # others were opened meanwhile, and ids only grow
-        return super().start(message, half_close)
-
     def _request(self, message: bytes) -> None:
-        if not self._started:
+        if not self.begun:
             sent = self._open(message, self._one)
             if sent < len(message):
                 self._keep(memoryview(message)[sent:], HALF_CLOSE if self._one else 0)
@@ -94,13 +79,11 @@ class EntryCall(ClientStream):
             self._keep(memoryview(message), 0)
 
     def _open(self, message: bytes | None, half_close: bool) -> int:
-        self._started = True
-        self.id = self.session.next_id()
-        self.session.streams[self.id] = self
+        self.session.renumber(self)  # only now: ids only grow
         return self.start(message, half_close)
 
     def _no_more(self) -> None:
-        if not self._started:
+        if not self.begun:
             self._open(None, True)
         elif self._one:
             return
@@ -136,20 +119,13 @@ class EntryCall(ClientStream):
             self._http.hold(held)
 
     def _gone(self, *_: object) -> None:
-        self._end(_GONE)
+        self.cancel(_GONE)
 
     def _fault(self, code: int, message: str) -> None:
+        err: LLMOSError = Internal("BAD_MESSAGE", message)
         if code == ResourceExhausted.code:
-            err: LLMOSError = ResourceExhausted("MESSAGE_TOO_LARGE", message)
-        else:
-            err = Internal("BAD_MESSAGE", message)
-        self._end(make_status(err))
-
-    def _end(self, status: pb.Status) -> None:
-        if self._started:
-            self.cancel(status)
-        elif not self.ended:
-            self.fail(status)
+            err = ResourceExhausted("MESSAGE_TOO_LARGE", message)
+        self.cancel(make_status(err))
 
     # From the server.
 

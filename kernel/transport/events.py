@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -39,10 +40,8 @@ class EventsService(events_pb2_grpc.EventsServicer):
                     yield event
                 due = subscription.next_due()
                 wait = None if due is None else max(0.0, due - time.monotonic())
-                try:
+                with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(news.wait(), wait)
-                except TimeoutError:
-                    continue
         finally:
             self._board.leave(subscription, time.monotonic())
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from llmos.kernel.core.absence import served
 from llmos.kernel.core.events import PortChange
 from llmos.kernel.transport.hub import Hub
 from llmos.lib.errors import NotFound
@@ -34,9 +36,7 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         if service is None or not service.seen:
             return int(Response.SERVICE_UNKNOWN)
         exports = service.hot.get(key, []) if key else service.exports.values()
-        if any(not e.port.draining and not e.port.stalled for e in exports):
-            return int(Response.SERVING)
-        return int(Response.NOT_SERVING)
+        return int(Response.SERVING if served(exports) else Response.NOT_SERVING)
 
     async def Check(self, request: Any, context: Any) -> Any:
         """NOT_FOUND NO_SUCH_SERVICE: nobody exported it since the kernel started."""
@@ -60,9 +60,7 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
                 if (status := self._status(request.service)) != last:
                     last = status
                     yield Response(status=status)
-                try:
+                with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(changed.wait(), RECHECK_S)
-                except TimeoutError:
-                    continue
         finally:
             self._hub.watchers.discard(watch)

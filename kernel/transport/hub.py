@@ -44,13 +44,11 @@ class Hub:
 
     def feed(self, event: Event) -> None:
         """Let the core handle an event now, and carry out what it says."""
-        now = time.monotonic()
-        if self.recorder is None:
-            self._carry_out(self.core.handle(event, now))
-            return
-        record = self.recorder.describe(event, now)
+        now, recorder = time.monotonic(), self.recorder
+        record = recorder.describe(event, now) if recorder is not None else None
         actions = self.core.handle(event, now)
-        self.recorder.finish(record, actions)
+        if recorder is not None and record is not None:
+            recorder.finish(record, actions)
         self._carry_out(actions)
 
     def _carry_out(self, actions: Actions) -> None:
@@ -125,10 +123,8 @@ class OwnPort:
         self._hub.feed(Received(self.port, out))
 
     def _take(self, envelopes: Sequence[pb.Envelope]) -> None:
-        receive = self.session.receive
-        for envelope in envelopes:
-            if envelope.kind not in _NOT_FOR_SESSION:
-                receive(envelope)
+        for envelope in envelopes:  # those about the port itself have call id 0, which is no call
+            self.session.receive(envelope)
 
     def _closed(self, err: LLMOSError) -> None:
         raise RuntimeError(f"the core refused the kernel's own port: {err}")
@@ -139,5 +135,4 @@ class OwnPort:
         self._emit(pb.Envelope(call=0, kind=pb.KIND_EXPORT, export=export))
 
 
-_NOT_FOR_SESSION = frozenset((pb.KIND_WELCOME, pb.KIND_EXPORTED, pb.KIND_DRAIN))
 HOST = host_id()

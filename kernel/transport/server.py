@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection_pb2_grpc
 from llmos.api.kernel.v1 import admin_pb2_grpc, events_pb2_grpc
 from llmos.kernel.core.core import Core
 from llmos.kernel.record import Recorder as EventRecorder
-from llmos.kernel.transport.admin import AdminService, IntrospectionService
+from llmos.kernel.transport.admin import AdminService
 from llmos.kernel.transport.attach import Attachment
 from llmos.kernel.transport.entry import Entry
 from llmos.kernel.transport.events import EventsService
@@ -26,7 +26,7 @@ from llmos.lib.h2.server import Server
 from llmos.lib.h2.stream import Stream
 from llmos.lib.host import new_instance
 from llmos.lib.reflection import ReflectionService
-from llmos.lib.serve import MAX_MESSAGE, Recorder
+from llmos.lib.serve import MAX_MESSAGE, Introspection, Recorder
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class KernelServer:
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
             ReflectionService(self._described), recorder
         )
-        introspection = IntrospectionService(self.hub, sorted(recorder.services))
+        introspection = Introspection("kernel", [*recorder.services])
         admin_pb2_grpc.add_IntrospectionServicer_to_server(introspection, recorder)
         for service, handlers in recorder.services.items():
             self._own.handlers.add(service, handlers)

@@ -23,4 +23,4 @@ def empty(sim: Sim) -> None:
         assert all(e.running == 0 for e in port.exports.values())
     queues = [q for s in core.scheduler.services.values() for q in s.queues.values()]
     assert not any(q.count or q.fault for q in queues)
-    assert all(t.open == 0 for t in core.scheduler.tenants.table.values())
+    assert all(t.open == 0 for t in core.scheduler.tenants.values())

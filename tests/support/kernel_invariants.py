@@ -95,7 +95,7 @@ def check_counts(core: Core) -> None:
             expect("a fault in progress is with a handler", fault.id in core.calls.table, fault.id)
     expect("the kernel's queue count holds", core.scheduler.queued == total, total)
     counted = Counter(c.payer.name for c in core.calls.table.values() if c.counted and c.payer)
-    for name, payer in core.scheduler.tenants.table.items():
+    for name, payer in core.scheduler.tenants.items():
         expect("tenants' counts hold", payer.open == counted[name], name)
     stats = core.stats
     open_ = sum(c.opener is not None for c in core.calls.table.values())
@@ -186,7 +186,7 @@ def check_empty(core: Core) -> None:
             expect("no work is left", export.work == 0, (port.name, export.work))
     for service, queue in _queues(core):
         expect("all queues are empty", not queue.count and queue.fault is None, service.name)
-    for tenant in core.scheduler.tenants.table.values():
+    for tenant in core.scheduler.tenants.values():
         expect("no tenant has calls", tenant.open == 0, tenant.name)
 
 

@@ -45,15 +45,13 @@ def descriptors() -> list[bytes]:
 FILES = descriptors()
 
 
-class Tenancy:
-    """Takes the credential for the tenant's name; `name!` may not do better than NORMAL."""
-
-    def admit(self, hello: pb.Hello) -> Identity:
-        if hello.credential == b"bad":
-            raise Unauthenticated("BAD_CREDENTIAL", "The credential is not accepted.")
-        name = hello.credential.decode() or "local"
-        best = pb.CALL_CLASS_NORMAL if name.endswith("!") else pb.CALL_CLASS_SYSTEM
-        return Identity(name, best)
+def tenancy(hello: pb.Hello) -> Identity:
+    """Take the credential for the tenant's name; `name!` may not do better than NORMAL."""
+    if hello.credential == b"bad":
+        raise Unauthenticated("BAD_CREDENTIAL", "The credential is not accepted.")
+    name = hello.credential.decode() or "local"
+    best = pb.CALL_CLASS_NORMAL if name.endswith("!") else pb.CALL_CLASS_SYSTEM
+    return Identity(name, best)
 
 
 class World:
@@ -61,7 +59,7 @@ class World:
 
     def __init__(self, seed: int, limits: Limits | None = None, start: float = 1000.0) -> None:
         self.random = random.Random(seed)
-        self.core = Core("sim", "host", limits, Tenancy())
+        self.core = Core("sim", "host", limits, tenancy)
         self.now = start
         self.events = 0  # handled by the core
         self.envelopes = 0

@@ -13,7 +13,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -55,21 +55,25 @@ class Recorder:
         self.services[service] = handlers
 
 
-class _Introspection(admin_pb2_grpc.IntrospectionServicer):
-    def __init__(self, server: Server) -> None:
-        self._server = server
+class Introspection(admin_pb2_grpc.IntrospectionServicer):
+    """Says what a process is; see admin.proto."""
+
+    def __init__(self, name: str, services: Collection[str], requires: Sequence[str] = ()) -> None:
+        """Answer for `name`, up from now on. services: may still grow."""
+        self._name, self._services, self._requires = name, services, requires
+        self._started = time.monotonic()
 
     async def Introspect(self, request: Any, context: Any) -> admin_pb2.IntrospectResponse:
-        server = self._server
-        if request.name not in ("", server.name):
-            raise InvalidArgument("WRONG_SERVER", f"This is {server.name}, not {request.name}.")
+        """See admin.proto."""
+        if request.name not in ("", self._name):
+            raise InvalidArgument("WRONG_SERVER", f"This is {self._name}, not {request.name}.")
         return admin_pb2.IntrospectResponse(
-            name=server.name,
+            name=self._name,
             version=version("llmos"),
-            services=sorted(server.services),
-            requires=server.requires,
+            services=sorted(self._services),
+            requires=self._requires,
             pid=os.getpid(),
-            uptime_s=time.monotonic() - server.started,
+            uptime_s=time.monotonic() - self._started,
         )
 
 
@@ -86,8 +90,6 @@ class Server:
         """
         self.name = name
         self.config = config
-        self.requires = list(requires)
-        self.started = time.monotonic()
         self.services: set[str] = set()
         self.address = (config.listen or config.socket(name)) if listen else ""
         kernel = config.kernel or config.socket("kernel")
@@ -101,7 +103,7 @@ class Server:
         self._stopping = asyncio.Event()
         self._when_stopping: list[Callable[[], None]] = []
         add_introspection = admin_pb2_grpc.add_IntrospectionServicer_to_server
-        self.add(add_introspection, _Introspection(self), keys=[name])
+        self.add(add_introspection, Introspection(name, self.services, requires), keys=[name])
 
     def add(
         self,

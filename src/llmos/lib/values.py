@@ -15,6 +15,12 @@ M = TypeVar("M", bound="Message")
 Value = Any  # what json.dumps takes
 
 
+def like(kind: type[M], thing: object, **fields: object) -> M:
+    """Return a message of `fields`, and of the attributes of `thing` named like other fields."""
+    names = [f.name for f in kind.DESCRIPTOR.fields if f.name not in fields]
+    return kind(**{n: getattr(thing, n) for n in names if hasattr(thing, n)}, **fields)
+
+
 def as_value(message: Message) -> dict[str, Value]:
     """Return a message as JSON values: every field, numbers as numbers, enums as short names."""
     return {field.name: _field(message, field) for field in message.DESCRIPTOR.fields}

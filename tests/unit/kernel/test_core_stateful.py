@@ -17,7 +17,7 @@ from hypothesis.stateful import (
 )
 from kernel_invariants import check, check_empty, expect
 from kernel_sim import Peer, Sim
-from kernel_world import FILES, Tenancy
+from kernel_world import FILES, tenancy
 
 from llmos.api.kernel.v1 import port_pb2 as pb
 from llmos.kernel.core.core import Core
@@ -48,7 +48,7 @@ class Kernel(RuleBasedStateMachine):
     @initialize()
     def start(self) -> None:
         self.sim = Sim()
-        self.sim.core = Core("k", "host", LIMITS, Tenancy())
+        self.sim.core = Core("k", "host", LIMITS, tenancy)
         self.sim.now = 5e6
         self.peers: dict[int, Peer] = {}
         self.asked: dict[int, dict[int, str]] = {}  # by port: method by own call

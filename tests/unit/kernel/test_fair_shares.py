@@ -58,7 +58,7 @@ def test_weights_are_respected() -> None:
     worker = server(made, 2)
     weights = {"one": 1.0, "two": 2.0, "five": 5.0}
     for (tenant, weight), size in zip(weights.items(), (LARGE, SMALL, 0.1), strict=True):
-        made.core.scheduler.tenants.get(tenant).limits.weight = weight
+        made.core.scheduler.tenant(tenant).limits.weight = weight
         Steady(made, tenant, itertools.repeat(size)).start()
     made.run(seconds=150)
     assert jain(worker.done[t] / w for t, w in weights.items()) >= 0.99
