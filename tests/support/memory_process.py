@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -12,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import IO, Any
 
 from llmos.lib.config import run_dir, socket_address
 from llmos.servers.memory import shm
@@ -88,6 +90,26 @@ class Processes:
                 os.killpg(process.pid, signal.SIGKILL)
             if process.stdout is not None:
                 process.stdout.close()
+
+
+async def line_of(pipe: IO[Any], seconds: float = 100.0) -> bytes:
+    """Return the next line of a pipe that nobody else reads.
+
+    Without a thread: one that waits for a line that never comes keeps pytest from ending the test.
+    """
+    loop, line = asyncio.get_running_loop(), bytearray()
+    async with asyncio.timeout(seconds):
+        while not line.endswith(b"\n"):
+            readable = asyncio.Event()
+            loop.add_reader(pipe.fileno(), readable.set)
+            try:
+                await readable.wait()
+            finally:
+                loop.remove_reader(pipe.fileno())
+            if not (byte := os.read(pipe.fileno(), 1)):
+                break
+            line += byte
+    return bytes(line)
 
 
 def _listens(path: str) -> bool:

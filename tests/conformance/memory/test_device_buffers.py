@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from memory_process import line_of
 
 from llmos.api.memory.v1.buffers_pb2 import BufferHandle
 from llmos.lib.buffers import BufferClient
@@ -53,7 +54,7 @@ class Reader:
 
     async def line(self) -> str:
         assert self.process.stdout is not None
-        return (await asyncio.to_thread(self.process.stdout.readline)).strip()
+        return (await line_of(self.process.stdout)).decode().strip()
 
     async def end(self) -> None:
         assert self.process.stdin is not None and self.process.stdout is not None

@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc
 import pytest
-from memory_process import Processes
+from memory_process import Processes, line_of
 
 from llmos.api.memory.v1 import buffers_pb2 as pb
 from llmos.api.memory.v1 import residency_pb2 as rpb
@@ -25,7 +25,8 @@ from llmos.lib.port import Port
 
 MIB = 1 << 20
 META = {"lock", "owner.json"}
-# Forks before gRPC starts its threads, so as to import it only once.
+# Forks before gRPC starts its threads, so as to import it only once. Eight start at a time: with
+# two hundred on two cores a call of one of them may take longer than clients wait.
 CLIENT = """
 import asyncio, os, sys
 import grpc
@@ -45,11 +46,15 @@ async def main(kernel, address, lease_s, shared):
     theirs = await client.open(BufferHandle.FromString(bytes.fromhex(shared)))
     mine[0].view[:5] = theirs.view[:5]
     os.write(1, b"ready\\n")  # in one piece, beside 199 others
+    os.write(done, b".")
     await asyncio.sleep(600)
 
+turns, done = os.pipe()
+os.write(done, b"." * 8)
 for _ in range(int(sys.argv[1]) - 1):
     if os.fork() == 0:
         break
+os.read(turns, 1)
 asyncio.run(main(*sys.argv[2:]))
 """
 
@@ -149,7 +154,7 @@ async def test_two_hundred_dead_clients_leave_nothing(processes: Processes, thro
         clients = processes.spawn("clients", [sys.executable, "-c", CLIENT, *flags])
         assert clients.stdout is not None
         for _ in range(count):
-            line = await asyncio.to_thread(clients.stdout.readline)
+            line = await line_of(clients.stdout)
             assert line == b"ready\n", processes.log("clients")
         if kernel:  # where only time tells, a process that gets no time to renew counts as dead
             buffers = await listed(channel)
@@ -175,7 +180,7 @@ async def test_the_kernel_dies_and_the_living_keep_their_buffers(processes: Proc
         mine = await client.create(MIB)
         other = processes.spawn("other", [*script, mine.handle.SerializeToString().hex()])
         assert other.stdout is not None
-        line = await asyncio.to_thread(other.stdout.readline)
+        line = await line_of(other.stdout)
         assert line == b"ready\n", processes.log("other")
         processes.kill("kernel")
         processes.kill("other")  # nobody is there to see it
