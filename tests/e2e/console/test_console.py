@@ -39,6 +39,7 @@ def test_every_page_is_drawn_and_fits(
 ) -> None:
     with browsers.page(browser, system.gateway(), width=width, dark=dark, locale=locale) as page:
         expect(page.locator(".node[data-name=storage]")).to_be_visible()
+        expect(page.locator(".late")).to_have_count(0)  # what stood there before the first frame
         for place, titles in PAGES.items():
             page.goto(f"/console/#{place}")
             expect(page.locator("h1")).to_have_text(titles[locale == "zh-CN"])
