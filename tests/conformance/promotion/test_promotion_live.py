@@ -44,6 +44,22 @@ class Worker(execution_pb2_grpc.ExecutionServicer):
         return pb.EmbedResponse()
 
 
+class Killed(Exception):
+    """Where a process would be killed."""
+
+
+class Dying(Promoter):
+    """Dies when it has made its second move."""
+
+    moves = 0
+
+    async def _watch(self, ref: str, before: Calls) -> str:
+        self.moves += 1
+        if self.moves == 2:
+            raise Killed
+        return ""
+
+
 class Live:
     """Two versions of a model with a worker each; `prod` is the old one."""
 
@@ -63,14 +79,14 @@ class Live:
 
         await asyncio.gather(*(one() for _ in range(count)), return_exceptions=True)
 
-    async def promote(self, **limits: Any) -> None:
+    async def promote(self, promoter: type[Promoter] = Promoter, **limits: Any) -> None:
         """Promote the new version while calls on it go on."""
         promotion = jobs_pb2.Promotion(alias="prod", min_calls=3, **limits)
         root = self.models.root
         to = {"storage": self.models.channel, "kernel": self.kernel}
         launch, report = process_pb2.JobLaunch(id="job"), Report(root / "progress")
         context = JobContext(launch, root, Storage(to["storage"]), report, to.__getitem__)
-        moving = asyncio.create_task(Promoter(context, promotion).run(NEW))
+        moving = asyncio.create_task(promoter(context, promotion).run(NEW))
         while not moving.done():
             await self.call(NEW)
             await asyncio.sleep(0.01)
@@ -124,6 +140,17 @@ async def test_a_slow_canary_never_becomes_prod(live: Live) -> None:
     assert caught.value.reason == "ROLLED_BACK"
     assert "canary was moved to m@2 and back again: the 99th" in caught.value.message
     assert (await live.means("prod"), await live.means("canary")) == (1, 0)
+
+
+async def test_a_try_after_a_killed_one_takes_back_the_move_that_was_watched(live: Live) -> None:
+    limits = {"canary": "canary", "watch_s": 60, "max_p99_ms": 100}
+    with pytest.raises(Killed):
+        await live.promote(Dying, **limits)
+    assert (await live.means("prod"), await live.means("canary")) == (2, 2)
+    live.workers[NEW].delay_s = 0.5
+    with pytest.raises(FailedPrecondition, match="prod was moved to m@2 and back again"):
+        await live.promote(**limits)
+    assert (await live.means("prod"), await live.means("canary")) == (1, 2)
 
 
 async def test_it_goes_back_when_it_is_slower_than_the_one_before(live: Live) -> None:

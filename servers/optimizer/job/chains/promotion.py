@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 
 import grpc
@@ -15,6 +16,7 @@ from llmos.lib.rpc import from_rpc_error
 from llmos.servers.optimizer.job.chains.live import Calls, Watch
 from llmos.servers.optimizer.job.context import JobContext
 from llmos.servers.optimizer.job.storage import Storage, patiently
+from llmos.servers.optimizer.train.table import write_json
 
 _LOOK_S = 0.5
 _MAX_FAILED = 0.01
@@ -33,10 +35,20 @@ class Promoter:
         )
 
     async def run(self, ref: str) -> None:
-        """Do it. Raises FailedPrecondition ROLLED_BACK when calls on the version go badly."""
+        """Do it. Raises FailedPrecondition ROLLED_BACK when calls on the version go badly.
+
+        A try after a killed one goes on with the alias that was being watched: what was watched to
+        its end is not judged again, which would leave the alias after it where it is.
+        """
+        kept = self._context.work / "promotion.json"
+        if not kept.exists():
+            write_json(kept, {"old": await self._old(ref), "watched": []})
+        done = json.loads(kept.read_text())
         for alias in filter(None, (self._promotion.canary, self._promotion.alias)):
+            if alias in done["watched"]:
+                continue
             self._context.tell(f"moves {alias} to {ref}", 0.92)
-            before = await self._before(ref)
+            before = await self._before(done["old"])
             revision = await self._move(ref, alias)
             if self._promotion.watch_s:
                 self._context.tell(f"watches calls on {ref}", 0.95)
@@ -45,18 +57,24 @@ class Promoter:
                     raise FailedPrecondition(
                         "ROLLED_BACK", f"{alias} was moved to {ref} and back again: {why}."
                     )
+            done["watched"].append(alias)
+            write_json(kept, done)
 
-    async def _before(self, ref: str) -> Calls:
-        """Return the calls on the version that the alias means now, where they are compared."""
+    async def _old(self, ref: str) -> str:
+        """Return the version that the alias means now, where calls on it are compared."""
         if not self._promotion.max_slowdown:
-            return Calls()
+            return ""
         try:
             name = f"{ref.partition('@')[0]}@{self._promotion.alias}"
             found = await Storage(self._storage).version(name)
         except NotFound:  # the first one
-            return Calls()
+            return ""
         old = f"{found.name}@{found.version}"
-        if old == ref:
+        return "" if old == ref else old
+
+    async def _before(self, old: str) -> Calls:
+        """Return the calls on a version so far; none of none."""
+        if not old:
             return Calls()
         return await Watch(old, since_start=True).look(self._context.channel("kernel"))
 
