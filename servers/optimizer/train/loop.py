@@ -175,7 +175,7 @@ class Loop:
     def compute(self, step: int, rows: npt.NDArray[np.int64]) -> tuple[float, int]:
         """Leave the gradients of a step's mean loss; return that loss, and what it counts."""
         spec, place = self.plan.spec, self.place
-        torch.manual_seed(mixed(spec.seed, step, place.rank))
+        place.seed(mixed(spec.seed, step, place.rank))
         self.optimizer.zero_grad(set_to_none=True)
         all_rows = self.table.take(rows)
         count = max(1, self.objective.count(all_rows))

@@ -117,7 +117,7 @@ class PrivateLoop(Loop):
 
     def compute(self, step: int, rows: npt.NDArray[np.int64]) -> tuple[float, int]:
         """Leave the noisy gradients' parts; return the rows' mean loss."""
-        torch.manual_seed(self._seed(step, b"dropout") >> 1)
+        self.place.seed(self._seed(step, b"dropout") >> 1)
         self._private.zero_grad(set_to_none=True)
         if not len(rows):  # a sample may be empty: then the step is noise alone
             for p in self._private.params:
