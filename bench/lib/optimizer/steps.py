@@ -7,7 +7,8 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from statistics import median, quantiles
+from typing import Any, NamedTuple
 
 import torch
 from job_world import World, world
@@ -64,25 +65,46 @@ class Turns(Gate):
     def __init__(self, folder: Path, step: Callable[[], None]) -> None:
         super().__init__(folder, threading.Event())
         self._step = step
-        self.bare: list[float] = []
-        self.job: list[float] = []
-        self._began = 0.0
+        self.bare: list[Took] = []
+        self.job: list[Took] = []
+        self._began: Took | None = None
 
     def wait(self) -> None:
-        now = time.perf_counter()
         if self._began:
-            self.job.append(now - self._began)
+            self.job.append(since(self._began))
         torch.use_deterministic_algorithms(False)
-        now = time.perf_counter()
+        began = now()
         self._step()
-        self.bare.append(time.perf_counter() - now)
+        self.bare.append(since(began))
         torch.use_deterministic_algorithms(True, warn_only=True)
-        self._began = time.perf_counter()
+        self._began = now()
         super().wait()
 
 
-def compare(work: Path, folder: Path) -> dict[str, float]:
-    """Return seconds a step: bare, and a job's with its gate, reports and measurements on disk."""
+class Took(NamedTuple):
+    """Seconds: of the clock, and of processors by all threads."""
+
+    wall: float
+    cpu: float
+
+
+def now() -> Took:
+    """Return where the clocks are."""
+    return Took(time.perf_counter(), time.process_time())
+
+
+def since(began: Took) -> Took:
+    """Return what has gone by."""
+    return Took(*(b - a for a, b in zip(began, now(), strict=True)))
+
+
+def compare(work: Path, folder: Path) -> dict[str, Any]:
+    """Return seconds a step: bare, and a job's with its gate, reports and measurements on disk.
+
+    The overhead is the median difference of a job's step and the bare one right before it, so that
+    what the machine does to both drops out; `_cpu` is the same in processor time of all threads,
+    `_spread` the quartiles of the pairs.
+    """
     folder.mkdir()
     for name in ("examples", "tokenizer"):
         (folder / name).symlink_to(work / name)
@@ -96,19 +118,17 @@ def compare(work: Path, folder: Path) -> dict[str, float]:
     turns = Turns(folder, bare(work))
     fit(Workshop("train", train(WARM + STEPS), folder, []), turns, tell, THREADS)
     report.close()
-    took = {name: _middle(getattr(turns, name)[WARM:]) for name in ("bare", "job")}
+    pairs = list(zip(turns.bare, turns.job, strict=False))[WARM:]
+    bare_s = median(bare.wall for bare, _ in pairs)
+    more_s = median(job.wall - bare.wall for bare, job in pairs)
     return {
-        "bare_step_s": took["bare"],
-        "job_step_s": took["job"],
-        "step_overhead": took["job"] / took["bare"] - 1,
+        "bare_step_s": bare_s,
+        "job_step_s": bare_s + more_s,
+        "step_overhead": more_s / bare_s,
+        "step_overhead_cpu": median(job.cpu - bare.cpu for bare, job in pairs)
+        / median(bare.cpu for bare, _ in pairs),
+        "step_overhead_spread": list(quantiles((j.wall / b.wall - 1 for b, j in pairs), n=4)),
     }
-
-
-def _middle(seconds: list[float]) -> float:
-    """Return the mean without the fastest and the slowest tenth."""
-    cut = len(seconds) // 10
-    kept = sorted(seconds)[cut : len(seconds) - cut]
-    return sum(kept) / len(kept)
 
 
 async def _rate(models: World, processes: int) -> float:
