@@ -70,9 +70,9 @@ async def test_the_kernel_is_killed(world: Cell) -> None:
 
 async def test_a_server_is_killed_with_another_beside_it(world: Cell) -> None:
     first = await world.server("a")
-    once, asked = world.once("once", 60), [world.ask(f"idem{i}", 3) for i in range(5)]
+    once, asked = world.once("once", 60), [world.ask(f"again{i}", 60) for i in range(5)]
     stream, resumed = world.read("s", 1000), world.read("r", 80)
-    await world.started("once", "idem4", "s", "r")
+    await world.started("once", *(f"again{i}" for i in range(5)), "s", "r")
     second = await world.server("b")
     world.signal("a")
     assert (await failure(once)).reason == "SERVER_DIED_MAY_HAVE_RUN"
@@ -80,13 +80,13 @@ async def test_a_server_is_killed_with_another_beside_it(world: Cell) -> None:
     assert await resumed == list(range(80))
     assert await asyncio.gather(*asked) == [second] * 5
     assert world.count("start", "once") == 1
-    assert {p for p, event, name in world.journal() if name == "idem0"} == {first, second}
+    assert {p for p, event, name in world.journal() if name == "again0"} == {first, second}
 
 
 async def test_the_only_server_is_killed_and_comes_back(world: Cell) -> None:
     await world.server("a")
-    asked, resumed = world.ask("idem", 0.5), world.read("r", 30)
-    await world.started("idem", "r")
+    asked, resumed = world.ask("again", 60), world.read("r", 30)
+    await world.started("again", "r")
     world.signal("a")
     waiting = world.ask("waiting", 0)
     await asyncio.sleep(0.3)
@@ -110,8 +110,8 @@ async def test_a_client_is_killed_and_its_work_is_stopped(world: Cell) -> None:
 
 async def test_kernel_and_server_die_together(world: Cell) -> None:
     await world.server("a")
-    asked, resumed = world.ask("idem", 0.3), world.read("r", 30)
-    await world.started("idem", "r")
+    asked, resumed = world.ask("again", 60), world.read("r", 30)
+    await world.started("again", "r")
     world.kernel.kill()
     world.signal("a")
     world.kernel.start()
