@@ -122,5 +122,6 @@ def replay(path: Path) -> Iterator[str]:
                 }
             )
     except (OSError, StopIteration, DecodeError, KeyError) as exc:
-        raise InvalidArgument("BAD_RECORDING", f"{path} is not a recording: {exc!r}") from exc
+        why = exc.strerror if isinstance(exc, OSError) else "llmos-kernel --record did not write it"
+        raise InvalidArgument("BAD_RECORDING", f"{path} is not a recording: {why}.") from exc
     yield json.dumps({"events": events, "different": different, "version": header.version})

@@ -27,7 +27,7 @@ def ports(session: Session) -> None:
             [
                 str(port.port),
                 port.name,
-                str(port.pid),
+                str(port.pid or "-"),
                 duration(port.attached_s),
                 str(port.running),
                 str(port.served),
