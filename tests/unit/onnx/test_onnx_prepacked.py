@@ -57,7 +57,7 @@ def private(path: Path) -> int:
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if "-" in line.split(" ", 1)[0]:
             inside = str(path) in line
-        elif inside and line.startswith("Private_Dirty:"):
+        elif inside and line.startswith("Anonymous:"):  # pages of its own, not the file's
             changed += int(line.split()[1]) << 10
     return changed
 
