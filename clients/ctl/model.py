@@ -75,10 +75,17 @@ def describe(version: registry_pb2.ModelVersion) -> str:
         short_name(fields["format"].enum_type, version.format),
         version.architecture,
         version.dtype,
-        f"{version.parameters / 1e6:.0f} M parameters" if version.parameters else "",
+        f"{_count(version.parameters)} parameters" if version.parameters else "",
         size(version.size_bytes),
     ]
     return ", ".join(part for part in parts if part)
+
+
+def _count(parameters: int) -> str:
+    if parameters < 100_000:
+        return str(parameters)
+    millions = parameters / 1e6
+    return f"{millions:.0f} M" if millions >= 10 else f"{millions:.2g} M"
 
 
 _LISTS = ["llmos-ctl model ls --watch 2", "llmos-ctl model ls --task embed --tag team=search"]

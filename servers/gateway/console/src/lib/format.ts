@@ -31,6 +31,13 @@ export function moment(unixSeconds: number): string {
   return unixSeconds ? new Date(unixSeconds * 1000).toLocaleString() : "";
 }
 
+/** A number of parameters. */
+export function count(parameters: number): string {
+  const millions = parameters / 1e6;
+  if (parameters < 100_000) return String(parameters);
+  return `${millions >= 10 ? millions.toFixed(0) : Number(millions.toPrecision(2))} M`;
+}
+
 export function percent(share: number): string {
   return `${Math.round(share * 100)}%`;
 }

@@ -2,7 +2,7 @@
 import type { JSX } from "preact";
 import { useRef, useState } from "preact/hooks";
 import { get, post } from "../lib/api";
-import { bytes, moment } from "../lib/format";
+import { bytes, count, moment } from "../lib/format";
 import { usePoll } from "../lib/hooks";
 import { t } from "../lib/i18n";
 import type { Row, Version } from "../lib/types";
@@ -65,7 +65,7 @@ function Facts(props: { version: Version }): JSX.Element {
   const facts: [string, string][] = [
     [t("task"), [version.task, version.architecture].filter(Boolean).join(" · ")],
     [t("format"), [version.format, version.dtype].filter(Boolean).join(" · ")],
-    [t("parameters"), version.parameters ? `${(version.parameters / 1e6).toFixed(0)} M` : ""],
+    [t("parameters"), version.parameters ? count(version.parameters) : ""],
     [t("context"), version.context_length ? `${version.context_length} ${t("tokens")}` : ""],
     [t("license"), version.license],
     [t("source"), version.lineage?.source ?? ""],
