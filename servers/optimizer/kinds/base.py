@@ -91,7 +91,10 @@ def check_ref(field: str, value: str) -> None:
 def check_name(field: str, value: str) -> None:
     """Raise BAD_SPEC unless it can name what is registered; empty = the source's name."""
     if value and not _NAME.fullmatch(value):
-        raise bad(f"{field} is {value[:60]!r}; use letters, digits, '.', '_' and '-'.")
+        raise bad(
+            f"{field} is {value[:60]!r}, of {len(value)} characters; use at most 128 letters, "
+            "digits, '.', '_' and '-', a letter or digit first."
+        )
 
 
 def check_range(field: str, value: float, least: float, most: float) -> None:

@@ -55,7 +55,8 @@ def check_training(field: str, training: pb.Training) -> None:
             raise bad(f"{field}.{name} is {getattr(training, name)}; at most {numbers} is allowed.")
     if training.momentum and training.method != pb.METHOD_SGD:
         raise bad(f"{field}.momentum is of METHOD_SGD; Adam and AdamW have their own.")
-    for name, kinds in (("method", pb.Method), ("schedule", pb.Schedule)):
+    known = (("method", pb.Method), ("schedule", pb.Schedule), ("precision", pb.Precision))
+    for name, kinds in known:
         if getattr(training, name) not in kinds.values():
             raise bad(f"{field}.{name} is {getattr(training, name)}, which this version lacks.")
     if training.accumulate > 1 and training.batch and training.accumulate > training.batch:

@@ -143,7 +143,7 @@ async def test_a_slow_canary_never_becomes_prod(live: Live) -> None:
 
 
 async def test_a_try_after_a_killed_one_takes_back_the_move_that_was_watched(live: Live) -> None:
-    limits = {"canary": "canary", "watch_s": 60, "max_p99_ms": 100}
+    limits: dict[str, Any] = {"canary": "canary", "watch_s": 60, "max_p99_ms": 100}
     with pytest.raises(Killed):
         await live.promote(Dying, **limits)
     assert (await live.means("prod"), await live.means("canary")) == (2, 2)

@@ -40,6 +40,8 @@ def test_the_usual_ones_are_taken() -> None:
         (train(data=pb.TrainingData(dataset="d", tokens=3)), "tokens is 3; it must be 8 to"),
         (train(training=pb.Training(learning_rate=-1)), "train.training.learning_rate is -1"),
         (train(training=pb.Training(momentum=0.9)), "momentum is of METHOD_SGD"),
+        (train(training=pb.Training(precision=9)), "precision is 9, which this version lacks"),  # type: ignore[arg-type]
+        (train(name="a" * 300), "of 300 characters; use at most 128"),
         (train(training=pb.Training(batch=4, accumulate=8)), "accumulate is more than the 4 rows"),
         (train(distribution=pb.Distribution(processes=2000)), "processes is 2000; at most"),
         (train(distribution=pb.Distribution(processes=33)), "more than the rows of training.batch"),
