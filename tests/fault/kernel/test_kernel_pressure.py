@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -26,8 +25,8 @@ async def world(tmp_path: Path) -> AsyncIterator[Cell]:
 
 async def test_a_stopped_server_is_reported_and_its_calls_move(world: Cell) -> None:
     await world.server("a", stall_ms=700)
-    asked = [world.ask(f"idem{i}", 0.3) for i in range(4)]
-    await world.started("idem3")
+    asked = [world.ask(f"again{i}", 60) for i in range(4)]
+    await world.started(*(f"again{i}" for i in range(4)))
     world.signal("a", signal.SIGSTOP)
     health = health_pb2_grpc.HealthStub(world.client.channel)
     request = health_pb2.HealthCheckRequest(service=BLOBS)
@@ -58,12 +57,14 @@ async def test_a_drained_port_finishes_and_gets_nothing_new(world: Cell) -> None
 
 async def test_a_deadline_stops_the_work(world: Cell) -> None:
     await world.server("a", credits=1)
-    began = time.monotonic()
-    late, waiting = world.ask("late", 60, timeout=0.5), world.ask("waiting", 0, timeout=0.4)
-    assert (await failure(late)).code == (await failure(waiting)).code == 4
-    assert time.monotonic() - began < 10
-    await world.until(lambda: world.count("cancel", "late") == 1)
-    assert world.count("start", "waiting") == 0
+    for seconds in (0.5, 2, 8):  # in 0.5 s a busy machine may not even begin it
+        late = world.ask("late", 60, timeout=seconds)
+        waiting = world.ask("waiting", 0, timeout=seconds * 0.8)
+        assert (await failure(late)).code == (await failure(waiting)).code == 4
+        if world.count("start", "late"):
+            break
+    await world.until(lambda: world.count("cancel", "late") == world.count("start", "late") > 0)
+    assert world.count("start", "waiting") == world.count("end", "late") == 0
     await world.ask("after", 0)
 
 
