@@ -110,6 +110,7 @@ class EchoModel:
                 if name == "breaks" and sent == 2:
                     raise Unavailable("MAY_HAVE_RUN", "The worker died.")
                 if name == "endless":
+                    self.made += 1
                     await asyncio.sleep(0.005)
             if name != "endless" or sent == limit:
                 break
