@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 
 import grpc
 import pytest
+from memory_process import line_of
 from model_files import tiny_gguf
 from remote_state import RemoteDocuments, RemoteLeases, RemoteLocks, own
 from storage_process import start, storage
@@ -234,7 +235,7 @@ async def test_a_paused_holder_changes_nothing(state_dir: Path) -> None:
         holder = start_holder(address)
         assert holder.stdin is not None and holder.stdout is not None
         try:
-            old = int(await asyncio.to_thread(holder.stdout.readline))
+            old = int(await line_of(holder.stdout))
             os.kill(holder.pid, signal.SIGSTOP)
             async with channel_to(state_dir) as channel:
                 leases, locks = RemoteLeases(channel), RemoteLocks(channel)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from memory_process import line_of
 
 from llmos.servers.execution.manager.measuring import pss
 from llmos.servers.execution.manager.process import Process
@@ -37,7 +38,7 @@ async def test_it_sees_the_end_of_a_process() -> None:
 async def test_one_that_ignores_sigterm_is_killed() -> None:
     child = start(STUBBORN, stdout=subprocess.PIPE)
     assert child.stdout is not None
-    await asyncio.to_thread(child.stdout.readline)
+    await line_of(child.stdout)
     await Process(child.pid).end(0.1)
     child.stdout.close()
     assert child.wait() == -9
